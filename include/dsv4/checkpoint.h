@@ -1,0 +1,66 @@
+// Where weights come from: safetensors files of a released checkpoint, or a formula. Both answer by
+// tensor name.
+#pragma once
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "dsv4/config.h"
+#include "dsv4/tensor.h"
+
+namespace dsv4 {
+
+/// One tensor that a checkpoint of a given config must hold. Source: spec/model.md 6.
+struct ExpectedTensor {
+  std::string name;            ///< released name, e.g. "layers.7.attn.wkv.weight"
+  std::vector<int64_t> shape;  ///< as stored: kF4E2M1 counts bytes
+  DType dtype;
+  std::string meaning;  ///< of the shape, for messages: "head_dim x hidden_size"
+  int64_t num_bytes() const;
+};
+
+/// Every tensor of the released checkpoint of `config`, in the order of the table.
+std::vector<ExpectedTensor> expected_tensors(const ModelConfig& config);
+/// Those of one attention layer of `kind`, named prefix + "wq_a.weight" and so on.
+std::vector<ExpectedTensor> expected_attention_tensors(const ModelConfig& config,
+                                                       const LayerKind& kind,
+                                                       const std::string& prefix);
+
+/// Named tensors in host memory. Views stay valid as long as the source lives. Thread-safe for
+/// reading.
+class TensorSource {
+ public:
+  virtual ~TensorSource() = default;
+  virtual bool contains(std::string_view name) const = 0;
+  /// @throws Error kNotFound naming the tensor and the source.
+  virtual ConstTensor get(std::string_view name) const = 0;
+  /// File or formula that holds `name`, for messages.
+  virtual std::string origin(std::string_view name) const = 0;
+};
+
+/// Opens DIR/model.safetensors.index.json with its shards, or DIR/model.safetensors; maps the files
+/// and checks every tensor of expected_tensors(config) (name, shape, dtype, bounds, finite scales).
+/// Released names and Hugging Face names (spec/model.md 6.5) are accepted; `get` answers to
+/// released names.
+/// @throws Error kNotFound, kDataCorrupt, kUnsupported: one error naming file, tensor, expected and
+/// given.
+std::unique_ptr<TensorSource> open_checkpoint(const std::string& directory,
+                                              const ModelConfig& config);
+
+/// Storage of formula tensors: values rounded to bf16 (f32 tensors stay f32 holding bf16 values),
+/// or quantised to the released storage dtype with the smallest power-of-two scale that does not
+/// clip.
+enum class FormulaStorage { kBf16Values, kReleased };
+
+/// Tensors by the formula of golden/manifest.json, made on first use, for any list of expected
+/// tensors.
+std::unique_ptr<TensorSource> formula_source(std::vector<ExpectedTensor> tensors, uint64_t seed,
+                                             FormulaStorage storage);
+
+/// The formula itself: element `index` of tensor `name`, in (-1, 1). Exposed for inputs and tests.
+double formula_uniform(uint64_t key, uint64_t index);
+uint64_t formula_key(std::string_view name, uint64_t seed);
+
+}  // namespace dsv4

@@ -1,0 +1,382 @@
+// The operations of a device: functions over views, without state. The layer and the model are
+// written against this table; every device fills it; tests and benches walk it for every device and
+// every candidate kernel.
+//
+// Rules for every operation
+//   - outputs of a token depend on that token's own inputs and sequence only, bit for bit: not on
+//   the other tokens of the
+//     call, the number of threads, or the block table;
+//   - nothing is allocated: temporary memory comes from `context.scratch`, and is measured by
+//   running the same call with
+//     a measuring arena (null data pointers must not be touched then) or by `Ops::scratch_bytes`;
+//   - inputs were validated by the layer; an operation may assume them;
+//   - asynchronous on `context.stream` where the device has streams.
+// Activations are bf16, or f32 in `exact` (`Numerics::activation`); "act" below means either.
+#pragma once
+#include <cstdint>
+#include <span>
+#include <variant>
+
+#include "core/arena.h"
+#include "dsv4/cache.h"
+#include "dsv4/numerics.h"
+#include "dsv4/tensor.h"
+#include "ops/weight.h"
+
+namespace dsv4 {
+
+struct OpContext {
+  Stream stream;
+  Arena* scratch;
+};
+
+// ---- generic
+// -------------------------------------------------------------------------------------------------------
+
+/// out = x w^T. x [M, cols] act (row stride may exceed cols), out [M, rows] bf16 or f32 (row stride
+/// may exceed rows). f32 accumulation in one order for every M. With bf16 x the products are bf16 x
+/// bf16 (FP8 and FP4 weights with power-of-two scales are exact in bf16); with f32 x they are f32 x
+/// f32.
+struct LinearProblem {
+  ConstTensor x;
+  Weight w;
+  Tensor out;
+};
+/// Independent problems in one region. Neighbours with the same x share its preparation.
+struct LinearParams {
+  std::span<const LinearProblem> problems;
+  /// Quantise x (bf16) to E4M3 per row and 128 columns with power-of-two scales first, amax >= 1e-4
+  /// (numerics.md 4).
+  bool quantise_input = false;
+};
+
+/// out = weight * x / sqrt(mean(x^2) + eps), f32 inside, one rounding. x [T, n] act, weight [n]
+/// bf16 or f32, out act or f32.
+struct RmsNormParams {
+  ConstTensor x;
+  ConstTensor weight;
+  float eps;
+  Tensor out;
+};
+
+/// Row gather: out[i, :] = x[rows[i], :]; x [N, n], out [count, n], same dtype. rows [count] i32.
+struct GatherRowsParams {
+  ConstTensor x;
+  const int32_t* rows;
+  Tensor out;
+};
+
+// ---- step metadata
+// -------------------------------------------------------------------------------------------------
+
+/// A paged cache seen by sequences: physical block of logical block b of sequence s is
+/// table[s * stride + b % columns]. `columns` wraps for ring tables (window), and is the full width
+/// for growing ones.
+struct BlockTable {
+  const int32_t* table = nullptr;
+  int64_t stride = 0;
+  int32_t columns = 0;
+  int32_t tokens_per_block = 0;
+};
+
+/// Per-token arrays of a step for layers of one compress ratio; ratio 0 uses none of them.
+struct RatioPlan {
+  int32_t ratio = 0;
+  int64_t* slot_mapping = nullptr;  ///< [T] compressed row slot when (pos+1) % ratio == 0, else -1
+  int32_t* begin = nullptr;         ///< [T] zero: first visible entry
+  int32_t* end = nullptr;           ///< [T] (pos+1) / ratio: one past the last visible entry
+};
+
+/// A step as kernels see it. All pointers are on the device and fixed by StepLimits; contents are
+/// refreshed per step.
+struct PlanView {
+  int32_t num_tokens = 0;
+  int32_t num_seqs = 0;
+  int32_t max_query_len = 0;  ///< host numbers, for choosing grids and tiles
+  int64_t max_context = 0;    ///< host: largest position + 1 of this step
+  const int32_t* query_start =
+      nullptr;  ///< [S + 1] tokens of sequence s are [query_start[s], query_start[s+1])
+  const int32_t* context_len = nullptr;  ///< [S] tokens before this step
+  const int32_t* state_slot = nullptr;   ///< [S] ring of the compressor state
+  BlockTable window_blocks;
+  BlockTable growing_blocks;
+  int32_t* positions = nullptr;     ///< [T] absolute
+  int32_t* token_to_seq = nullptr;  ///< [T]
+  int64_t* window_slot_mapping =
+      nullptr;                      ///< [T] block * rows_per_block + offset, -1: do not write
+  int32_t* window_begin = nullptr;  ///< [T] first visible position max(0, pos - window + 1)
+  int32_t* window_end = nullptr;    ///< [T] pos + 1
+  std::span<const RatioPlan> ratios;
+  const RatioPlan* ratio(int compress_ratio) const {
+    for (const RatioPlan& plan : ratios) {
+      if (plan.ratio == compress_ratio) return &plan;
+    }
+    return nullptr;
+  }
+};
+
+/// Fills the per-token arrays of `plan` from its per-sequence arrays (spec/dispatch.md 5).
+struct ExpandPlanParams {
+  PlanView plan;
+  int32_t sliding_window;
+};
+
+// ---- attention
+// -----------------------------------------------------------------------------------------------------
+
+/// 32 (rope_dim / 2) frequencies in f32; angle = f32(position) * frequency rounded to f32, then cos
+/// and sin.
+struct RopeView {
+  const float* frequencies = nullptr;
+  int32_t rope_dim = 64;
+};
+
+/// Per head: q /= sqrt(mean(q^2) + eps); RoPE on the last rope_dim of q and kv at the token's
+/// position; kv is rounded to act, written back in place and stored in the window cache in its
+/// format. q in place [T, heads, head_dim] act, kv [T, head_dim] act. q and kv arithmetic in f32
+/// with one rounding. Source: attention.md steps 3-5.
+struct QnormRopeInsertParams {
+  Tensor q;
+  Tensor kv;
+  RopeView rope;
+  float eps;
+  const int32_t* positions;     // [T]
+  const int64_t* slot_mapping;  // [T], -1 skipped
+  CacheView window;
+};
+
+/// Compressor step (compressor.md 1): for every token, gates row = [v | s], s += ape[pos % ratio];
+/// entries whose last token is in this step are pooled, normed, rotated at position j * ratio,
+/// written to `cache` at their slot; then the ring state takes the last ring_rows tokens of each
+/// sequence. Entries of a sequence read rows of this step from `gates`, older ones from `state`.
+struct CompressParams {
+  const PlanView* plan;
+  const RatioPlan* ratio;
+  bool overlap;
+  Tensor gates;      // [T, 2 * coff * width] f32: v then s without ape; overwritten (ape is added)
+  ConstTensor ape;   // [ratio, coff * width] f32 (or bf16-valued f32)
+  ConstTensor norm;  // [width] bf16 or f32
+  float eps;
+  RopeView rope;  // rotates the last rope.rope_dim of width
+  bool hadamard;  // multiply by the orthonormal Hadamard matrix before quantisation (indexer keys,
+                  // `reference`)
+  DType activation;  // kBf16: round as column V of compressor.md 1.4; kF32: no rounding
+  StateView state;
+  CacheView cache;
+  Tensor entries;  // optional tap: [T, width] f32; row t of an emitting token t gets the entry
+                   // before quantisation
+};
+
+/// Indexer queries (compressor.md 2.2, 2.4): RoPE on the last rope_dim of each head, optional
+/// Hadamard, quantisation to the kind of `format`, weights folded. Outputs in the form index_logits
+/// of the same device reads.
+struct IndexQueryParams {
+  ConstTensor q;        // [T, index_heads, index_dim] act, from indexer.wq_b
+  ConstTensor weights;  // [T, index_heads] act, from weights_proj
+  RopeView rope;
+  const int32_t* positions;
+  KvFormat format;  // kIndexFp8, kIndexMxfp4, kIndexF32
+  bool hadamard;
+  float index_scale;  // (index_heads * index_dim)^-0.5
+  Tensor q_out;       // [T, index_heads, index_dim]: CPU: bf16 holding the quantised values without
+                      // FP8's scale (f32 in kIndexF32)
+  Tensor weights_out;  // [T, index_heads] f32, all factors folded in
+};
+
+/// logits[t, j] = k_scale_j * sum_h w[t,h] * max(0, q[t,h] . k_j) for j in [0, end[t]); the rest of
+/// a row is not written.
+struct IndexLogitsParams {
+  ConstTensor q;  // q_out of index_query, rows of this tile
+  ConstTensor weights;
+  const int32_t* token_to_seq;  // [tile tokens]
+  const int32_t* end;           // [tile tokens] visible entries
+  int32_t max_end;              // host: upper bound of end
+  BlockTable blocks;            // growing blocks; tokens_per_block / ratio rows per block
+  CacheView cache;
+  Tensor logits;  // [tile tokens, >= max_end] f32
+};
+
+/// Larger score first, then smaller index; NaN counts as -inf. Emits ascending indices, then -1.
+struct TopKParams {
+  ConstTensor logits;    // [tokens, n] f32
+  const int32_t* end;    // [tokens] candidates [0, end)
+  Tensor topk_indices;   // [tokens, k] i32, local entry numbers, -1 = unused
+  int32_t* topk_length;  // [tokens] min(end, k)
+};
+
+/// Local entry numbers -> global slots through the block table; -1 stays.
+struct MapSlotsParams {
+  ConstTensor topk_indices;  // [T, k] i32
+  const int32_t* token_to_seq;
+  BlockTable blocks;
+  int32_t rows_per_block;
+  Tensor slots;  // [T, k] i32
+};
+
+/// The canonical reduction of attention, a constant of the layer kind (never of a step): rows in
+/// blocks of `rows_per_block`, window blocks aligned to absolute positions, compressed blocks from
+/// entry 0 (ranges) or from the start of the ascending list. Chain c holds the compressed blocks [c
+/// * blocks_per_chain, (c + 1) * blocks_per_chain); chain 0 starts with the window blocks. Within a
+/// chain blocks are accumulated in order by online softmax; chains are merged in ascending order.
+/// Masked rows contribute exactly nothing, wholly masked blocks are skipped.
+struct ReductionGrid {
+  int32_t rows_per_block = 64;
+  int32_t blocks_per_chain = 32;  ///< 2048 entries: window + top-k (512, 1024) is always one chain
+  bool operator==(const ReductionGrid&) const = default;
+};
+
+/// Rows [begin[t], end[t]) of a sequence's own list: window positions, or compressed entries.
+struct RangeRows {
+  CacheView cache;
+  BlockTable blocks;  ///< tokens_per_block counts rows of this cache here
+  const int32_t* begin;
+  const int32_t* end;
+};
+/// Explicit slots per token, ascending entries; the first length[t] are used, -1 is skipped.
+struct ListedRows {
+  CacheView cache;
+  const int32_t* slots;
+  int64_t stride;
+  const int32_t* length;
+};
+
+/// out[t,h] = sum_j p_j k_j / (sum_j p_j + exp(sink_h - m)), p_j = exp(scale q.k_j - m). Source:
+/// attention.md step 8.
+struct AttendParams {
+  ConstTensor q;  // [T, heads, head_dim] act
+  RangeRows window;
+  std::variant<std::monostate, RangeRows, ListedRows> compressed;
+  const int32_t* token_to_seq;
+  const float* sink;  // [heads] f32, -inf: none
+  float softmax_scale;
+  ReductionGrid grid;
+  bool round_p_to_bf16;
+  Tensor out;  // [T, heads, head_dim] act; row without keys -> 0
+  float* lse;  // optional [T, heads]: natural log, sink excluded, -inf without keys
+};
+
+/// Inverse RoPE of the last rope_dim of every head at the token's position (attention.md step 9),
+/// then
+///   quantise = false: one rounding to out's dtype;
+///   quantise = true: E4M3 per 128 consecutive values of the f32 result, power-of-two scales, amax
+///   >= 1e-10 (o_proj.md 4); on the CPU `out` then holds the dequantised values, exact in bf16.
+struct InverseRopeParams {
+  ConstTensor o;  // [T, heads, head_dim] act
+  RopeView rope;
+  const int32_t* positions;
+  bool quantise;
+  Tensor out;  // [T, heads, head_dim]
+};
+
+// ---- the model around attention
+// ------------------------------------------------------------------------------------
+
+/// streams[t, i, :] = table[ids[t]] for every stream i. table [vocab, n] bf16 or f32, streams [T,
+/// hc, n] act.
+struct EmbedParams {
+  const int32_t* ids;
+  ConstTensor table;
+  Tensor streams;
+};
+
+/// Hyper-connection parameters of one site (model.md 3): fn [rows, hc * n] f32, base [rows] f32,
+/// scale [3 or 1] f32.
+struct HcWeights {
+  ConstTensor fn, base, scale;
+};
+/// Mixes hc streams into one input, and remembers how to spread the output again.
+struct HcPreParams {
+  ConstTensor streams;  // [T, hc, n] act
+  HcWeights weights;
+  float norm_eps, hc_eps;
+  int32_t sinkhorn_iters;
+  Tensor y;     // [T, n] act
+  Tensor post;  // [T, hc] f32
+  Tensor comb;  // [T, hc, hc] f32, C[i][j]: source i, destination j
+};
+/// streams[j] = act(post_j * f + sum_i C[i][j] * streams[i]), in place.
+struct HcPostParams {
+  ConstTensor f;  // [T, n] act
+  ConstTensor post, comb;
+  Tensor streams;  // [T, hc, n] act
+};
+/// y = act(sum_i pre_i X_i) with the head's own parameters (rows = hc).
+struct HcHeadParams {
+  ConstTensor streams;
+  HcWeights weights;
+  float norm_eps, hc_eps;
+  Tensor y;  // [T, n] act
+};
+
+/// p = sqrt(softplus(logits)); ids by bias (top-k of p + bias, ties to the smaller id) or by table;
+/// weights normalised and scaled (model.md 4.1). Output sorted by ascending expert id.
+struct RouteParams {
+  ConstTensor logits;        // [T, experts] f32
+  ConstTensor bias;          // [experts] f32, or empty
+  ConstTensor tid2eid;       // [vocab, k] i64, or empty
+  const int32_t* token_ids;  // [T], for tid2eid
+  float scaling;
+  Tensor expert_ids;      // [T, k] i32, ascending
+  Tensor expert_weights;  // [T, k] f32
+};
+
+struct ExpertWeights {
+  Weight w1, w3, w2;
+};
+/// out = shared(x) + sum over routed experts, ascending id, in f32; one rounding to act at the end
+/// (model.md 4.2). The routing weight multiplies the activation before w2's input is rounded and
+/// quantised; the shared expert is added first.
+struct MoeParams {
+  ConstTensor x;           // [T, n] act
+  ConstTensor expert_ids;  // [T, k] i32 ascending
+  ConstTensor expert_weights;
+  std::span<const ExpertWeights> experts;
+  ExpertWeights shared;  // w1 empty: none
+  float swiglu_limit;    // <= 0: no clamp
+  bool quantise_input;
+  Tensor out;  // [T, n] act
+};
+
+// ---- the table
+// -----------------------------------------------------------------------------------------------------
+
+/// Upper bounds from which scratch memory is sized.
+struct ScratchLimits {
+  int64_t max_tokens = 0;
+  int64_t max_cols = 0;  ///< longest K of a linear
+  int64_t max_rows = 0;
+  int num_heads = 0, head_dim = 0;
+  int index_heads = 0, index_dim = 0, index_topk = 0;
+  int64_t max_entries = 0;  ///< compressed entries of the longest context
+  int64_t hidden_size = 0, moe_intermediate = 0;
+  int num_experts = 0, experts_per_token = 0;
+  int num_threads = 1;
+};
+
+template <typename Params>
+using Op = void (*)(const Params&, const OpContext&);
+
+struct Ops {
+  Op<LinearParams> linear = nullptr;
+  Op<RmsNormParams> rms_norm = nullptr;
+  Op<GatherRowsParams> gather_rows = nullptr;
+  Op<ExpandPlanParams> expand_plan = nullptr;
+  Op<QnormRopeInsertParams> qnorm_rope_insert = nullptr;
+  Op<CompressParams> compress = nullptr;
+  Op<IndexQueryParams> index_query = nullptr;
+  Op<IndexLogitsParams> index_logits = nullptr;
+  Op<TopKParams> top_k = nullptr;
+  Op<MapSlotsParams> map_slots = nullptr;
+  Op<AttendParams> attend = nullptr;
+  Op<InverseRopeParams> inverse_rope = nullptr;
+  Op<EmbedParams> embed = nullptr;
+  Op<HcPreParams> hc_pre = nullptr;
+  Op<HcPostParams> hc_post = nullptr;
+  Op<HcHeadParams> hc_head = nullptr;
+  Op<RouteParams> route = nullptr;
+  Op<MoeParams> moe = nullptr;
+  /// Scratch that any single operation needs within these limits.
+  int64_t (*scratch_bytes)(const ScratchLimits&) = nullptr;
+};
+
+}  // namespace dsv4
