@@ -25,9 +25,12 @@
 
 namespace dsv4 {
 
+struct Ops;
+
 struct OpContext {
   Stream stream;
   Arena* scratch;
+  const Ops* ops;  ///< the table that the operation was called through, for operations made of others
 };
 
 // ---- generic
