@@ -69,6 +69,11 @@ struct GatherRowsParams {
   Tensor out;
 };
 
+/// out[...] = 0 for a row-strided [T, n] or [T, heads, n] region: padded heads.
+struct ZeroParams {
+  Tensor out;
+};
+
 // ---- step metadata
 // -------------------------------------------------------------------------------------------------
 
@@ -363,6 +368,7 @@ struct Ops {
   Op<LinearParams> linear = nullptr;
   Op<RmsNormParams> rms_norm = nullptr;
   Op<GatherRowsParams> gather_rows = nullptr;
+  Op<ZeroParams> zero = nullptr;
   Op<ExpandPlanParams> expand_plan = nullptr;
   Op<QnormRopeInsertParams> qnorm_rope_insert = nullptr;
   Op<CompressParams> compress = nullptr;
