@@ -2,6 +2,7 @@
 // engines that bring their own model around it; the model of this library is built on the same
 // interface.
 #pragma once
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <set>
@@ -18,10 +19,15 @@
 
 namespace dsv4 {
 
-class Arena;
 struct AttentionDescriptor;
 struct AttentionWeights;
 struct PlanView;
+
+/// Device memory that a call borrows for temporary results.
+struct Workspace {
+  std::byte* data = nullptr;
+  int64_t bytes = 0;
+};
 
 /// Bounds that hold for every step of an engine; they fix all addresses, widths and grids.
 struct StepLimits {
@@ -120,6 +126,9 @@ std::vector<CacheSpec> attention_cache_specs(const ModelConfig& config, const La
 /// it directly.
 class DeepseekV4Attention {
  public:
+  struct Layer;  ///< weights of this rank, rope frequencies, sink, geometry (attention/layer.h)
+  struct Step;   ///< plan, caches and named intermediates of one step (attention/layer.h)
+
   virtual ~DeepseekV4Attention();
   DeepseekV4Attention(const DeepseekV4Attention&) = delete;
   DeepseekV4Attention& operator=(const DeepseekV4Attention&) = delete;
@@ -146,12 +155,9 @@ class DeepseekV4Attention {
   /// cache. Does not allocate (taps do). Source: spec/attention.md 2; checkpoint tensors
   /// layers.N.attn.*.
   void forward(const StepPlan& plan, const LayerCaches& caches, ConstTensor hidden, Tensor out,
-               Arena& workspace, Stream stream, const ForwardOptions& options = {}) const;
+               Workspace workspace, Stream stream, const ForwardOptions& options = {}) const;
 
  protected:
-  struct Layer;  ///< weights of this rank, rope frequencies, sink, geometry (attention/layer.h)
-  struct Step;   ///< plan, caches and named intermediates of one step (attention/layer.h)
-
   explicit DeepseekV4Attention(const AttentionArgs& args);
 
   /// Smallest head count >= num_heads that the kernels take; q and o have that many heads, the

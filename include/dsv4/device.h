@@ -75,6 +75,8 @@ class Device {
   /// from the file.
   virtual bool reads_host_memory() const = 0;
   virtual Stream default_stream() = 0;
+  /// Host threads that operations of this device use; scratch memory depends on it.
+  virtual int num_threads() const { return 1; }
   virtual const Ops& ops() const = 0;
 };
 

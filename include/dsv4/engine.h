@@ -25,6 +25,7 @@ struct EngineOptions {
   Numerics numerics = kServing;
   int threads = 0;                  ///< CPU threads; 0: all cores
   StepLimits limits{512, 1, 4096};  ///< tokens and sequences of one step, longest sequence
+  int max_logits = 0;               ///< logits rows of one step; 0: max_seqs
   int64_t total_tokens = 0;  ///< tokens of all sequences in the pool; 0: max_seqs * max_context
   int window_block_tokens = 64;
   int growing_block_tokens = 256;

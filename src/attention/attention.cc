@@ -1,0 +1,593 @@
+// The flow of a step, once for all platforms.
+#include "dsv4/attention.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "attention/layer.h"
+#include "checkpoint/rope.h"
+
+namespace dsv4 {
+namespace {
+
+// Logits of one tile of tokens at the longest context stay below this; a tile has at least one
+// token. 64 MiB is 16 tokens at a million tokens of context, enough to share converted keys.
+constexpr int64_t kMaxLogitsBytes = int64_t{64} << 20;
+
+// Announces a step to the observer for as long as it lives.
+class StepScope {
+ public:
+  StepScope(const ForwardOptions& options, AttentionStep step)
+      : observer_(options.observer), step_(step) {
+    if (observer_ != nullptr) observer_->begin(step_name(step_));
+  }
+  ~StepScope() {
+    if (observer_ != nullptr) observer_->end(step_name(step_));
+  }
+  StepScope(const StepScope&) = delete;
+  StepScope& operator=(const StepScope&) = delete;
+
+ private:
+  StepObserver* observer_;
+  AttentionStep step_;
+};
+
+Tensor col_slice(const Tensor& tensor, int64_t begin, int64_t count) {
+  Tensor out = tensor;
+  out.data = static_cast<char*>(tensor.data) + begin * size_of(tensor.dtype);
+  out.shape[1] = count;
+  return out;
+}
+
+// [T, ...] -> [T, n] without changing memory.
+Tensor flatten(const Tensor& tensor) {
+  Tensor out(tensor.data, tensor.dtype,
+             {tensor.shape[0], tensor.num_elements() / std::max<int64_t>(1, tensor.shape[0])});
+  out.strides[0] = tensor.strides[0];
+  return out;
+}
+
+// Copies a (row-strided) device tensor to the host and hands it to the sink.
+void tap(const ForwardOptions& options, Device& device, Stream stream, std::string_view name,
+         const ConstTensor& value) {
+  if (options.taps == nullptr) return;
+  const int64_t rows = value.shape[0];
+  int64_t row_bytes = size_of(value.dtype);
+  for (int i = 1; i < value.rank; ++i) row_bytes *= value.shape[i];
+  std::vector<std::byte> host(static_cast<size_t>(rows * row_bytes));
+  for (int64_t row = 0; row < rows; ++row) {
+    device.copy_to_host(
+        host.data() + row * row_bytes,
+        static_cast<const char*>(value.data) + row * value.strides[0] * size_of(value.dtype),
+        row_bytes, stream);
+  }
+  device.synchronize(stream);
+  ConstTensor copy = value;
+  copy.data = host.data();
+  int64_t stride = 1;
+  for (int i = value.rank - 1; i >= 0; --i) {
+    copy.strides[i] = stride;
+    stride *= copy.shape[i];
+  }
+  options.taps->tap(name, copy);
+}
+
+}  // namespace
+
+std::vector<CacheSpec> attention_cache_specs(const ModelConfig& config, const LayerKind& kind,
+                                             const Numerics& numerics) {
+  std::vector<CacheSpec> specs{
+      {CacheRole::kWindow, numerics.kv, 1, config.sliding_window, config.head_dim}};
+  if (kind.compress_ratio == 0) return specs;
+  const int pooled = kind.pooled_tokens(), state_elems = 2 * kind.pooled_windows();
+  specs.push_back({CacheRole::kCompressed, numerics.kv, kind.compress_ratio, 0, config.head_dim});
+  specs.push_back(
+      {CacheRole::kState, KvFormat::kStateF32, 1, pooled, state_elems * config.head_dim});
+  if (kind.indexer) {
+    specs.push_back(
+        {CacheRole::kIndex, numerics.index, kind.compress_ratio, 0, config.index_head_dim});
+    specs.push_back({CacheRole::kIndexState, KvFormat::kStateF32, 1, pooled,
+                     state_elems * config.index_head_dim});
+  }
+  return specs;
+}
+
+void project(const Ops& ops, const OpContext& context, const Numerics& numerics,
+             std::span<const LinearProblem> problems) {
+  std::array<LinearProblem, 16> group;
+  DSV4_CHECK(problems.size() <= group.size());
+  for (bool quantised_weights : {true, false}) {
+    size_t count = 0;
+    for (const LinearProblem& problem : problems) {
+      const bool is_quantised =
+          problem.w.dtype == DType::kF8E4M3 || problem.w.dtype == DType::kF4E2M1;
+      if (is_quantised == quantised_weights) group[count++] = problem;
+    }
+    if (count == 0) continue;
+    ops.linear({.problems = {group.data(), count},
+                .quantise_input = quantised_weights && numerics.quantise_linear_input},
+               context);
+  }
+}
+
+DeepseekV4Attention::DeepseekV4Attention(const AttentionArgs& args)
+    : layer_(std::make_unique<Layer>()) {
+  Layer& layer = *layer_;
+  DSV4_CHECK(args.config != nullptr && args.weights != nullptr && args.device != nullptr);
+  const ModelConfig& config = *args.config;
+  if (args.names != nullptr && !args.names->insert(args.name).second) {
+    fail(ErrorCode::kInvalidArgument, "duplicate layer: the name \"", args.name,
+         "\" is already taken");
+  }
+  const auto [rank, size] = args.tensor_parallel;
+  if (size < 1 || rank < 0 || rank >= size) {
+    fail(ErrorCode::kInvalidArgument, args.name, ": tensor-parallel rank ", rank, " of ", size,
+         ", expected 0 <= rank < size");
+  }
+  if (config.num_heads % size != 0 || config.o_groups % size != 0) {
+    fail(ErrorCode::kInvalidArgument, args.name, ": ", config.num_heads, " heads and ",
+         config.o_groups, " output groups must both be divisible by the tensor-parallel size ",
+         size);
+  }
+  layer.name = args.name;
+  layer.config = config;
+  layer.kind = args.kind;
+  layer.numerics = args.numerics;
+  layer.tensor_parallel = args.tensor_parallel;
+  layer.device = args.device;
+  layer.specs = attention_cache_specs(config, args.kind, args.numerics);
+  layer.num_heads = config.num_heads / size;
+  layer.num_groups = config.o_groups / size;
+
+  layer.weights = *args.weights;
+  AttentionWeights& weights = layer.weights;
+  const int64_t q_rows = int64_t{layer.num_heads} * config.head_dim;
+  const int64_t group_rows = layer.num_groups * config.o_lora_rank;
+  if (size > 1) {
+    weights.wq_b = weights.wq_b.row_slice(rank * q_rows, q_rows);
+    weights.wo_a = weights.wo_a.row_slice(rank * group_rows, group_rows);
+    weights.wo_b = weights.wo_b.col_slice(rank * group_rows, group_rows);
+    weights.attn_sink = weights.attn_sink.rows(int64_t{rank} * layer.num_heads, layer.num_heads);
+  }
+
+  const std::vector<float> frequencies = rope_frequencies(args.kind.rope, config.qk_rope_head_dim);
+  const auto bytes = static_cast<int64_t>(frequencies.size() * sizeof(float));
+  Device& device = *args.device;
+  layer.rope_frequencies = device.allocate(bytes);
+  device.copy_to_device(layer.rope_frequencies.data(), frequencies.data(), bytes,
+                        device.default_stream());
+  device.synchronize(device.default_stream());
+}
+
+DeepseekV4Attention::~DeepseekV4Attention() = default;
+
+std::span<const CacheSpec> DeepseekV4Attention::cache_specs() const {
+  return layer_->specs;
+}
+const LayerKind& DeepseekV4Attention::kind() const {
+  return layer_->kind;
+}
+const Numerics& DeepseekV4Attention::numerics() const {
+  return layer_->numerics;
+}
+const Ops& DeepseekV4Attention::ops() const {
+  return layer_->device->ops();
+}
+Device& DeepseekV4Attention::device() const {
+  return *layer_->device;
+}
+
+namespace {
+
+int64_t entries_for(const LayerKind& kind, const StepLimits& limits) {
+  return kind.compress_ratio == 0 ? 0 : limits.max_context / kind.compress_ratio;
+}
+
+int64_t tile_tokens_for(int64_t max_entries, const StepLimits& limits) {
+  const int64_t row_bytes = std::max<int64_t>(1, max_entries) * static_cast<int64_t>(sizeof(float));
+  return std::clamp<int64_t>(kMaxLogitsBytes / row_bytes, 1, limits.max_tokens);
+}
+
+}  // namespace
+
+void DeepseekV4Attention::prepare_for(const StepLimits& limits) {
+  Layer& layer = *layer_;
+  if (limits.max_tokens < 1 || limits.max_seqs < 1 || limits.max_context < 1) {
+    fail(ErrorCode::kInvalidArgument, layer.name, ": step limits of ", limits.max_tokens,
+         " tokens, ", limits.max_seqs, " sequences, ", limits.max_context,
+         " context: each must be at least 1");
+  }
+  layer.limits = limits;
+  layer.padded_heads = padded_num_q_heads(layer.num_heads);
+  DSV4_CHECK(layer.padded_heads >= layer.num_heads);
+  layer.max_entries = entries_for(layer.kind, limits);
+  layer.logits_tile_tokens = static_cast<int>(tile_tokens_for(layer.max_entries, limits));
+
+  // Surplus heads get a sink of -inf: they never influence anything.
+  std::vector<float> sink(static_cast<size_t>(layer.padded_heads),
+                          -std::numeric_limits<float>::infinity());
+  Device& device = *layer.device;
+  const Stream stream = device.default_stream();
+  device.copy_to_host(sink.data(), layer.weights.attn_sink.data,
+                      layer.num_heads * int64_t{sizeof(float)}, stream);
+  device.synchronize(stream);
+  const auto bytes = static_cast<int64_t>(sink.size() * sizeof(float));
+  layer.sink = device.allocate(bytes);
+  device.copy_to_device(layer.sink.data(), sink.data(), bytes, stream);
+  device.synchronize(stream);
+}
+
+namespace {
+
+// The intermediates of a step, taken from `arena`; with a measuring arena this answers how much a
+// step needs.
+void take_intermediates(DeepseekV4Attention::Step& step, const ModelConfig& config,
+                        const LayerKind& kind, const Numerics& numerics, int tensor_parallel_size,
+                        int64_t tokens, int64_t max_entries, int64_t tile_tokens,
+                        int64_t padded_heads, Arena& arena) {
+  const DType act = numerics.activation;
+  const int64_t gate_cols = 2 * kind.pooled_windows();
+  step.qr = arena.take_tensor(act, {tokens, config.q_lora_rank});
+  step.kv = arena.take_tensor(act, {tokens, config.head_dim});
+  step.q = arena.take_tensor(act, {tokens, padded_heads, config.head_dim});
+  step.o = arena.take_tensor(act, {tokens, padded_heads, config.head_dim});
+  step.o_rotated =
+      arena.take_tensor(act, {tokens, config.num_heads / tensor_parallel_size, config.head_dim});
+  step.z =
+      arena.take_tensor(act, {tokens, config.o_groups / tensor_parallel_size * config.o_lora_rank});
+  if (kind.compress_ratio == 0) return;
+  step.gates = arena.take_tensor(DType::kF32, {tokens, gate_cols * config.head_dim});
+  if (!kind.indexer) return;
+  const int64_t heads = config.index_n_heads, dim = config.index_head_dim, topk = config.index_topk;
+  step.index_gates = arena.take_tensor(DType::kF32, {tokens, gate_cols * dim});
+  step.index_q = arena.take_tensor(act, {tokens, heads, dim});
+  step.index_q_quantised = arena.take_tensor(act, {tokens, heads, dim});
+  step.index_weights = arena.take_tensor(act, {tokens, heads});
+  step.index_weights_folded = arena.take_tensor(DType::kF32, {tokens, heads});
+  step.logits = arena.take_tensor(DType::kF32, {tile_tokens, std::max<int64_t>(1, max_entries)});
+  step.topk_indices = arena.take_tensor(DType::kI32, {tokens, topk});
+  step.topk_slots = arena.take_tensor(DType::kI32, {tokens, topk});
+  step.topk_length = arena.take_array<int32_t>(tokens);
+}
+
+}  // namespace
+
+int64_t attention_workspace_bytes(const ModelConfig& config, const LayerKind& kind,
+                                  const Numerics& numerics, const TensorParallel& tensor_parallel,
+                                  int padded_heads, const StepLimits& limits, const Ops& ops,
+                                  int num_threads) {
+  Arena measure;
+  DeepseekV4Attention::Step step;
+  const int64_t entries = entries_for(kind, limits);
+  take_intermediates(step, config, kind, numerics, tensor_parallel.size, limits.max_tokens, entries,
+                     tile_tokens_for(entries, limits), padded_heads, measure);
+  // Temporaries of prepare() and of the taps of compress(), which live beside an operation's own
+  // scratch.
+  const int64_t temporary_bytes =
+      limits.max_tokens * (size_of(numerics.activation) * (config.q_lora_rank + config.head_dim) +
+                           int64_t{sizeof(float)} * config.head_dim);
+  const int64_t group_cols = config.o_groups / tensor_parallel.size * config.o_lora_rank;
+  ScratchLimits scratch;
+  scratch.max_tokens = limits.max_tokens;
+  scratch.max_cols =
+      std::max({config.hidden_size, config.q_lora_rank, config.group_width(), group_cols});
+  scratch.max_rows =
+      std::max({int64_t{padded_heads} * config.head_dim, group_cols, config.hidden_size,
+                int64_t{config.index_n_heads} * config.index_head_dim});
+  scratch.num_heads = padded_heads;
+  scratch.head_dim = config.head_dim;
+  scratch.max_entries = entries;
+  if (kind.indexer) {
+    scratch.index_heads = config.index_n_heads;
+    scratch.index_dim = config.index_head_dim;
+    scratch.index_topk = config.index_topk;
+  }
+  scratch.hidden_size = config.hidden_size;
+  scratch.num_threads = num_threads;
+  return measure.peak() + temporary_bytes + ops.scratch_bytes(scratch) + 8 * Arena::kAlignment;
+}
+
+int64_t DeepseekV4Attention::workspace_bytes(const StepLimits& limits) const {
+  const Layer& layer = *layer_;
+  return attention_workspace_bytes(layer.config, layer.kind, layer.numerics, layer.tensor_parallel,
+                                   padded_num_q_heads(layer.num_heads), limits, ops(),
+                                   layer.device->num_threads());
+}
+
+void DeepseekV4Attention::validate(const StepPlan& plan, const LayerCaches& caches,
+                                   const ConstTensor& hidden, const Tensor& out) const {
+  const Layer& layer = *layer_;
+  const int64_t tokens = plan.view().num_tokens;
+  if (layer.padded_heads == 0) {
+    fail(ErrorCode::kInvalidArgument, layer.name,
+         ": prepare_for(limits) must be called before forward");
+  }
+  if (tokens > layer.limits.max_tokens || plan.limits().max_context > layer.limits.max_context) {
+    fail(ErrorCode::kInvalidArgument, layer.name, ": the plan has ", tokens,
+         " tokens and contexts up to ", plan.limits().max_context, ", the layer was prepared for ",
+         layer.limits.max_tokens, " and ", layer.limits.max_context);
+  }
+  const ConstTensor expected(nullptr, layer.numerics.activation,
+                             {tokens, layer.config.hidden_size});
+  for (const auto& [what, given] :
+       {std::pair<const char*, ConstTensor>{"hidden", hidden}, {"out", out}}) {
+    if (given.rank != 2 || given.shape != expected.shape || given.dtype != expected.dtype ||
+        given.strides[1] != 1) {
+      fail(ErrorCode::kInvalidArgument, layer.name, ": ", what, " is ", describe(given),
+           ", expected ", describe(expected), " with contiguous rows");
+    }
+  }
+  const auto check_cache = [&](const char* what, const CacheView& cache, KvFormat format,
+                               int row_elems) {
+    if (cache && cache.format == format && cache.row_elems == row_elems) return;
+    fail(ErrorCode::kInvalidArgument, layer.name, ": the ", what, " cache is ",
+         cache ? concat(kv_format_name(cache.format), " with rows of ", cache.row_elems)
+               : std::string("missing"),
+         ", expected ", kv_format_name(format), " with rows of ", row_elems);
+  };
+  check_cache("window", caches.window, layer.numerics.kv, layer.config.head_dim);
+  if (layer.kind.compress_ratio == 0) return;
+  if (plan.view().ratio(layer.kind.compress_ratio) == nullptr) {
+    fail(ErrorCode::kInvalidArgument, layer.name, ": the plan has no entry for compress ratio ",
+         layer.kind.compress_ratio);
+  }
+  check_cache("compressed", caches.compressed, layer.numerics.kv, layer.config.head_dim);
+  if (layer.kind.indexer)
+    check_cache("index", caches.index, layer.numerics.index, layer.config.index_head_dim);
+  const auto check_state = [&](const char* what, const StateView& state, int64_t row_elems) {
+    if (state && state.ring_rows >= layer.kind.pooled_tokens() && state.row_elems == row_elems)
+      return;
+    fail(ErrorCode::kInvalidArgument, layer.name, ": the ", what, " has ", state.ring_rows,
+         " rows of ", state.row_elems, " floats, expected ", layer.kind.pooled_tokens(), " of ",
+         row_elems);
+  };
+  check_state("compressor state", caches.state, layer.gate_cols(layer.config.head_dim));
+  if (layer.kind.indexer) {
+    check_state("indexer's compressor state", caches.index_state,
+                layer.gate_cols(layer.config.index_head_dim));
+  }
+}
+
+void DeepseekV4Attention::forward(const StepPlan& plan, const LayerCaches& caches,
+                                  ConstTensor hidden, Tensor out, Workspace workspace,
+                                  Stream stream, const ForwardOptions& options) const {
+  validate(plan, caches, hidden, out);
+  const Layer& layer = *layer_;
+  const PlanView& view = plan.view();
+  const int64_t tokens = view.num_tokens;
+  if (tokens == 0) return;
+  if (workspace.bytes > 0 && workspace.data == nullptr) {
+    fail(ErrorCode::kInvalidArgument, layer.name, ": the workspace has no memory");
+  }
+  const int ratio = layer.kind.compress_ratio;
+
+  Arena arena(workspace.data, workspace.bytes);
+  Step step;
+  step.plan = &view;
+  step.ratio = ratio == 0 ? nullptr : view.ratio(ratio);
+  step.caches = &caches;
+  step.hidden = hidden;
+  step.stream = stream;
+  step.scratch = &arena;
+  step.options = &options;
+  take_intermediates(step, layer.config, layer.kind, layer.numerics, layer.tensor_parallel.size,
+                     tokens, layer.max_entries, std::min<int64_t>(layer.logits_tile_tokens, tokens),
+                     layer.padded_heads, arena);
+  // Scores are only needed where something is left out; taps want to see them always.
+  step.all_entries_visible = layer.kind.indexer && options.taps == nullptr &&
+                             view.max_context / ratio <= layer.config.index_topk;
+
+  tap(options, *layer.device, stream, "attn_in", hidden);
+  prepare(step);
+  if (ratio != 0) compress(step);
+  if (layer.kind.indexer) select(step);
+  {
+    StepScope scope(options, AttentionStep::kAttend);
+    forward_mqa(step);
+  }
+  {
+    StepScope scope(options, AttentionStep::kProjectOut);
+    o_proj(step, out);
+  }
+  tap(options, *layer.device, stream, "attn_before_o", step.o_rotated);
+  tap(options, *layer.device, stream, "attn_out", out);
+}
+
+void DeepseekV4Attention::prepare(Step& step) const {
+  const Layer& layer = *layer_;
+  const AttentionWeights& weights = layer.weights;
+  const ModelConfig& config = layer.config;
+  const ForwardOptions& options = *step.options;
+  const OpContext context = step.context(ops());
+  const int64_t tokens = step.num_tokens();
+  Arena::Scope scope(*step.scratch);
+  const Tensor a =
+      step.scratch->take_tensor(layer.numerics.activation, {tokens, config.q_lora_rank});
+  const Tensor c = step.scratch->take_tensor(layer.numerics.activation, {tokens, config.head_dim});
+  {
+    StepScope observe(options, AttentionStep::kProjectIn);
+    std::array<LinearProblem, 7> problems;
+    size_t count = 0;
+    const auto add = [&](const Weight& weight, const Tensor& out) {
+      problems[count++] = {step.hidden, weight, out};
+    };
+    const auto add_gates = [&](const CompressorWeights& compressor, const Tensor& gates) {
+      add(compressor.wkv, col_slice(gates, 0, compressor.wkv.rows));
+      add(compressor.wgate, col_slice(gates, compressor.wkv.rows, compressor.wgate.rows));
+    };
+    add(weights.wq_a, a);
+    add(weights.wkv, c);
+    if (weights.compressor) add_gates(*weights.compressor, step.gates);
+    if (weights.indexer) {
+      add_gates(weights.indexer->compressor, step.index_gates);
+      add(weights.indexer->weights_proj, step.index_weights);
+    }
+    project(ops(), context, layer.numerics, {problems.data(), count});
+  }
+  {
+    StepScope observe(options, AttentionStep::kNormQKv);
+    ops().rms_norm({.x = a, .weight = weights.q_norm, .eps = config.rms_norm_eps, .out = step.qr},
+                   context);
+    ops().rms_norm({.x = c, .weight = weights.kv_norm, .eps = config.rms_norm_eps, .out = step.kv},
+                   context);
+  }
+  {
+    StepScope observe(options, AttentionStep::kProjectQ);
+    const Tensor q = col_slice(flatten(step.q), 0, int64_t{layer.num_heads} * config.head_dim);
+    if (layer.padded_heads > layer.num_heads) {
+      const int64_t used = q.shape[1];
+      ops().zero({col_slice(flatten(step.q), used, flatten(step.q).shape[1] - used)}, context);
+    }
+    std::array<LinearProblem, 2> problems{LinearProblem{step.qr, weights.wq_b, q}};
+    if (weights.indexer) problems[1] = {step.qr, weights.indexer->wq_b, flatten(step.index_q)};
+    project(ops(), context, layer.numerics,
+            {problems.data(), weights.indexer ? size_t{2} : size_t{1}});
+  }
+  {
+    StepScope observe(options, AttentionStep::kQnormRopeInsert);
+    ops().qnorm_rope_insert({.q = step.q,
+                             .kv = step.kv,
+                             .rope = layer.rope(),
+                             .eps = config.rms_norm_eps,
+                             .positions = step.plan->positions,
+                             .slot_mapping = step.plan->window_slot_mapping,
+                             .window = step.caches->window},
+                            context);
+  }
+  Tensor real_heads = step.q;
+  real_heads.shape[1] = layer.num_heads;
+  tap(options, *layer.device, step.stream, "q", real_heads);
+  tap(options, *layer.device, step.stream, "kv", step.kv);
+}
+
+void DeepseekV4Attention::compress(Step& step) const {
+  const Layer& layer = *layer_;
+  const ForwardOptions& options = *step.options;
+  const OpContext context = step.context(ops());
+  StepScope observe(options, AttentionStep::kCompress);
+  Arena::Scope scope(*step.scratch);
+  Tensor entries;
+  if (options.taps != nullptr) {
+    entries = step.scratch->take_tensor(DType::kF32, {step.num_tokens(), layer.config.head_dim});
+  }
+  const auto run = [&](const CompressorWeights& weights, const Tensor& gates, bool hadamard,
+                       const StateView& state, const CacheView& cache, const Tensor& tap_rows) {
+    ops().compress({.plan = step.plan,
+                    .ratio = step.ratio,
+                    .overlap = layer.kind.overlap,
+                    .gates = gates,
+                    .ape = weights.ape,
+                    .norm = weights.norm,
+                    .eps = layer.config.rms_norm_eps,
+                    .rope = layer.rope(),
+                    .hadamard = hadamard,
+                    .activation = layer.numerics.activation,
+                    .state = state,
+                    .cache = cache,
+                    .entries = tap_rows},
+                   context);
+  };
+  run(*layer.weights.compressor, step.gates, false, step.caches->state, step.caches->compressed,
+      entries);
+  if (layer.kind.indexer) {
+    run(layer.weights.indexer->compressor, step.index_gates, layer.numerics.index_hadamard,
+        step.caches->index_state, step.caches->index, {});
+  }
+  if (options.taps == nullptr) return;
+  // Only the rows of tokens that complete an entry hold one.
+  Device& device = *layer.device;
+  std::vector<int32_t> positions(static_cast<size_t>(step.num_tokens()));
+  device.copy_to_host(positions.data(), step.plan->positions,
+                      step.num_tokens() * int64_t{sizeof(int32_t)}, step.stream);
+  device.synchronize(step.stream);
+  const int64_t width = layer.config.head_dim;
+  std::vector<float> rows;
+  for (int64_t t = 0; t < step.num_tokens(); ++t) {
+    if ((positions[static_cast<size_t>(t)] + 1) % layer.kind.compress_ratio != 0) continue;
+    rows.resize(rows.size() + static_cast<size_t>(width));
+    device.copy_to_host(rows.data() + rows.size() - width, entries.as<float>() + t * width,
+                        width * int64_t{sizeof(float)}, step.stream);
+  }
+  device.synchronize(step.stream);
+  options.taps->tap("compressed", ConstTensor(rows.data(), DType::kF32,
+                                              {static_cast<int64_t>(rows.size()) / width, width}));
+}
+
+void DeepseekV4Attention::select(Step& step) const {
+  if (step.all_entries_visible) return;
+  const Layer& layer = *layer_;
+  const ModelConfig& config = layer.config;
+  const ForwardOptions& options = *step.options;
+  const OpContext context = step.context(ops());
+  const PlanView& plan = *step.plan;
+  const int64_t tokens = step.num_tokens();
+  const auto max_end = static_cast<int32_t>(plan.max_context / layer.kind.compress_ratio);
+  {
+    StepScope observe(options, AttentionStep::kIndex);
+    ops().index_query({.q = step.index_q,
+                       .weights = step.index_weights,
+                       .rope = layer.rope(),
+                       .positions = plan.positions,
+                       .format = layer.numerics.index,
+                       .hadamard = layer.numerics.index_hadamard,
+                       .index_scale = config.index_scale(),
+                       .q_out = step.index_q_quantised,
+                       .weights_out = step.index_weights_folded},
+                      context);
+  }
+  std::vector<float> scores;  // taps only
+  for (int64_t begin = 0; begin < tokens; begin += step.logits.shape[0]) {
+    const int64_t count = std::min<int64_t>(step.logits.shape[0], tokens - begin);
+    Tensor logits = step.logits;
+    logits.shape[0] = count;
+    {
+      StepScope observe(options, AttentionStep::kIndex);
+      ops().index_logits({.q = step.index_q_quantised.rows(begin, count),
+                          .weights = step.index_weights_folded.rows(begin, count),
+                          .token_to_seq = plan.token_to_seq + begin,
+                          .end = step.ratio->end + begin,
+                          .max_end = max_end,
+                          .blocks = plan.growing_blocks,
+                          .cache = step.caches->index,
+                          .logits = logits},
+                         context);
+    }
+    {
+      StepScope observe(options, AttentionStep::kSelect);
+      ops().top_k({.logits = logits,
+                   .end = step.ratio->end + begin,
+                   .topk_indices = step.topk_indices.rows(begin, count),
+                   .topk_length = step.topk_length + begin},
+                  context);
+    }
+    if (options.taps == nullptr) continue;
+    Device& device = *layer.device;
+    std::vector<int32_t> end(static_cast<size_t>(count));
+    device.copy_to_host(end.data(), step.ratio->end + begin, count * int64_t{sizeof(int32_t)},
+                        step.stream);
+    device.synchronize(step.stream);
+    for (int64_t t = 0; t < count; ++t) {
+      const size_t row = scores.size();
+      scores.resize(row + static_cast<size_t>(max_end), -std::numeric_limits<float>::infinity());
+      device.copy_to_host(scores.data() + row, logits.as<float>() + t * logits.strides[0],
+                          int64_t{end[static_cast<size_t>(t)]} * int64_t{sizeof(float)},
+                          step.stream);
+    }
+    device.synchronize(step.stream);
+  }
+  {
+    StepScope observe(options, AttentionStep::kSelect);
+    ops().map_slots({.topk_indices = step.topk_indices,
+                     .token_to_seq = plan.token_to_seq,
+                     .blocks = plan.growing_blocks,
+                     .rows_per_block = step.caches->compressed.rows_per_block,
+                     .slots = step.topk_slots},
+                    context);
+  }
+  if (options.taps == nullptr) return;
+  options.taps->tap("index_scores", ConstTensor(scores.data(), DType::kF32, {tokens, max_end}));
+  tap(options, *layer.device, step.stream, "topk", step.topk_indices);
+}
+
+}  // namespace dsv4

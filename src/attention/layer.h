@@ -1,0 +1,91 @@
+// What the base class hands to its stages: the layer's constants, and one step's inputs and
+// intermediates.
+#pragma once
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "attention/steps.h"
+#include "checkpoint/weights.h"
+#include "core/arena.h"
+#include "dsv4/attention.h"
+#include "ops/ops.h"
+
+namespace dsv4 {
+
+/// Constants of a layer, made once: weights of this rank, geometry, rope frequencies and sinks on
+/// the device.
+struct DeepseekV4Attention::Layer {
+  std::string name;
+  ModelConfig config;
+  LayerKind kind;
+  Numerics numerics;
+  TensorParallel tensor_parallel;
+  Device* device = nullptr;
+  AttentionWeights weights;  // sliced: heads of wq_b, groups of wo_a, columns of wo_b
+  std::vector<CacheSpec> specs;
+  ReductionGrid grid;
+  int num_heads = 0;        // of this rank
+  int num_groups = 0;       // of this rank
+  Buffer rope_frequencies;  // [rope_dim / 2] f32
+  Buffer sink;  // [padded heads] f32, -inf above num_heads; filled when the padded count is known
+  // Fixed by prepare_for:
+  StepLimits limits;
+  int padded_heads = 0;
+  int64_t max_entries = 0;  // compressed entries of the longest context
+  int logits_tile_tokens = 0;
+
+  RopeView rope() const {
+    return {reinterpret_cast<const float*>(rope_frequencies.data()), config.qk_rope_head_dim};
+  }
+  /// f32 columns of gates and state rows: v and s of a compressor of `width`.
+  int64_t gate_cols(int64_t width) const { return 2 * kind.pooled_windows() * width; }
+};
+
+/// One step: inputs and named intermediates. Stages read and write these; nothing else is shared
+/// between them.
+struct DeepseekV4Attention::Step {
+  const PlanView* plan = nullptr;
+  const RatioPlan* ratio = nullptr;  // null for sliding layers
+  const LayerCaches* caches = nullptr;
+  ConstTensor hidden;  // [T, hidden]
+  Stream stream;
+  Arena* scratch = nullptr;  // for operations
+  const ForwardOptions* options = nullptr;
+
+  Tensor qr;                       // [T, q_lora_rank] act, after q_norm
+  Tensor kv;                       // [T, head_dim] act
+  Tensor q;                        // [T, padded heads, head_dim] act
+  Tensor gates;                    // [T, 2 * coff * head_dim] f32
+  Tensor index_gates;              // [T, 2 * coff * index_head_dim] f32
+  Tensor index_q;                  // [T, index_n_heads, index_head_dim] act, from wq_b
+  Tensor index_weights;            // [T, index_n_heads] act, from weights_proj
+  Tensor index_q_quantised;        // as index_query writes it
+  Tensor index_weights_folded;     // [T, index_n_heads] f32
+  Tensor logits;                   // [tile, max_entries] f32
+  Tensor topk_indices;             // [T, index_topk] i32, local entries
+  Tensor topk_slots;               // [T, index_topk] i32, global slots
+  int32_t* topk_length = nullptr;  // [T]
+  bool all_entries_visible =
+      false;         // no token of the step has more entries than index_topk: ranges serve as lists
+  Tensor o;          // [T, padded heads, head_dim] act
+  Tensor o_rotated;  // [T, heads, head_dim] act
+  Tensor z;          // [T, groups * o_lora_rank] act
+
+  int64_t num_tokens() const { return plan->num_tokens; }
+  OpContext context(const Ops& ops) const { return {stream, scratch, &ops}; }
+};
+
+/// Workspace that forward() of one layer borrows, known from the config alone. `padded_heads` as
+/// the backend pads config.num_heads / tensor_parallel.size.
+int64_t attention_workspace_bytes(const ModelConfig& config, const LayerKind& kind,
+                                  const Numerics& numerics, const TensorParallel& tensor_parallel,
+                                  int padded_heads, const StepLimits& limits, const Ops& ops,
+                                  int num_threads);
+
+/// Linear problems in as few regions as their input kinds allow: FP8 and FP4 weights take quantised
+/// input where the numerics say so, others take the input as it is.
+void project(const Ops& ops, const OpContext& context, const Numerics& numerics,
+             std::span<const LinearProblem> problems);
+
+}  // namespace dsv4

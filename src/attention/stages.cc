@@ -1,0 +1,79 @@
+#include "attention/stages.h"
+
+#include <vector>
+
+namespace dsv4 {
+namespace {
+
+// The first heads of a padded [T, padded, head_dim] tensor.
+Tensor real_heads(Tensor tensor, int num_heads) {
+  tensor.shape[1] = num_heads;
+  return tensor;
+}
+
+}  // namespace
+
+void attend_pages(DeepseekV4Attention::Step& step, const DeepseekV4Attention::Layer& layer,
+                  const Ops& ops) {
+  const PlanView& plan = *step.plan;
+  AttendParams params{
+      .q = step.q,
+      .window = {step.caches->window, plan.window_blocks, plan.window_begin, plan.window_end},
+      .compressed = std::monostate{},
+      .token_to_seq = plan.token_to_seq,
+      .sink = reinterpret_cast<const float*>(layer.sink.data()),
+      .softmax_scale = layer.config.softmax_scale(),
+      .grid = layer.grid,
+      .round_p_to_bf16 = layer.numerics.round_p_to_bf16,
+      .out = step.o,
+      .lse = nullptr,
+  };
+  if (step.ratio != nullptr) {
+    const CacheView& cache = step.caches->compressed;
+    if (layer.kind.indexer && !step.all_entries_visible) {
+      params.compressed = ListedRows{cache, step.topk_slots.as<int32_t>(),
+                                     step.topk_slots.strides[0], step.topk_length};
+    } else {
+      BlockTable blocks = plan.growing_blocks;
+      blocks.tokens_per_block = cache.rows_per_block;  // the list counts entries, not tokens
+      params.compressed = RangeRows{cache, blocks, step.ratio->begin, step.ratio->end};
+    }
+  }
+  ops.attend(params, step.context(ops));
+}
+
+void project_out(DeepseekV4Attention::Step& step, const DeepseekV4Attention::Layer& layer,
+                 const Ops& ops, Tensor out) {
+  const OpContext context = step.context(ops);
+  const AttentionWeights& weights = layer.weights;
+  const int64_t group_width = layer.config.group_width(), rank = layer.config.o_lora_rank;
+  // A layer whose wo_a was left unquantised takes bf16 input, as vLLM does (o_proj.md 2).
+  const bool quantise = layer.numerics.wo_a == WoA::kFp8 && weights.wo_a.dtype == DType::kF8E4M3;
+  ops.inverse_rope({.o = real_heads(step.o, layer.num_heads),
+                    .rope = layer.rope(),
+                    .positions = step.plan->positions,
+                    .quantise = quantise,
+                    .out = step.o_rotated},
+                   context);
+
+  constexpr int kMaxGroups = 64;
+  DSV4_CHECK(layer.num_groups <= kMaxGroups);
+  std::array<LinearProblem, kMaxGroups> groups;
+  const int64_t o_stride = layer.num_heads * int64_t{layer.config.head_dim};
+  for (int g = 0; g < layer.num_groups; ++g) {
+    Tensor x(step.o_rotated.as<char>() + g * group_width * size_of(step.o_rotated.dtype),
+             step.o_rotated.dtype, {step.num_tokens(), group_width});
+    x.strides[0] = o_stride;
+    Tensor z(step.z.as<char>() + g * rank * size_of(step.z.dtype), step.z.dtype,
+             {step.num_tokens(), rank});
+    z.strides[0] = step.z.strides[0];
+    groups[static_cast<size_t>(g)] = {x, weights.wo_a.row_slice(g * rank, rank), z};
+  }
+  ops.linear(
+      {.problems = {groups.data(), static_cast<size_t>(layer.num_groups)}, .quantise_input = false},
+      context);
+  const LinearProblem last{step.z, weights.wo_b, out};
+  project(ops, context, layer.numerics, {&last, 1});
+}
+
+}  // namespace dsv4

@@ -1,0 +1,99 @@
+#include "backends/cpu/candidates.h"
+
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#include "backends/cpu/parallel.h"
+#include "core/fail.h"
+
+namespace dsv4::cpu {
+namespace {
+
+void zero(const ZeroParams& params, const OpContext& context) {
+  const Tensor& out = params.out;
+  int64_t row_elems = 1;
+  for (int i = 1; i < out.rank; ++i) row_elems *= out.shape[i];
+  const int64_t row_bytes = row_elems * size_of(out.dtype);
+  const int64_t stride_bytes = out.strides[0] * size_of(out.dtype);
+  parallel_chunks(context.stream, out.shape[0], 64, [&](int64_t begin, int64_t end, int) {
+    for (int64_t row = begin; row < end; ++row) {
+      std::memset(static_cast<char*>(out.data) + row * stride_bytes, 0,
+                  static_cast<size_t>(row_bytes));
+    }
+  });
+}
+
+int64_t scratch_bytes(const ScratchLimits& limits) {
+  return std::max({linear_scratch_bytes(limits), attend_scratch_bytes(limits),
+                   index_logits_scratch_bytes(limits), top_k_scratch_bytes(limits),
+                   rowwise_scratch_bytes(limits), moe_scratch_bytes(limits)});
+}
+
+// Splits "family:name,family:name"; empty parts are skipped.
+std::vector<std::pair<std::string_view, std::string_view>> parse_forced(std::string_view text) {
+  std::vector<std::pair<std::string_view, std::string_view>> out;
+  while (!text.empty()) {
+    const size_t comma = std::min(text.find(','), text.size());
+    const std::string_view part = text.substr(0, comma);
+    text.remove_prefix(std::min(comma + 1, text.size()));
+    if (part.empty()) continue;
+    const size_t colon = part.find(':');
+    if (colon == std::string_view::npos) {
+      fail(ErrorCode::kInvalidArgument, "DSV4_KERNEL: \"", part, "\", expected family:name");
+    }
+    out.emplace_back(part.substr(0, colon), part.substr(colon + 1));
+  }
+  return out;
+}
+
+}  // namespace
+
+std::span<const Candidate> candidates() {
+  static const std::vector<Candidate> all = [] {
+    std::vector<Candidate> list;
+    for (const auto family : {linear_candidates(), attend_candidates(), index_logits_candidates(),
+                              rowwise_candidates()}) {
+      list.insert(list.end(), family.begin(), family.end());
+    }
+    return list;
+  }();
+  return all;
+}
+
+Ops make_ops(std::string_view forced) {
+  Ops ops;
+  ops.gather_rows = gather_rows;
+  ops.zero = zero;
+  ops.expand_plan = expand_plan;
+  ops.top_k = top_k;
+  ops.map_slots = map_slots;
+  ops.moe = moe;
+  ops.scratch_bytes = scratch_bytes;
+  std::string_view installed;
+  for (const Candidate& candidate : candidates()) {
+    if (candidate.family == installed || !candidate.why_not().empty()) continue;
+    candidate.install(ops);
+    installed = candidate.family;
+  }
+  for (const auto& [family, name] : parse_forced(forced)) {
+    const Candidate* found = nullptr;
+    std::string known;
+    for (const Candidate& candidate : candidates()) {
+      known += concat(known.empty() ? "" : ", ", candidate.family, ":", candidate.name);
+      if (candidate.family == family && candidate.name == name) found = &candidate;
+    }
+    if (found == nullptr) {
+      fail(ErrorCode::kInvalidArgument, "DSV4_KERNEL: no kernel ", family, ":", name,
+           "; there are ", known);
+    }
+    if (const std::string reason = found->why_not(); !reason.empty()) {
+      fail(ErrorCode::kUnsupported, "DSV4_KERNEL: ", family, ":", name,
+           " cannot run here: ", reason);
+    }
+    found->install(ops);
+  }
+  return ops;
+}
+
+}  // namespace dsv4::cpu
