@@ -1,0 +1,87 @@
+// What all commands share: common options, reading ids, printing JSON, progress on a terminal.
+#pragma once
+#include <CLI/CLI.hpp>
+#include <functional>
+#include <nlohmann/json_fwd.hpp>
+#include <string>
+#include <vector>
+
+#include "dsv4/engine.h"
+
+namespace dsv4::cli {
+
+/// Wrong usage found after parsing: exit code 2.
+class UsageError : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+struct CommonOptions {
+  std::string model;
+  std::string device = "cpu";
+  std::string attention_backend;
+  std::string kv_cache_dtype = "auto";
+  std::string numerics = "serving";
+  int threads = 0;
+  bool threads_given = false;
+  bool json = false;
+
+  /// Engine options for `limits`; checks words and threads. @throws Error kInvalidArgument.
+  EngineOptions engine_options(const StepLimits& limits) const;
+};
+
+enum class ModelOption { kRequired, kOptional, kNone };
+/// Adds -m, --device, --attention-backend, --kv-cache-dtype, --numerics, --threads, --json to a
+/// command.
+void add_common_options(CLI::App& command, CommonOptions& options, ModelOption model);
+
+/// A prompt given as text or as ids; exactly one of them.
+struct PromptOptions {
+  std::string text;
+  std::string ids_file;
+  bool text_given = false;
+};
+void add_prompt_options(CLI::App& command, PromptOptions& options);
+/// Token ids of the prompt: a JSON array as it is, or the begin token and the encoded text.
+/// @throws Error kInvalidArgument: no tokenizer, an empty array, ids that are no integers or
+/// outside the vocabulary.
+std::vector<int32_t> read_prompt(const PromptOptions& options, const ModelConfig& config,
+                                 const std::string& model);
+/// The prompt's length is needed before the model is loaded, so the tokenizer is opened on its own.
+
+/// Writes a progress line to stderr, only when that is a terminal.
+class ProgressLine {
+ public:
+  ProgressLine();
+  ~ProgressLine();
+  Progress callback();
+
+ private:
+  void clear();
+  bool enabled_;
+  size_t width_ = 0;
+};
+
+/// "1.5 GB", "12.0 kB"; SI units.
+std::string human_bytes(double bytes);
+
+/// Prints JSON with a final newline; invalid UTF-8 becomes U+FFFD.
+void print_json(const nlohmann::json& value);
+
+// One function per command: adds itself to `app`; the returned action runs it and gives the exit
+// code.
+using Action = std::function<int()>;
+struct Command {
+  CLI::App* app;
+  Action run;
+};
+Command add_generate(CLI::App& app);
+Command add_logits(CLI::App& app);
+Command add_attention(CLI::App& app);
+Command add_inspect(CLI::App& app);
+Command add_plan(CLI::App& app);
+Command add_backends(CLI::App& app);
+Command add_tokenize(CLI::App& app);
+Command add_bench(CLI::App& app);
+
+}  // namespace dsv4::cli

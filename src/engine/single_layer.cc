@@ -1,0 +1,174 @@
+#include "dsv4/single_layer.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "checkpoint/bind.h"
+#include "core/fail.h"
+#include "core/numbers.h"
+#include "engine/resolve.h"
+#include "model/place_weights.h"
+
+namespace dsv4 {
+namespace {
+
+float load(const void* data, DType dtype, int64_t i) {
+  return dtype == DType::kF32 ? static_cast<const float*>(data)[i]
+                              : static_cast<float>(static_cast<const Bf16*>(data)[i]);
+}
+
+// Row-strided [rows, cols] of f32 or bf16 into a contiguous array of f32 or bf16.
+void convert_rows(const ConstTensor& from, void* to, DType to_dtype) {
+  for (int64_t row = 0; row < from.shape[0]; ++row) {
+    for (int64_t col = 0; col < from.shape[1]; ++col) {
+      const float value = load(from.data, from.dtype, row * from.strides[0] + col);
+      const int64_t i = row * from.shape[1] + col;
+      if (to_dtype == DType::kF32) {
+        static_cast<float*>(to)[i] = value;
+      } else {
+        static_cast<Bf16*>(to)[i] = Bf16(value);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+LayerKind layer_kind_of(const ModelConfig& config, const std::string& name) {
+  ModelConfig one = config;
+  one.num_hidden_layers = 1;
+  for (int ratio : {0, 4, 128}) {
+    one.compress_ratios = {ratio};
+    const LayerKind kind = one.layer_kind(0);
+    if (name == kind.name()) return kind;
+  }
+  fail(ErrorCode::kInvalidArgument, "layer kind \"", name, "\", expected sliding, csa or hca");
+}
+
+struct SingleLayer::Impl {
+  ModelConfig config;
+  ResolvedOptions resolved;
+  std::unique_ptr<TensorSource> source;
+  std::vector<Buffer> owned;
+  AttentionWeights weights;
+  std::unique_ptr<DeepseekV4Attention> attention;
+  std::unique_ptr<KvCachePool> pool;
+  std::unique_ptr<StepPlan> plan;
+  Buffer workspace, hidden, out;
+  std::vector<std::byte> staging;
+};
+
+SingleLayer::SingleLayer() : impl_(std::make_unique<Impl>()) {}
+SingleLayer::~SingleLayer() = default;
+
+std::unique_ptr<SingleLayer> SingleLayer::create(const ModelConfig& config, const LayerKind& kind,
+                                                 std::unique_ptr<TensorSource> source,
+                                                 const std::string& prefix,
+                                                 const EngineOptions& options) {
+  std::unique_ptr<SingleLayer> layer(new SingleLayer());
+  Impl& impl = *layer->impl_;
+  impl.config = config;
+  impl.config.num_hidden_layers = 1;
+  impl.config.compress_ratios = {kind.compress_ratio};
+  impl.resolved = resolve_options(impl.config, options);
+  const EngineOptions& resolved = impl.resolved.options;
+  Device& device = *impl.resolved.device;
+  impl.source = std::move(source);
+  impl.weights =
+      place_weights(bind_attention(*impl.source, impl.config, kind, prefix), device, impl.owned);
+  impl.attention = create_attention(*impl.resolved.descriptor, {.config = &impl.config,
+                                                                .kind = kind,
+                                                                .name = prefix,
+                                                                .weights = &impl.weights,
+                                                                .numerics = resolved.numerics,
+                                                                .tensor_parallel = {},
+                                                                .device = &device,
+                                                                .names = nullptr});
+  impl.attention->prepare_for(resolved.limits);
+  const std::span<const CacheSpec> specs = impl.attention->cache_specs();
+  impl.pool = std::make_unique<KvCachePool>(
+      std::vector<std::vector<CacheSpec>>{{specs.begin(), specs.end()}}, impl.resolved.pool,
+      device);
+  impl.plan = std::make_unique<StepPlan>(impl.config, resolved.limits, impl.resolved.pool, device);
+  impl.workspace = device.allocate(impl.attention->workspace_bytes(resolved.limits));
+  const int64_t row_bytes = config.hidden_size * size_of(resolved.numerics.activation);
+  impl.hidden = device.allocate(resolved.limits.max_tokens * row_bytes);
+  impl.out = device.allocate(resolved.limits.max_tokens * row_bytes);
+  impl.staging.resize(static_cast<size_t>(resolved.limits.max_tokens * row_bytes));
+  return layer;
+}
+
+const ModelConfig& SingleLayer::config() const {
+  return impl_->config;
+}
+const EngineOptions& SingleLayer::options() const {
+  return impl_->resolved.options;
+}
+const LayerKind& SingleLayer::kind() const {
+  return impl_->attention->kind();
+}
+Device& SingleLayer::device() {
+  return *impl_->resolved.device;
+}
+KvCachePool& SingleLayer::pool() {
+  return *impl_->pool;
+}
+int64_t SingleLayer::workspace_bytes() const {
+  return impl_->workspace.bytes();
+}
+
+std::string SingleLayer::description() const {
+  const EngineOptions& options = impl_->resolved.options;
+  return concat(impl_->resolved.device->description(), "; ", impl_->resolved.descriptor->name, ", ",
+                options.numerics.name, " numerics, ", kv_format_name(options.numerics.kv),
+                " cache");
+}
+
+void SingleLayer::forward(std::span<const BatchEntry> batch, ConstTensor hidden, Tensor out,
+                          const ForwardOptions& options) {
+  Impl& impl = *impl_;
+  const EngineOptions& resolved = impl.resolved.options;
+  Device& device = *impl.resolved.device;
+  const Stream stream = device.default_stream();
+  int64_t tokens = 0;
+  for (const BatchEntry& entry : batch) tokens += entry.num_tokens;
+  for (const auto& [what, given] :
+       {std::pair<const char*, ConstTensor>{"hidden", hidden}, {"out", out}}) {
+    const bool type_ok = given.dtype == DType::kF32 || given.dtype == DType::kBf16;
+    if (type_ok && given.rank == 2 && given.shape[0] == tokens &&
+        given.shape[1] == impl.config.hidden_size && given.strides[1] == 1) {
+      continue;
+    }
+    fail(ErrorCode::kInvalidArgument, what, " is ", describe(given), ", expected [", tokens, ", ",
+         impl.config.hidden_size, "] f32 or bf16 with contiguous rows");
+  }
+  if (tokens > resolved.limits.max_tokens) {
+    fail(ErrorCode::kInvalidArgument, "a step of ", tokens, " tokens, the limit is ",
+         resolved.limits.max_tokens);
+  }
+  for (const BatchEntry& entry : batch) {
+    if (impl.pool->reserve(entry.sequence, entry.num_tokens)) continue;
+    fail(ErrorCode::kOutOfMemory, "no room for ", entry.num_tokens, " tokens of sequence ",
+         entry.sequence);
+  }
+  const DType act = resolved.numerics.activation;
+  const int64_t bytes = tokens * impl.config.hidden_size * size_of(act);
+  convert_rows(hidden, impl.staging.data(), act);
+  device.copy_to_device(impl.hidden.data(), impl.staging.data(), bytes, stream);
+  impl.plan->update(batch, *impl.pool, stream);
+  const ConstTensor device_hidden(impl.hidden.data(), act, {tokens, impl.config.hidden_size});
+  const Tensor device_out(impl.out.data(), act, {tokens, impl.config.hidden_size});
+  impl.attention->forward(*impl.plan, impl.pool->caches(0), device_hidden, device_out,
+                          {impl.workspace.data(), impl.workspace.bytes()}, stream, options);
+  for (const BatchEntry& entry : batch) impl.pool->advance(entry.sequence, entry.num_tokens);
+  device.copy_to_host(impl.staging.data(), impl.out.data(), bytes, stream);
+  device.synchronize(stream);
+  for (int64_t row = 0; row < tokens; ++row) {
+    const ConstTensor from(impl.staging.data() + row * impl.config.hidden_size * size_of(act), act,
+                           {1, impl.config.hidden_size});
+    convert_rows(from, static_cast<char*>(out.data) + row * out.strides[0] * size_of(out.dtype),
+                 out.dtype);
+  }
+}
+
+}  // namespace dsv4
