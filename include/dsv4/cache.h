@@ -81,13 +81,16 @@ int64_t page_bytes(KvFormat format, int64_t rows, int row_elems);
 using SequenceId = int64_t;
 
 struct PoolLimits {
-  int64_t total_tokens =
-      0;  ///< sum over sequences of tokens that grow caches, rounded up to blocks per sequence
+  int64_t total_tokens = 0;  ///< tokens of all sequences: any max_seqs sequences with that many
+                             ///< tokens in total fit (what blocks round up comes on top)
   int max_seqs = 1;
   int max_step_tokens =
       1;  ///< of all sequences in one step: window rows of a step are all live at once
   int window_block_tokens = 64;
   int growing_block_tokens = 256;  ///< multiple of every compress ratio
+  int max_snapshots = 0;           ///< restore points held at the same time as max_seqs sequences
+  uint64_t shuffle_seed = 0;  ///< 0: lowest free block first; else another fixed order, for tests
+                              ///< that rename blocks
 };
 
 struct PoolUsage {
@@ -100,7 +103,11 @@ struct PoolUsage {
 
 /// Owns the bytes of all caches of a model on one device. Three groups, each one slab of equal
 /// blocks that span all layers: growing rows (compressed and index), window rows, state rings.
-/// Thread-compatible.
+/// Pages start at multiples of 64 bytes. Memory is uninitialised (0xff in debug builds): kernels
+/// read written rows only, and the compressor no state row of a position < 0, so a new sequence
+/// needs no clearing. Copies of fork() and snapshot() run on the device's default stream; steps
+/// must be ordered with it. Every function that takes a sequence @throws Error kInvalidArgument
+/// when it is unknown or released. Thread-compatible.
 class KvCachePool {
  public:
   /// `specs[layer]` as declared by the layers. @throws Error kInvalidArgument (limits, block
@@ -115,23 +122,28 @@ class KvCachePool {
 
   /// A new, empty sequence; nullopt when no state slot is free.
   std::optional<SequenceId> create();
-  /// Makes room for `new_tokens` after length(sequence). All or nothing: false leaves everything as
-  /// it was. Window blocks that no later token can see are given back first.
+  /// Makes room for `new_tokens` after length(sequence), and gives back what an earlier reservation
+  /// holds beyond that. All or nothing: false when blocks ran out, and nothing is reserved. Window
+  /// blocks that no later token can see are given back first.
   bool reserve(SequenceId sequence, int64_t new_tokens);
-  /// Tells that the reserved `tokens` have been written by a step.
+  /// Tells that the first `tokens` of the reserved ones have been written by a step.
+  /// @throws Error kInvalidArgument when fewer are reserved.
   void advance(SequenceId sequence, int64_t tokens);
+  /// Gives back everything that the sequence and its snapshots hold.
   void release(SequenceId sequence);
   /// A new sequence that shares the first `tokens` tokens: full blocks by reference, the partial
   /// ones and the state by copy. `tokens` must be the current length or that of a snapshot (state
   /// rings hold no older rows). nullopt when blocks or slots ran out. @throws Error
   /// kInvalidArgument naming the lengths that can be forked.
   std::optional<SequenceId> fork(SequenceId sequence, int64_t tokens);
-  /// Keeps a restore point at the current length; false when no slot or block is free.
+  /// Keeps a restore point at the current length: a copy of the state, references to the window
+  /// blocks. Released with the sequence; a second one at the same length changes nothing. False
+  /// when no state slot is free.
   bool snapshot(SequenceId sequence);
 
   int64_t length(SequenceId sequence) const;
   int32_t state_slot(SequenceId sequence) const;
-  /// Physical blocks of growing rows, in order.
+  /// Physical blocks of growing rows, in order. Spans are valid until the next change of the pool.
   std::span<const int32_t> growing_blocks(SequenceId sequence) const;
   /// Physical blocks of window rows; the first one holds token `first_token`, a multiple of
   /// window_block_tokens.
