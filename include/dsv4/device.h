@@ -54,6 +54,18 @@ class Buffer {
   Deleter deleter_;
 };
 
+/// What a device can do at best, as measured on it: the yardstick of benchmarks.
+struct DeviceLimits {
+  double read_bytes_per_second = 0;  ///< a read stream far larger than any cache, all threads
+  double f32_flops_per_second = 0;   ///< register-resident f32 FMA
+  double bf16_flops_per_second =
+      0;  ///< register-resident bf16 dot products; 0 where there is no such instruction
+  double peak_flops_per_second() const {
+    return f32_flops_per_second > bf16_flops_per_second ? f32_flops_per_second
+                                                        : bf16_flops_per_second;
+  }
+};
+
 /// A place where weights, caches and steps live. Made by `open_device` (dsv4/backend.h).
 class Device {
  public:
@@ -78,6 +90,8 @@ class Device {
   /// Host threads that operations of this device use; scratch memory depends on it.
   virtual int num_threads() const { return 1; }
   virtual const Ops& ops() const = 0;
+  /// Takes about half a second. Zeros where a device cannot tell.
+  virtual DeviceLimits measure_limits() { return {}; }
 };
 
 }  // namespace dsv4

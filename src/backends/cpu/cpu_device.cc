@@ -7,6 +7,7 @@
 #include <thread>
 
 #include "backends/cpu/candidates.h"
+#include "backends/cpu/limits.h"
 #include "core/fail.h"
 #include "core/thread_pool.h"
 
@@ -70,6 +71,7 @@ class CpuDevice final : public Device {
   Stream default_stream() override { return {&pool_}; }
   int num_threads() const override { return pool_.num_threads(); }
   const Ops& ops() const override { return ops_; }
+  DeviceLimits measure_limits() override { return cpu::measure_limits(pool_); }
 
  private:
   static void copy(void* to, const void* from, int64_t bytes) {

@@ -1,0 +1,394 @@
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstring>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <thread>
+
+#include "cache/kv_format.h"
+#include "command_line.h"
+#include "core/checked_math.h"
+#include "core/fail.h"
+#include "core/numbers.h"
+#include "dsv4/single_layer.h"
+
+namespace dsv4::cli {
+namespace {
+
+struct Options {
+  CommonOptions common;
+  std::string config = "configs/v4-flash.json";
+  std::vector<std::string> kinds{"sliding", "csa", "hca"};
+  std::vector<int64_t> contexts{1024, 8192, 65536, 524288, 1048576};
+  std::vector<int> batches{1};
+  int prefill = 2048;
+  double seconds = 1.0;
+};
+
+double now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+// Sums the time of each named step.
+class StepTimes final : public StepObserver {
+ public:
+  void begin(std::string_view) override { begin_ = now(); }
+  void end(std::string_view step) override { seconds_[std::string(step)] += now() - begin_; }
+  std::map<std::string, double> take() { return std::exchange(seconds_, {}); }
+
+ private:
+  double begin_ = 0;
+  std::map<std::string, double> seconds_;
+};
+
+// What one step must read, write and compute at least.
+struct Work {
+  double bytes = 0;
+  double flops = 0;
+};
+
+double row_bytes(const CacheSpec& spec) {
+  return static_cast<double>(page_bytes(spec.format, 1024, spec.row_elems)) / 1024;
+}
+
+// `tokens` new tokens in each of `batch` sequences after `context - tokens` others.
+Work work_of(const ModelConfig& config, const LayerKind& kind, const Numerics& numerics,
+             int64_t context, int64_t tokens, int64_t batch) {
+  Work out;
+  const int64_t all_tokens = tokens * batch;
+  for (const ExpectedTensor& tensor : expected_attention_tensors(config, kind, "")) {
+    out.bytes += static_cast<double>(tensor.num_bytes());
+    if (tensor.shape.size() == 2 && tensor.dtype != DType::kF8E8M0 &&
+        tensor.name.find("ape") == std::string::npos) {
+      out.flops += 2.0 * static_cast<double>(tensor.shape[0] * tensor.shape[1] * all_tokens);
+    }
+  }
+  const std::vector<CacheSpec> specs = attention_cache_specs(config, kind, numerics);
+  const auto role_bytes = [&](CacheRole role) {
+    for (const CacheSpec& spec : specs) {
+      if (spec.role == role) return row_bytes(spec);
+    }
+    return 0.0;
+  };
+  double window_rows = 0, entry_rows = 0, scored = 0;
+  for (int64_t t = context - tokens; t < context; ++t) {
+    window_rows += static_cast<double>(std::min<int64_t>(t + 1, config.sliding_window));
+    if (kind.compress_ratio == 0) continue;
+    const int64_t visible = (t + 1) / kind.compress_ratio;
+    entry_rows +=
+        static_cast<double>(kind.indexer ? std::min<int64_t>(visible, config.index_topk) : visible);
+    if (kind.indexer && context / kind.compress_ratio > config.index_topk)
+      scored += static_cast<double>(visible);
+  }
+  const double rows = (window_rows + entry_rows) * static_cast<double>(batch);
+  out.flops += rows * config.num_heads * 4.0 * config.head_dim;
+  out.flops +=
+      scored * static_cast<double>(batch) * 2.0 * config.index_n_heads * config.index_head_dim;
+  // Each cached row once a sequence; of a selected list every row once a token, at most all
+  // entries.
+  const double entries =
+      kind.compress_ratio == 0 ? 0 : static_cast<double>(context / kind.compress_ratio);
+  out.bytes += static_cast<double>(batch) *
+               std::min<double>(static_cast<double>(context),
+                                static_cast<double>(tokens + config.sliding_window)) *
+               role_bytes(CacheRole::kWindow);
+  out.bytes += static_cast<double>(batch) * std::min(entries, entry_rows) *
+               role_bytes(CacheRole::kCompressed);
+  if (scored > 0) out.bytes += static_cast<double>(batch) * entries * role_bytes(CacheRole::kIndex);
+  const double activations =
+      static_cast<double>(all_tokens * size_of(numerics.activation)) *
+      (2.0 * static_cast<double>(config.hidden_size) + 2.0 * config.num_heads * config.head_dim);
+  out.bytes += activations;
+  return out;
+}
+
+// Deterministic values of unit size, for caches that no real text filled.
+class Values {
+ public:
+  explicit Values(uint64_t seed) : state_(seed * 2654435761u + 1) {}
+  float next() {
+    state_ = state_ * 6364136223846793005u + 1442695040888963407u;
+    return static_cast<float>(static_cast<int32_t>(state_ >> 33) - (1 << 30)) * 0x1p-30f;
+  }
+
+ private:
+  uint64_t state_;
+};
+
+// Brings `sequence` to `context` tokens without computing them: rows of random values in every
+// cache.
+void fill(SingleLayer& layer, SequenceId sequence, int64_t context) {
+  KvCachePool& pool = layer.pool();
+  const LayerCaches caches = pool.caches(0);
+  const int64_t step = layer.options().limits.max_tokens;
+  while (pool.length(sequence) < context) {
+    const int64_t count = std::min(step, context - pool.length(sequence));
+    if (!pool.reserve(sequence, count))
+      fail(ErrorCode::kOutOfMemory, "bench: no room for ", context, " tokens");
+    pool.advance(sequence, count);
+  }
+  const auto fill_rows = [&](const CacheView& cache, int64_t rows, auto&& slot_of) {
+    if (!cache || rows == 0) return;
+    const int threads = std::max(1, layer.options().threads);
+    std::vector<std::thread> workers;
+    for (int worker = 0; worker < threads; ++worker) {
+      workers.emplace_back([&, worker] {
+        std::vector<float> row(static_cast<size_t>(cache.row_elems));
+        for (int64_t r = worker; r < rows; r += threads) {
+          Values values(static_cast<uint64_t>(r) + 7);
+          for (float& value : row) value = values.next();
+          encode_row(cache, slot_of(r), row.data());
+        }
+      });
+    }
+    for (std::thread& worker : workers) worker.join();
+  };
+  const auto window = pool.window_blocks(sequence);
+  const int64_t window_rows = context - window.first_token;
+  fill_rows(caches.window, window_rows, [&](int64_t r) {
+    return int64_t{window.blocks[static_cast<size_t>(r / caches.window.rows_per_block)]} *
+               caches.window.rows_per_block +
+           r % caches.window.rows_per_block;
+  });
+  const auto growing = pool.growing_blocks(sequence);
+  const int ratio = layer.kind().compress_ratio;
+  for (const CacheView& cache : {caches.compressed, caches.index}) {
+    fill_rows(cache, ratio == 0 ? 0 : context / ratio, [&](int64_t r) {
+      return int64_t{growing[static_cast<size_t>(r / cache.rows_per_block)]} *
+                 cache.rows_per_block +
+             r % cache.rows_per_block;
+    });
+  }
+  for (const StateView& state : {caches.state, caches.index_state}) {
+    if (!state) continue;
+    Values values(11);
+    float* ring = state.base + pool.state_slot(sequence) * state.slot_stride_elems;
+    for (int64_t i = 0; i < int64_t{state.ring_rows} * state.row_elems; ++i)
+      ring[i] = values.next();
+  }
+}
+
+struct Result {
+  std::string kind, what;
+  int64_t context = 0, batch = 1, tokens = 1;
+  double median = 0, p10 = 0, p90 = 0, floor = 0;
+  Work work;
+  DeviceLimits limits;
+  std::map<std::string, double> steps;
+};
+
+Result measure(const Options& options, const ModelConfig& config, const std::string& kind_name,
+               int64_t context, int64_t tokens, int64_t batch) {
+  const LayerKind kind = layer_kind_of(config, kind_name);
+  constexpr int kMaxRepeats = 64;
+  const int64_t fill_chunk = std::min<int64_t>(4096, context);
+  EngineOptions engine_options = options.common.engine_options(
+      {static_cast<int>(std::max(tokens * batch, tokens == 1 ? batch : fill_chunk)),
+       static_cast<int>(batch), context + kMaxRepeats + 1});
+  if (tokens == 1)
+    engine_options.limits.max_tokens = static_cast<int>(std::max<int64_t>(batch, 256));
+  engine_options.total_tokens = batch * (context + kMaxRepeats + 256);
+  const FormulaStorage storage = engine_options.numerics.quantise_linear_input
+                                     ? FormulaStorage::kReleased
+                                     : FormulaStorage::kBf16Values;
+  const std::string prefix = concat(kind.name(), ".");
+  const auto layer = SingleLayer::create(
+      config, kind, formula_source(expected_attention_tensors(config, kind, prefix), 1, storage),
+      prefix, engine_options);
+  std::vector<SequenceId> sequences;
+  for (int64_t b = 0; b < batch; ++b) {
+    sequences.push_back(layer->pool().create().value());
+    fill(*layer, sequences.back(), context - tokens);
+  }
+  const int64_t all_tokens = tokens * batch;
+  std::vector<uint16_t> hidden(static_cast<size_t>(all_tokens * config.hidden_size));
+  std::vector<uint16_t> out(hidden.size());
+  Values values(3);
+  for (uint16_t& value : hidden) value = f32_to_bf16(values.next());
+  StepTimes steps;
+  const ForwardOptions forward{nullptr, &steps};
+  const auto once = [&] {
+    std::vector<BatchEntry> entries;
+    for (SequenceId sequence : sequences)
+      entries.push_back({sequence, static_cast<int32_t>(tokens)});
+    const double begin = now();
+    layer->forward(entries,
+                   ConstTensor(hidden.data(), DType::kBf16, {all_tokens, config.hidden_size}),
+                   Tensor(out.data(), DType::kBf16, {all_tokens, config.hidden_size}), forward);
+    return now() - begin;
+  };
+  // Later steps have a token more of context each; a prefill starts anew instead.
+  const auto rewind = [&] {
+    if (tokens == 1) return;
+    for (SequenceId& sequence : sequences) {
+      layer->pool().release(sequence);
+      sequence = layer->pool().create().value();
+      fill(*layer, sequence, context - tokens);
+    }
+  };
+  Result result{.kind = kind_name,
+                .what = tokens == 1 ? "decode" : "prefill",
+                .context = context,
+                .batch = batch,
+                .tokens = tokens,
+                .work = work_of(config, kind, layer->options().numerics, context, tokens, batch)};
+  result.limits = layer->device().measure_limits();
+  once();
+  rewind();
+  steps.take();
+  std::vector<double> times;
+  std::vector<std::map<std::string, double>> breakdown;
+  const double begin = now();
+  while (static_cast<int>(times.size()) < kMaxRepeats - 1 &&
+         (times.size() < 5 || now() - begin < options.seconds)) {
+    times.push_back(once());
+    breakdown.push_back(steps.take());
+    rewind();
+  }
+  // The machine may be shared: the yardstick is the better of before and after.
+  const DeviceLimits after = layer->device().measure_limits();
+  result.limits.read_bytes_per_second =
+      std::max(result.limits.read_bytes_per_second, after.read_bytes_per_second);
+  result.limits.f32_flops_per_second =
+      std::max(result.limits.f32_flops_per_second, after.f32_flops_per_second);
+  result.limits.bf16_flops_per_second =
+      std::max(result.limits.bf16_flops_per_second, after.bf16_flops_per_second);
+  std::vector<double> sorted = times;
+  std::sort(sorted.begin(), sorted.end());
+  const auto quantile = [&](double q) {
+    return sorted[static_cast<size_t>(q * static_cast<double>(sorted.size() - 1))];
+  };
+  result.median = quantile(0.5);
+  result.p10 = quantile(0.1);
+  result.p90 = quantile(0.9);
+  for (const auto& one : breakdown) {
+    for (const auto& [name, seconds] : one)
+      result.steps[name] += seconds / static_cast<double>(breakdown.size());
+  }
+  result.floor = std::max(result.work.bytes / result.limits.read_bytes_per_second,
+                          result.work.flops / result.limits.peak_flops_per_second());
+  return result;
+}
+
+void print(const Result& result) {
+  const double us = 1e6;
+  std::printf("%-8s %-8s %8lld %5lld %10.0f %9.0f..%-9.0f %7.1f %7.1f %6.0f%% %6.0f%% %6.2fx ",
+              result.kind.c_str(), result.what.c_str(), static_cast<long long>(result.context),
+              static_cast<long long>(result.batch), result.median * us, result.p10 * us,
+              result.p90 * us, result.work.bytes / result.median / 1e9,
+              result.work.flops / result.median / 1e9,
+              100 * result.work.bytes / result.median / result.limits.read_bytes_per_second,
+              100 * result.work.flops / result.median / result.limits.peak_flops_per_second(),
+              result.median / result.floor);
+  for (const auto& [name, seconds] : result.steps)
+    std::printf(" %s=%.0f", name.c_str(), seconds * us);
+  std::printf("\n");
+  std::fflush(stdout);
+}
+
+nlohmann::json to_json(const Result& result) {
+  nlohmann::json out{{"kind", result.kind},
+                     {"what", result.what},
+                     {"context", result.context},
+                     {"batch", result.batch},
+                     {"tokens", result.tokens},
+                     {"seconds_median", result.median},
+                     {"seconds_p10", result.p10},
+                     {"seconds_p90", result.p90},
+                     {"bytes", result.work.bytes},
+                     {"flops", result.work.flops},
+                     {"floor_seconds", result.floor},
+                     {"read_bytes_per_second", result.limits.read_bytes_per_second},
+                     {"peak_flops_per_second", result.limits.peak_flops_per_second()}};
+  for (const auto& [name, seconds] : result.steps) out["steps_seconds"][name] = seconds;
+  return out;
+}
+
+int run(Options& options) {
+  const ModelConfig config = ModelConfig::load(options.config);
+  for (const std::string& kind : options.kinds) layer_kind_of(config, kind);
+  for (int64_t context : options.contexts) {
+    if (context < 2 || context + 64 > INT32_MAX) {
+      fail(ErrorCode::kInvalidArgument, "--contexts ", context, ", expected 2 or more");
+    }
+  }
+  for (int batch : options.batches) {
+    if (batch < 1) fail(ErrorCode::kInvalidArgument, "--batches ", batch, ", expected 1 or more");
+  }
+  // Decoding past the model's longest context by the repeats of the measurement is fine here.
+  ModelConfig roomy = config;
+  roomy.max_position_embeddings =
+      std::max<int64_t>(roomy.max_position_embeddings, int64_t{1} << 21);
+  nlohmann::json results = nlohmann::json::array();
+  if (!options.common.json) {
+    std::printf("%-8s %-8s %8s %5s %10s %20s %7s %7s %7s %7s %7s  us by step\n", "kind", "what",
+                "context", "batch", "us median", "p10..p90", "GB/s", "GFLOP/s", "of read",
+                "of peak", "floor");
+  }
+  const auto report = [&](const Result& result) {
+    if (options.common.json) {
+      results.push_back(to_json(result));
+    } else {
+      print(result);
+    }
+  };
+  DeviceLimits last;
+  for (const std::string& kind : options.kinds) {
+    for (int64_t context : options.contexts) {
+      for (int batch : options.batches) {
+        const Result result = measure(options, roomy, kind, context, 1, batch);
+        last = result.limits;
+        report(result);
+      }
+    }
+    if (options.prefill > 0) {
+      const Result result = measure(options, roomy, kind, options.prefill, options.prefill, 1);
+      last = result.limits;
+      report(result);
+    }
+  }
+  if (options.common.json) {
+    print_json(results);
+  } else {
+    std::printf(
+        "limits measured in the last case: read %.1f GB/s, f32 %.0f GFLOP/s, bf16 %.0f GFLOP/s\n",
+        last.read_bytes_per_second / 1e9, last.f32_flops_per_second / 1e9,
+        last.bf16_flops_per_second / 1e9);
+  }
+  return 0;
+}
+
+}  // namespace
+
+Command add_bench(CLI::App& app) {
+  CLI::App* command =
+      app.add_subcommand("bench", "Benchmarks on this machine, against its own measured limits");
+  command->require_subcommand(1);
+  auto options = std::make_shared<Options>();
+  CLI::App* attention = command->add_subcommand(
+      "attention",
+      "One attention layer: decode of one token at several contexts (caches filled with random "
+      "rows), and "
+      "prefill. Prints time, bytes, GB/s, GFLOP/s, the shares of the machine's read bandwidth and "
+      "peak "
+      "rate measured in the same run, and time over max(bytes / bandwidth, FLOPs / peak)");
+  add_common_options(*attention, options->common, ModelOption::kNone);
+  attention->add_option("--config", options->config, "config.json whose geometry is used")
+      ->capture_default_str();
+  attention->add_option("--kinds", options->kinds, "Layer kinds: sliding, csa, hca")
+      ->capture_default_str()
+      ->delimiter(',');
+  attention->add_option("--contexts", options->contexts, "Contexts of decode")
+      ->capture_default_str()
+      ->delimiter(',');
+  attention->add_option("--batches", options->batches, "Sequences decoded at once")
+      ->capture_default_str()
+      ->delimiter(',');
+  attention->add_option("--prefill", options->prefill, "Tokens of the prefill; 0: none")
+      ->capture_default_str();
+  attention->add_option("--seconds", options->seconds, "Time per case")->capture_default_str();
+  return {command, [options] { return run(*options); }};
+}
+
+}  // namespace dsv4::cli
