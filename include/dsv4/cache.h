@@ -123,8 +123,8 @@ class KvCachePool {
   /// A new, empty sequence; nullopt when no state slot is free.
   std::optional<SequenceId> create();
   /// Makes room for `new_tokens` after length(sequence), and gives back what an earlier reservation
-  /// holds beyond that. All or nothing: false when blocks ran out, and nothing is reserved. Window
-  /// blocks that no later token can see are given back first.
+  /// holds beyond that. All or nothing: false when blocks ran out; the reservation stays as it was.
+  /// Window blocks that no later token can see are given back first.
   bool reserve(SequenceId sequence, int64_t new_tokens);
   /// Tells that the first `tokens` of the reserved ones have been written by a step.
   /// @throws Error kInvalidArgument when fewer are reserved.
