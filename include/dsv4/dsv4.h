@@ -1,0 +1,15 @@
+// Everything of the public C++ API.
+#pragma once
+#include "dsv4/attention.h"
+#include "dsv4/backend.h"
+#include "dsv4/cache.h"
+#include "dsv4/checkpoint.h"
+#include "dsv4/config.h"
+#include "dsv4/device.h"
+#include "dsv4/dtype.h"
+#include "dsv4/engine.h"
+#include "dsv4/error.h"
+#include "dsv4/numerics.h"
+#include "dsv4/single_layer.h"
+#include "dsv4/tensor.h"
+#include "dsv4/tokenizer.h"
