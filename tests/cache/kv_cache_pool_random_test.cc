@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <map>
+#include <ostream>
 #include <random>
 #include <set>
 #include <string>
@@ -29,6 +30,12 @@ struct Geometry {
   int keep, window_block, growing_block;
   uint64_t shuffle_seed;
 };
+
+// For the names of failed parameters.
+void PrintTo(const Geometry& geometry, std::ostream* out) {
+  *out << "window " << geometry.keep << ", blocks of " << geometry.window_block << " and "
+       << geometry.growing_block << " tokens, seed " << geometry.shuffle_seed;
+}
 
 std::vector<std::vector<CacheSpec>> specs_of(const Geometry& geometry) {
   const CacheSpec window{CacheRole::kWindow, KvFormat::kF32, 1, geometry.keep, kElems};
