@@ -2,6 +2,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "checkpoint/strict_json.h"
 #include "core/fail.h"
 #include "model/added_tokens.h"
 #include "model/byte_alphabet.h"
@@ -11,40 +12,12 @@ namespace {
 
 using Json = nlohmann::json;
 
-// Bounds of what a file may ask for. Released files have 10 MB, 7 levels and 4 pre-tokenizers.
+// Bounds of what a file may ask for. Released files have 10 MB and 4 pre-tokenizers.
 constexpr size_t kMaxFileBytes = size_t{64} << 20;
-constexpr int kMaxDepth = 32;
 constexpr size_t kMaxPreTokenizers = 16;
 
-// Long or binary strings of the file would drown the message.
 std::string quoted(std::string_view text) {
-  constexpr size_t kShown = 60;
-  if (text.size() <= kShown) return concat('"', text, '"');
-  size_t end = kShown;
-  while (end > 0 && (static_cast<uint8_t>(text[end]) & 0xc0) == 0x80) --end;  // whole characters
-  return concat('"', text.substr(0, end), "...\" (", text.size(), " bytes)");
-}
-
-// The JSON library keeps some 16 to 100 bytes per value, so depth and size bound its memory.
-void check_depth(std::string_view json, const std::string& origin) {
-  int depth = 0;
-  bool in_string = false;
-  for (size_t i = 0; i < json.size(); ++i) {
-    const char c = json[i];
-    if (in_string) {
-      if (c == '\\') ++i;
-      if (c == '"') in_string = false;
-    } else if (c == '"') {
-      in_string = true;
-    } else if (c == '[' || c == '{') {
-      if (++depth > kMaxDepth) {
-        fail(ErrorCode::kDataCorrupt, origin, ": nested deeper than ", kMaxDepth,
-             " levels at byte ", i);
-      }
-    } else if (c == ']' || c == '}') {
-      --depth;
-    }
-  }
+  return concat('"', printable(text, 60), '"');
 }
 
 // Reads one file; `where` in messages is the path of the value inside it.
@@ -365,13 +338,7 @@ TokenizerFile TokenizerFile::parse(std::string_view json, const std::string& ori
     fail(ErrorCode::kDataCorrupt, origin, ": ", json.size(), " bytes, expected at most ",
          kMaxFileBytes);
   }
-  check_depth(json, origin);
-  Json root;
-  try {
-    root = Json::parse(json);
-  } catch (const Json::exception& error) {
-    fail(ErrorCode::kDataCorrupt, origin, ": not valid JSON: ", error.what());
-  }
+  const Json root = parse_strict_json(json, origin);
   TokenizerFile file;
   file.byte_ids.fill(-1);
   Reader(origin, file).read(root);

@@ -489,6 +489,8 @@ TEST(Tokenizer, RefusesFilesThatAreNotJson) {
   for (const std::string text : {"", "{", "{\"model\": }", "\xff\xfe", "nul"}) {
     expect_error(kCorrupt, "test: not valid JSON", [&] { Tokenizer::parse(text, "test"); });
   }
+  expect_error(kCorrupt, "given twice",
+               [] { Tokenizer::parse(R"({"model": 1, "model": 2})", "test"); });
   expect_error(kCorrupt, "nested deeper",
                [] { Tokenizer::parse(std::string(1000000, '['), "test"); });
 }
