@@ -11,6 +11,7 @@
 #include <nlohmann/json.hpp>
 
 #include "checkpoint/mapped_file.h"
+#include "checkpoint/problems.h"
 #include "checkpoint/strict_json.h"
 #include "core/fail.h"
 
@@ -30,23 +31,6 @@ constexpr int64_t kMaxContext = std::numeric_limits<int32_t>::max();  // positio
 constexpr int64_t kMaxMtpLayers = 8;
 /// Entries of compress_ratios after the main layers that released files are known to carry.
 constexpr int64_t kMaxTrailingRatios = 3;
-
-class Problems {
- public:
-  template <typename... Parts>
-  void add(const Parts&... parts) {
-    list_.push_back(concat(parts...));
-  }
-  bool empty() const { return list_.empty(); }
-  std::string join() const {
-    std::string out;
-    for (const std::string& problem : list_) out += "\n  - " + problem;
-    return out;
-  }
-
- private:
-  std::vector<std::string> list_;
-};
 
 class FieldReader {
  public:
@@ -116,10 +100,11 @@ class FieldReader {
   }
 
   void missing(const char* name, const std::string& expected) {
-    problems_.add(prefix_, name, ": missing, expected ", expected);
+    problems_.add(ErrorCode::kInvalidArgument, prefix_, name, ": missing, expected ", expected);
   }
   void wrong(const char* name, const std::string& expected, const json& given) {
-    problems_.add(prefix_, name, ": expected ", expected, ", given ", excerpt(given));
+    problems_.add(ErrorCode::kInvalidArgument, prefix_, name, ": expected ", expected, ", given ",
+                  excerpt(given));
   }
 
  private:
@@ -189,7 +174,8 @@ void read_rope(FieldReader& fields, ModelConfig& config, Problems& problems) {
   inner.integer("original_max_position_embeddings", config.rope_original_max_position, 1,
                 kMaxContext);
   if (config.rope_beta_fast < config.rope_beta_slow) {
-    problems.add("rope_scaling.beta_fast: expected at least beta_slow = ", config.rope_beta_slow,
+    problems.add(ErrorCode::kInvalidArgument,
+                 "rope_scaling.beta_fast: expected at least beta_slow = ", config.rope_beta_slow,
                  ", given ", config.rope_beta_fast);
   }
 }
@@ -208,7 +194,7 @@ void read_ratios(FieldReader& fields, ModelConfig& config, Problems& problems) {
   const int64_t layers = config.num_hidden_layers;
   const int64_t trailing = std::max<int64_t>(kMaxTrailingRatios, config.num_nextn_predict_layers);
   if (layers > 0 && (count < layers || count > layers + trailing)) {
-    return problems.add("compress_ratios: expected ", layers,
+    return problems.add(ErrorCode::kInvalidArgument, "compress_ratios: expected ", layers,
                         " entries (num_hidden_layers) and up to ", trailing,
                         " more for MTP layers, given ", count);
   }
@@ -220,14 +206,16 @@ void read_ratios(FieldReader& fields, ModelConfig& config, Problems& problems) {
     const bool known =
         ratio && (*ratio == 0 || *ratio == 1 || (main && (*ratio == 4 || *ratio == 128)));
     if (!known && reported++ < 8) {
-      problems.add("compress_ratios[", i, "]: expected ",
+      problems.add(ErrorCode::kInvalidArgument, "compress_ratios[", i, "]: expected ",
                    main ? "0 (sliding window only; 1 means the same), 4 (CSA) or 128 (HCA)"
                         : "0 (MTP layers attend to the sliding window only)",
                    ", given ", excerpt(value));
     }
     config.compress_ratios.push_back(known && *ratio != 1 ? static_cast<int>(*ratio) : 0);
   }
-  if (reported > 8) problems.add("compress_ratios: ", reported - 8, " more unknown values");
+  if (reported > 8)
+    problems.add(ErrorCode::kInvalidArgument, "compress_ratios: ", reported - 8,
+                 " more unknown values");
 }
 
 void read_indexer(FieldReader& fields, ModelConfig& config) {
@@ -291,41 +279,49 @@ bool read_quantisation(FieldReader& fields, ModelConfig& config, Problems& probl
 /// Conditions between fields. A field that was refused is 0 and is not reported again.
 void check_together(const ModelConfig& config, bool quantised, Problems& problems) {
   if (config.num_heads > 0 && config.o_groups > 0 && config.num_heads % config.o_groups != 0) {
-    problems.add("o_groups: expected a divisor of num_attention_heads = ", config.num_heads,
+    problems.add(ErrorCode::kInvalidArgument,
+                 "o_groups: expected a divisor of num_attention_heads = ", config.num_heads,
                  ", given ", config.o_groups);
   }
   if (config.qk_rope_head_dim % 2 != 0) {
-    problems.add("qk_rope_head_dim: expected an even number, given ", config.qk_rope_head_dim);
+    problems.add(ErrorCode::kInvalidArgument, "qk_rope_head_dim: expected an even number, given ",
+                 config.qk_rope_head_dim);
   }
   if (config.head_dim > 0 && config.qk_rope_head_dim >= config.head_dim) {
-    problems.add("qk_rope_head_dim: expected less than head_dim = ", config.head_dim, ", given ",
+    problems.add(ErrorCode::kInvalidArgument,
+                 "qk_rope_head_dim: expected less than head_dim = ", config.head_dim, ", given ",
                  config.qk_rope_head_dim);
   }
   if (config.index_head_dim > 0 && config.qk_rope_head_dim > config.index_head_dim) {
-    problems.add("index_head_dim: expected at least qk_rope_head_dim = ", config.qk_rope_head_dim,
+    problems.add(ErrorCode::kInvalidArgument,
+                 "index_head_dim: expected at least qk_rope_head_dim = ", config.qk_rope_head_dim,
                  ", given ", config.index_head_dim);
   }
   if (config.n_routed_experts > 0 && config.num_experts_per_tok > config.n_routed_experts) {
-    problems.add("num_experts_per_tok: expected at most n_routed_experts = ",
+    problems.add(ErrorCode::kInvalidArgument,
+                 "num_experts_per_tok: expected at most n_routed_experts = ",
                  config.n_routed_experts, ", given ", config.num_experts_per_tok);
   }
   const int64_t experts = int64_t{config.num_hidden_layers} * config.n_routed_experts;
   if (experts > kMaxAllExperts) {
-    problems.add("n_routed_experts: expected at most ", kMaxAllExperts,
+    problems.add(ErrorCode::kInvalidArgument, "n_routed_experts: expected at most ", kMaxAllExperts,
                  " experts in all layers together, given ", config.num_hidden_layers, " x ",
                  config.n_routed_experts, " = ", experts);
   }
   if (config.num_hidden_layers > 0 && config.num_hash_layers > config.num_hidden_layers) {
-    problems.add("num_hash_layers: expected at most num_hidden_layers = ", config.num_hidden_layers,
+    problems.add(ErrorCode::kInvalidArgument,
+                 "num_hash_layers: expected at most num_hidden_layers = ", config.num_hidden_layers,
                  ", given ", config.num_hash_layers);
   }
   if (config.expert_dtype == ExpertFormat::kFp4) {
     if (config.hidden_size % 32 != 0) {
-      problems.add("hidden_size: expected a multiple of 32 (scale block of fp4 experts), given ",
+      problems.add(ErrorCode::kInvalidArgument,
+                   "hidden_size: expected a multiple of 32 (scale block of fp4 experts), given ",
                    config.hidden_size);
     }
     if (config.moe_intermediate_size % 32 != 0) {
       problems.add(
+          ErrorCode::kInvalidArgument,
           "moe_intermediate_size: expected a multiple of 32 (scale block of fp4 experts), given ",
           config.moe_intermediate_size);
     }
@@ -333,16 +329,19 @@ void check_together(const ModelConfig& config, bool quantised, Problems& problem
   // Output groups are row slices of wo_a; a scale block must not straddle two of them.
   if (quantised && config.o_groups > 1 && config.o_lora_rank % config.weight_block_rows != 0) {
     problems.add(
+        ErrorCode::kInvalidArgument,
         "o_lora_rank: expected a multiple of weight_block_size[0] = ", config.weight_block_rows,
         " when there are output groups, given ", config.o_lora_rank);
   }
   if (config.vocab_size > 0) {
     if (config.bos_token_id >= config.vocab_size) {
-      problems.add("bos_token_id: expected less than vocab_size = ", config.vocab_size, ", given ",
+      problems.add(ErrorCode::kInvalidArgument,
+                   "bos_token_id: expected less than vocab_size = ", config.vocab_size, ", given ",
                    config.bos_token_id);
     }
     if (config.eos_token_id >= config.vocab_size) {
-      problems.add("eos_token_id: expected less than vocab_size = ", config.vocab_size, ", given ",
+      problems.add(ErrorCode::kInvalidArgument,
+                   "eos_token_id: expected less than vocab_size = ", config.vocab_size, ", given ",
                    config.eos_token_id);
     }
   }
@@ -355,7 +354,7 @@ ModelConfig ModelConfig::parse(std::string_view text, const std::string& origin)
   if (!document.is_object()) {
     fail(ErrorCode::kDataCorrupt, origin, ": expected a JSON object, given ", excerpt(document));
   }
-  Problems problems;
+  Problems problems(1000);
   FieldReader fields(document, "", problems);
   ModelConfig config;
   check_fixed_choices(fields);
@@ -365,10 +364,7 @@ ModelConfig ModelConfig::parse(std::string_view text, const std::string& origin)
   read_indexer(fields, config);
   const bool quantised = read_quantisation(fields, config, problems);
   check_together(config, quantised, problems);
-  if (!problems.empty()) {
-    fail(ErrorCode::kInvalidArgument, origin,
-         ": this model configuration cannot be used:", problems.join());
-  }
+  problems.raise(origin + ": this model configuration cannot be used:");
   return config;
 }
 
