@@ -18,6 +18,8 @@ struct ExpectedTensor {
   std::vector<int64_t> shape;  ///< as stored: kF4E2M1 counts bytes
   DType dtype;
   std::string meaning;  ///< of the shape, for messages: "head_dim x hidden_size"
+  int block_rows = 0;   ///< of a scale: elements of its weight that share one scale, else 0
+  int block_cols = 0;
   int64_t num_bytes() const;
 };
 

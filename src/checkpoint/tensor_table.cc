@@ -1,5 +1,6 @@
 // The tensors of a released checkpoint, derived from the config. Source: spec/model.md 6.
 #include "core/checked_math.h"
+#include "core/fail.h"
 #include "dsv4/checkpoint.h"
 
 namespace dsv4 {
@@ -18,7 +19,7 @@ class Table {
 
   void add(const std::string& name, std::vector<int64_t> shape, DType dtype,
            const std::string& meaning) {
-    out_.push_back({name, std::move(shape), dtype, meaning});
+    out_.push_back({name, std::move(shape), dtype, meaning, 0, 0});
   }
   void bf16(const std::string& name, std::vector<int64_t> shape, const std::string& meaning) {
     add(name, std::move(shape), DType::kBf16, meaning);
@@ -26,19 +27,26 @@ class Table {
   void f32(const std::string& name, std::vector<int64_t> shape, const std::string& meaning) {
     add(name, std::move(shape), DType::kF32, meaning);
   }
+  void scale(const std::string& stem, int64_t rows, int64_t cols, int block_rows, int block_cols,
+             const std::string& meaning) {
+    out_.push_back({stem + ".scale",
+                    {ceil_div(rows, block_rows), ceil_div(cols, block_cols)},
+                    DType::kF8E8M0,
+                    concat(block_rows, " x ", block_cols, " blocks of ", meaning),
+                    block_rows,
+                    block_cols});
+  }
   /// stem.weight [rows, cols] and its block scales.
   void fp8(const std::string& stem, int64_t rows, int64_t cols, const std::string& meaning) {
     add(stem + ".weight", {rows, cols}, DType::kF8E4M3, meaning);
-    add(stem + ".scale",
-        {ceil_div(rows, config_.weight_block_rows), ceil_div(cols, config_.weight_block_cols)},
-        DType::kF8E8M0, "blocks of (" + meaning + ")");
+    scale(stem, rows, cols, config_.weight_block_rows, config_.weight_block_cols, meaning);
   }
   void expert_matrix(const std::string& stem, int64_t rows, int64_t cols,
                      const std::string& meaning) {
     switch (config_.expert_dtype) {
       case ExpertFormat::kFp4:
         add(stem + ".weight", {rows, cols / 2}, DType::kF4E2M1, meaning + " / 2");
-        add(stem + ".scale", {rows, cols / 32}, DType::kF8E8M0, meaning + " / 32");
+        scale(stem, rows, cols, 1, 32, meaning);
         break;
       case ExpertFormat::kFp8:
         fp8(stem, rows, cols, meaning);
