@@ -1,0 +1,273 @@
+// linear, few rows of x: the weights are read once, converted in registers, never stored.
+//
+// Problem   y[m][n] = sum_k x[m][k] W[n][k] for m < 4 (FP4: 8); bound by reading W
+// Tiling    kRows rows of W x M rows of x. The rows come from kRows distant stripes of the tile,
+// row i
+//           of each: every stream that the prefetcher sees is then long and contiguous. Adjacent
+//           rows of K = 1024 defeat it and run three times slower on one thread.
+// Budget    two threads that share memory leave about 14 cycles per 64 bytes; FP8, M = 1 takes 5.4
+// Contract  any N (the last stripes repeat the tile's last row), any K (the last partial group of
+//           128 columns is copied and zero-padded), sums in the order of linear.h
+#include <array>
+
+#include "backends/cpu/ops/linear_avx512-inl.h"
+#include "backends/cpu/ops/linear_avx512.h"
+
+namespace dsv4::cpu::avx512 {
+namespace {
+
+// Bytes of 128 columns of the widest weight, f32.
+constexpr int kMaxGroupBytes = kLinearGroup * 4;
+
+// ---- one kind of weight each: `Row` points into a row of W, `add` adds 128 columns of kRows rows
+
+/// What a kind sees of kRows rows and M rows of x. `x` points to the group, rows `x_stride` apart.
+template <int kRows, int M>
+struct Group {
+  const std::byte* w[kRows];
+  const uint8_t* scale[kRows];
+  const std::byte* x;
+  int64_t x_stride_bytes;
+  const std::byte* x_part(int m, int part) const { return x + m * x_stride_bytes + 64 * part; }
+};
+
+template <int kRows, int M>
+using Accumulators = __m512[kRows][M];
+
+struct Fp8Kind {
+  template <int M>
+  static constexpr int kRows = 4;
+  static constexpr int kBitsPerColumn = 8;
+  static constexpr int kXBytes = 2;
+  const Fp8Tables* tables = &fp8_tables();
+
+  template <int R, int M>
+  DSV4_INLINE void add(const Group<R, M>& group, Accumulators<R, M>& acc) const {
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) {
+      const Fp8Table table = load_table(*tables, *group.scale[r]);
+#pragma GCC unroll 2
+      for (int half = 0; half < 2; ++half) {
+        __m512i first, second;
+        fp8_to_bf16(_mm512_loadu_si512(group.w[r] + 64 * half), table, first, second);
+#pragma GCC unroll 4
+        for (int m = 0; m < M; ++m) {
+          acc[r][m] = dot_pairs(acc[r][m], first, _mm512_loadu_si512(group.x_part(m, 2 * half)));
+          acc[r][m] =
+              dot_pairs(acc[r][m], second, _mm512_loadu_si512(group.x_part(m, 2 * half + 1)));
+        }
+      }
+    }
+  }
+};
+
+struct Fp4Kind {
+  template <int M>
+  static constexpr int kRows = M == 1 || M > 4 ? 2 : 4;
+  static constexpr int kBitsPerColumn = 4;
+  static constexpr int kXBytes = 2;
+  __m512i table = fp4_table();
+
+  template <int R, int M>
+  DSV4_INLINE void add(const Group<R, M>& group, Accumulators<R, M>& acc) const {
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) {
+      __m512i values[4];
+      fp4_to_bf16(_mm512_loadu_si512(group.w[r]), table, values);
+      const __m512 scales = fp4_lane_scales(group.scale[r]);
+#pragma GCC unroll 8
+      for (int m = 0; m < M; ++m) {
+        __m512 sum = _mm512_setzero_ps();
+#pragma GCC unroll 4
+        for (int part = 0; part < 4; ++part) {
+          sum = dot_pairs(sum, values[part], _mm512_loadu_si512(group.x_part(m, part)));
+        }
+        acc[r][m] = _mm512_fmadd_ps(sum, scales, acc[r][m]);
+      }
+    }
+  }
+};
+
+struct Bf16Kind {
+  template <int M>
+  static constexpr int kRows = 4;
+  static constexpr int kBitsPerColumn = 16;
+  static constexpr int kXBytes = 2;
+
+  template <int R, int M>
+  DSV4_INLINE void add(const Group<R, M>& group, Accumulators<R, M>& acc) const {
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+      for (int part = 0; part < 4; ++part) {
+        const __m512i values = _mm512_loadu_si512(group.w[r] + 64 * part);
+#pragma GCC unroll 4
+        for (int m = 0; m < M; ++m) {
+          acc[r][m] = dot_pairs(acc[r][m], values, _mm512_loadu_si512(group.x_part(m, part)));
+        }
+      }
+    }
+  }
+};
+
+// f32 products: x in f32, W in f32 or bf16.
+template <bool kWeightIsBf16>
+struct F32Kind {
+  template <int M>
+  static constexpr int kRows = 4;
+  static constexpr int kBitsPerColumn = kWeightIsBf16 ? 16 : 32;
+  static constexpr int kXBytes = 4;
+
+  template <int R, int M>
+  DSV4_INLINE void add(const Group<R, M>& group, Accumulators<R, M>& acc) const {
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+      for (int part = 0; part < 8; ++part) {
+        __m512 values;
+        if constexpr (kWeightIsBf16) {
+          const auto* from = reinterpret_cast<const __m256i*>(group.w[r] + 32 * part);
+          values = _mm512_castsi512_ps(
+              _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(from)), 16));
+        } else {
+          values = _mm512_loadu_ps(group.w[r] + 64 * part);
+        }
+#pragma GCC unroll 4
+        for (int m = 0; m < M; ++m) {
+          acc[r][m] = _mm512_fmadd_ps(values, _mm512_loadu_ps(group.x_part(m, part)), acc[r][m]);
+        }
+      }
+    }
+  }
+};
+
+// ---- the loop over rows, blocks and groups
+
+/// Scales of one row: byte of the group at column k is scale[(k >> 7) * multiplier >> shift].
+struct ScaleRow {
+  const uint8_t* first = nullptr;
+  int shift = 0;  ///< log2 of the columns per scale byte
+  const uint8_t* at(int64_t k) const { return first + (k >> shift); }
+};
+
+ScaleRow scale_row(const Weight& w, int64_t row) {
+  if (w.dtype == DType::kF4E2M1) return {w.scale + row * w.scale_stride, 5};
+  if (w.dtype != DType::kF8E4M3) return {};
+  return {w.scale + row / w.block_rows * w.scale_stride,
+          __builtin_ctz(static_cast<unsigned>(w.block_cols))};
+}
+
+template <typename Kind, int M>
+__attribute__((noinline)) void stream(const LinearTile& tile) {
+  constexpr int R = Kind::template kRows<M>;
+  constexpr int64_t kGroupBytes = kLinearGroup * Kind::kBitsPerColumn / 8;
+  const PreparedX& x = *tile.x;
+  const Weight& w = *tile.w;
+  const Kind kind;
+  const int64_t row_bytes = w.row_stride * Kind::kBitsPerColumn / 8;
+  const int64_t full_cols = w.cols / kLinearGroup * kLinearGroup;
+  const int64_t tail_cols = w.cols - full_cols;
+  const int64_t stripe = ceil_div(tile.n_end - tile.n_begin, R);
+
+  for (int64_t i = 0; i < stripe; ++i) {
+    int64_t rows[R];
+    const std::byte* from[R];
+    ScaleRow scales[R];
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) {
+      rows[r] = std::min(tile.n_begin + r * stripe + i, tile.n_end - 1);
+      from[r] = static_cast<const std::byte*>(w.data) + rows[r] * row_bytes;
+      scales[r] = scale_row(w, rows[r]);
+    }
+    __m128 total[M];
+    for (int64_t k0 = 0; k0 < x.padded_cols; k0 += kLinearBlock) {
+      const int64_t block = std::min<int64_t>(kLinearBlock, x.padded_cols - k0);
+      const std::byte* x_block = x.data + k0 * x.padded_rows * Kind::kXBytes;
+      Group<R, M> group;
+      group.x_stride_bytes = block * Kind::kXBytes;
+      Accumulators<R, M> acc;
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+        for (int m = 0; m < M; ++m) acc[r][m] = _mm512_setzero_ps();
+      }
+      const int64_t full_end = std::min(k0 + block, full_cols);
+      for (int64_t k = k0; k < full_end; k += kLinearGroup) {
+        group.x = x_block + (k - k0) * Kind::kXBytes;
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r) {
+          group.w[r] = from[r] + k * Kind::kBitsPerColumn / 8;
+          group.scale[r] = scales[r].at(k);
+          // Four rows of x take long enough for the hardware prefetcher to fall asleep.
+          if constexpr (M >= 3) {
+            for (int64_t line = 0; line < kGroupBytes; line += 64)
+              _mm_prefetch(group.w[r] + line + row_bytes, _MM_HINT_T0);
+          }
+        }
+        kind.add(group, acc);
+      }
+      if (full_end < k0 + block && tail_cols > 0) {
+        alignas(64) std::byte tail[R][kMaxGroupBytes];
+        uint8_t tail_scales[R][4];
+        std::memset(tail, 0, sizeof(tail));
+        std::memset(tail_scales, 127, sizeof(tail_scales));
+        group.x = x_block + (full_cols - k0) * Kind::kXBytes;
+        for (int r = 0; r < R; ++r) {
+          std::memcpy(tail[r], from[r] + full_cols * Kind::kBitsPerColumn / 8,
+                      static_cast<size_t>(tail_cols * Kind::kBitsPerColumn / 8));
+          if (w.scale != nullptr) {
+            const int64_t count = Kind::kBitsPerColumn == 4 ? ceil_div(tail_cols, 32) : 1;
+            std::memcpy(tail_scales[r], scales[r].at(full_cols), static_cast<size_t>(count));
+          }
+          group.w[r] = tail[r];
+          group.scale[r] = tail_scales[r];
+        }
+        kind.add(group, acc);
+      }
+#pragma GCC unroll 8
+      for (int m = 0; m < M; ++m) {
+        const __m128 sum = R == 4 ? tree4(acc[0][m], acc[1][m], acc[2 % R][m], acc[3 % R][m])
+                                  : tree4(acc[0][m], acc[1][m], acc[0][m], acc[1][m]);
+        total[m] = k0 == 0 ? sum : _mm_add_ps(total[m], sum);
+      }
+    }
+    for (int m = 0; m < M; ++m) {
+      alignas(16) float values[4];
+      _mm_store_ps(values, total[m]);
+      for (int r = 0; r < R; ++r)
+        store_row(tile.out, tile.m_begin + m, rows[r], _mm_set_ss(values[r]), 1);
+    }
+  }
+}
+
+template <typename Kind, int kMaxM>
+void stream_rows(const LinearTile& tile) {
+  using Kernel = void (*)(const LinearTile&);
+  static constexpr Kernel kKernels[] = {stream<Kind, 1>, stream<Kind, 2>, stream<Kind, 3>,
+                                        stream<Kind, 4>, nullptr,         nullptr,
+                                        nullptr,         nullptr};
+  if constexpr (kMaxM == kMaxStreamedRowsFp4) {
+    static constexpr Kernel kMore[] = {stream<Kind, 5>, stream<Kind, 6>, stream<Kind, 7>,
+                                       stream<Kind, 8>};
+    if (tile.x->rows > kMaxStreamedRows) return kMore[tile.x->rows - kMaxStreamedRows - 1](tile);
+  }
+  kKernels[tile.x->rows - 1](tile);
+}
+
+}  // namespace
+
+void compute_streamed(const LinearTile& tile) {
+  switch (tile.x->lanes) {
+    case Lanes::kFp8:
+      return stream_rows<Fp8Kind, kMaxStreamedRows>(tile);
+    case Lanes::kFp4:
+      return stream_rows<Fp4Kind, kMaxStreamedRowsFp4>(tile);
+    case Lanes::kBf16:
+      return stream_rows<Bf16Kind, kMaxStreamedRows>(tile);
+    case Lanes::kF32:
+      if (tile.w->dtype == DType::kBf16) return stream_rows<F32Kind<true>, kMaxStreamedRows>(tile);
+      return stream_rows<F32Kind<false>, kMaxStreamedRows>(tile);
+  }
+}
+
+}  // namespace dsv4::cpu::avx512
