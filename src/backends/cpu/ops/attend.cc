@@ -1,0 +1,401 @@
+// Driver of attention: cuts a step into items, runs the candidate's kernels over their blocks,
+// merges chains. See attend.h for the order of every sum.
+#include "backends/cpu/ops/attend.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "backends/cpu/candidates.h"
+#include "backends/cpu/ops/attend_arith.h"
+#include "backends/cpu/parallel.h"
+#include "core/fail.h"
+
+namespace dsv4::cpu {
+namespace {
+
+// An item takes at most this many partial chains at once when a token's chains are spread.
+constexpr int kPartialsPerThread = 4;
+
+bool exact_in_bf16(const CacheView& cache) {
+  return cache.format == KvFormat::kFp8DsMla || cache.format == KvFormat::kBf16 ||
+         cache.format == KvFormat::kFp8;
+}
+
+bool all_bf16(const AttendParams& params) {
+  if (params.q.dtype != DType::kBf16 || !params.round_p_to_bf16) return false;
+  if (params.window.begin != nullptr && !exact_in_bf16(params.window.cache)) return false;
+  if (const auto* range = std::get_if<RangeRows>(&params.compressed)) {
+    return exact_in_bf16(range->cache);
+  }
+  if (const auto* list = std::get_if<ListedRows>(&params.compressed)) {
+    return exact_in_bf16(list->cache);
+  }
+  return true;
+}
+
+// Sizes and carving of scratch. Everything is a multiple of 64 bytes.
+struct Layout {
+  int64_t dim, elem_bytes;
+  int64_t block_bytes() const { return kMaxBlockRows * dim * elem_bytes; }
+  int64_t scores_bytes() const { return kMaxBlockRows * kGroupHeads * 4; }
+  int64_t q_bytes() const { return kGroupHeads * dim * elem_bytes; }
+  int64_t o_bytes() const { return kGroupHeads * dim * 4; }
+  int64_t group_bytes() const { return q_bytes() + 2 * o_bytes(); }
+  int64_t thread_bytes(int groups) const {
+    return 2 * block_bytes() + 2 * scores_bytes() + groups * group_bytes();
+  }
+};
+
+// What a chain leaves behind when its token's chains are spread over threads.
+struct PartialState {
+  alignas(64) float max[kGroupHeads];
+  alignas(64) float sum[kGroupHeads];
+  bool any;
+};
+
+class Attend {
+ public:
+  Attend(const AttendKernel& kernel, const AttendParams& params, const OpContext& context)
+      : kernel_(kernel),
+        params_(params),
+        context_(context),
+        shape_{static_cast<int>(params.q.shape[2]), log2_scale(params.softmax_scale),
+               params.round_p_to_bf16},
+        heads_(static_cast<int>(params.q.shape[1])),
+        threads_(num_threads(context.stream)),
+        layout_{params.q.shape[2], kernel.elem_bytes} {}
+
+  void run() {
+    const int64_t tokens = params_.q.shape[0];
+    Arena& arena = *context_.scratch;
+    Arena::Scope scope(arena);
+    const int64_t chains = chains_to_spread(tokens);
+    plan_items(tokens, chains > 1);
+    thread_bytes_ = layout_.thread_bytes(groups_per_item_);
+    scratch_ = arena.take(thread_bytes_ * threads_);
+    const int64_t items = tokens * items_per_token_;
+    if (chains > 1) {
+      run_spread(items, chains);
+      return;
+    }
+    if (arena.measuring()) return;
+    parallel_chunks(context_.stream, items, 1, [&](int64_t begin, int64_t end, int thread_idx) {
+      for (int64_t item = begin; item < end; ++item) run_item(item, thread_idx);
+    });
+  }
+
+ private:
+  // The number of chains when there are too few (token, group) items for the threads, else 1.
+  int64_t chains_to_spread(int64_t tokens) const {
+    const int64_t items = tokens * ceil_div(heads_, kernel_.group_heads);
+    if (threads_ == 1 || items >= int64_t{kPartialsPerThread} * threads_) return 1;
+    if (context_.scratch->measuring()) return 2;
+    int64_t chains = 1;
+    for (int64_t t = 0; t < tokens; ++t) {
+      chains = std::max(chains, TokenBlocks(params_, t).num_chains());
+    }
+    return chains;
+  }
+  // A dequantised block serves all heads of an item; items shrink only to occupy the threads.
+  void plan_items(int64_t tokens, bool spread) {
+    group_heads_ = kernel_.group_heads;
+    groups_per_item_ = 1;
+    const int64_t most = std::min<int64_t>(kMaxItemGroups, ceil_div(heads_, group_heads_));
+    if (!spread && tokens * ceil_div(heads_, most * group_heads_) >= 2 * threads_) {
+      groups_per_item_ = static_cast<int>(most);
+    } else if (!spread && tokens * ceil_div(heads_, group_heads_) < threads_) {
+      group_heads_ = 16;
+    }
+    items_per_token_ = ceil_div(heads_, groups_per_item_ * group_heads_);
+  }
+
+  AttendScratch block_scratch(int thread_idx, std::byte*& rest) const {
+    rest = scratch_ + thread_bytes_ * (threads_ == 1 ? 0 : thread_idx);
+    const auto carve = [&](int64_t bytes) { return std::exchange(rest, rest + bytes); };
+    AttendScratch out;
+    out.k = carve(layout_.block_bytes());
+    out.v = carve(layout_.block_bytes());
+    out.scores = reinterpret_cast<float*>(carve(layout_.scores_bytes()));
+    out.p = reinterpret_cast<float*>(carve(layout_.scores_bytes()));
+    return out;
+  }
+
+  int first_head(int64_t item) const {
+    return static_cast<int>(item % items_per_token_) * groups_per_item_ * group_heads_;
+  }
+  // Opens the groups of an item: packed q, empty totals.
+  int open_groups(int64_t item, std::byte* rest, AttendGroup* groups) const {
+    const int64_t token = item / items_per_token_;
+    int count = 0;
+    for (int head = first_head(item); head < heads_ && count < groups_per_item_;
+         head += group_heads_, ++count) {
+      AttendGroup& group = groups[count];
+      const auto carve = [&](int64_t bytes) { return std::exchange(rest, rest + bytes); };
+      group.q = carve(layout_.q_bytes());
+      group.o = reinterpret_cast<float*>(carve(layout_.o_bytes()));
+      group.total_o = reinterpret_cast<float*>(carve(layout_.o_bytes()));
+      group.heads = std::min(group_heads_, heads_ - head);
+      group.has_total = false;
+      const auto* q =
+          static_cast<const char*>(params_.q.data) +
+          (token * params_.q.strides[0] + head * params_.q.strides[1]) * size_of(params_.q.dtype);
+      kernel_.pack_q(q, params_.q.dtype, params_.q.strides[1], group.heads, shape_.head_dim,
+                     group.q);
+    }
+    return count;
+  }
+
+  void reset_chain(AttendGroup& group) const {
+    std::fill_n(group.max, kGroupHeads, kMinusInfinity);
+    std::fill_n(group.sum, kGroupHeads, 0.0f);
+    std::fill_n(group.o, layout_.o_bytes() / 4, 0.0f);
+  }
+
+  static void take_first(AttendGroup& group, const float* chain_max, const float* chain_sum) {
+    std::copy_n(chain_max, kGroupHeads, group.total_max);
+    std::copy_n(chain_sum, kGroupHeads, group.total_sum);
+    group.has_total = true;
+  }
+  // Adds a further chain to the total of its group.
+  void merge_chain(AttendGroup& group, const float* chain_o, const float* chain_max,
+                   const float* chain_sum) const {
+    float by_total[kGroupHeads], by_chain[kGroupHeads];
+    for (int h = 0; h < group.heads; ++h) {
+      const MergeWeights w =
+          merge_weights(group.total_max[h], group.total_sum[h], chain_max[h], chain_sum[h]);
+      group.total_max[h] = w.max;
+      group.total_sum[h] = w.sum;
+      by_total[h] = w.total;
+      by_chain[h] = w.chain;
+    }
+    kernel_.merge(group.total_o, chain_o, by_total, by_chain, group.heads, shape_.head_dim);
+  }
+
+  // Runs the chains that `blocks` has selected for all groups of an item; calls close() after each
+  // chain that had an unmasked row.
+  template <typename Close>
+  void run_chains(TokenBlocks& blocks, const AttendScratch& scratch, AttendGroup* groups,
+                  int num_groups, Close close) const {
+    BlockRows buffers[2];
+    int64_t chain = 0, next_chain = 0, open_chain = -1;
+    int at = 0;
+    bool more = blocks.next(buffers[0], chain);
+    while (more) {
+      const BlockRows& block = buffers[at];
+      more = blocks.next(buffers[at ^ 1], next_chain);
+      if (chain != open_chain) {
+        for (int g = 0; g < num_groups; ++g) reset_chain(groups[g]);
+        open_chain = chain;
+      }
+      kernel_.load_block(block, more ? &buffers[at ^ 1] : nullptr, shape_.head_dim, scratch);
+      for (int g = 0; g < num_groups; ++g) kernel_.attend_block(block, shape_, scratch, groups[g]);
+      if (!more || next_chain != chain) close();
+      chain = next_chain;
+      at ^= 1;
+    }
+  }
+
+  void finish_group(int64_t item, int group_idx, const AttendGroup& group) const {
+    const int64_t token = item / items_per_token_;
+    const int head = first_head(item) + group_idx * group_heads_;
+    const DType dtype = params_.out.dtype;
+    char* out = static_cast<char*>(params_.out.data) +
+                (token * params_.out.strides[0] + head * params_.out.strides[1]) * size_of(dtype);
+    float* lse = params_.lse == nullptr ? nullptr : params_.lse + token * heads_ + head;
+    if (!group.has_total) {
+      for (int h = 0; h < group.heads; ++h) {
+        std::fill_n(out + h * params_.out.strides[1] * size_of(dtype),
+                    shape_.head_dim * size_of(dtype), char{0});
+        if (lse != nullptr) lse[h] = kMinusInfinity;
+      }
+      return;
+    }
+    float factor[kGroupHeads];
+    for (int h = 0; h < group.heads; ++h) {
+      const float sink = params_.sink == nullptr ? kMinusInfinity : params_.sink[head + h];
+      factor[h] = inverse_denominator(group.total_max[h], group.total_sum[h], sink);
+      if (lse != nullptr) lse[h] = log_sum_exp(group.total_max[h], group.total_sum[h]);
+    }
+    kernel_.finish(group.total_o, factor, group.heads, shape_.head_dim, dtype, out,
+                   params_.out.strides[1]);
+  }
+
+  void run_item(int64_t item, int thread_idx) const {
+    FlushSubnormals flush_subnormals;
+    std::byte* rest;
+    const AttendScratch scratch = block_scratch(thread_idx, rest);
+    AttendGroup groups[kMaxItemGroups];
+    const int num_groups = open_groups(item, rest, groups);
+    TokenBlocks blocks(params_, item / items_per_token_);
+    run_chains(blocks, scratch, groups, num_groups, [&] {
+      for (int g = 0; g < num_groups; ++g) {
+        AttendGroup& group = groups[g];
+        if (group.has_total) {
+          merge_chain(group, group.o, group.max, group.sum);
+        } else {
+          std::swap(group.o, group.total_o);
+          take_first(group, group.max, group.sum);
+        }
+      }
+    });
+    for (int g = 0; g < num_groups; ++g) finish_group(item, g, groups[g]);
+  }
+
+  // One chain of an item, left in `state` and `o`.
+  void run_partial(int64_t item, int64_t chain, int thread_idx, PartialState& state,
+                   float* o) const {
+    FlushSubnormals flush_subnormals;
+    state.any = false;
+    TokenBlocks blocks(params_, item / items_per_token_);
+    if (chain >= blocks.num_chains()) return;
+    blocks.select_chains(chain, chain + 1);
+    std::byte* rest;
+    const AttendScratch scratch = block_scratch(thread_idx, rest);
+    AttendGroup group;
+    open_groups(item, rest, &group);
+    group.o = o;
+    run_chains(blocks, scratch, &group, 1, [&] {
+      state.any = true;
+      std::copy_n(group.max, kGroupHeads, state.max);
+      std::copy_n(group.sum, kGroupHeads, state.sum);
+    });
+  }
+
+  // Few items, several chains: waves of (item, chain) in parallel, each followed by merging in
+  // ascending order. A wave is as wide as the partial states that scratch holds. One group an item.
+  void run_spread(int64_t items, int64_t chains) const {
+    const int64_t width = ceil_div(int64_t{kPartialsPerThread} * threads_, items);
+    const int64_t o_elems = layout_.o_bytes() / 4;
+    Arena& arena = *context_.scratch;
+    float* partial_o = arena.take_array<float>(items * width * o_elems);
+    auto* partials = arena.take_array<PartialState>(items * width);
+    float* totals = arena.take_array<float>(items * o_elems);
+    auto* groups = arena.take_array<AttendGroup>(items);
+    if (arena.measuring()) return;
+    for (int64_t item = 0; item < items; ++item) {
+      groups[item].total_o = totals + item * o_elems;
+      groups[item].heads = std::min(group_heads_, heads_ - first_head(item));
+      groups[item].has_total = false;
+    }
+    for (int64_t first = 0; first < chains; first += width) {
+      const int64_t wave = std::min(width, chains - first);
+      parallel_chunks(context_.stream, items * wave, 1, [&](int64_t i, int64_t, int thread_idx) {
+        const int64_t item = i / wave, state = item * width + i % wave;
+        run_partial(item, first + i % wave, thread_idx, partials[state],
+                    partial_o + state * o_elems);
+      });
+      parallel_chunks(context_.stream, items, 1, [&](int64_t item, int64_t, int) {
+        FlushSubnormals flush_subnormals;
+        AttendGroup& group = groups[item];
+        for (int64_t state = item * width; state < item * width + wave; ++state) {
+          const PartialState& partial = partials[state];
+          const float* o = partial_o + state * o_elems;
+          if (!partial.any) continue;
+          if (group.has_total) {
+            merge_chain(group, o, partial.max, partial.sum);
+          } else {
+            std::copy_n(o, o_elems, group.total_o);
+            take_first(group, partial.max, partial.sum);
+          }
+        }
+        if (first + wave == chains) finish_group(item, 0, group);
+      });
+    }
+  }
+
+  const AttendKernel& kernel_;
+  const AttendParams& params_;
+  const OpContext& context_;
+  AttendShape shape_;
+  int heads_;
+  int threads_;
+  Layout layout_;
+  int group_heads_ = kGroupHeads;
+  int groups_per_item_ = 1;
+  int64_t items_per_token_ = 1;
+  int64_t thread_bytes_ = 0;
+  std::byte* scratch_ = nullptr;
+};
+
+bool vector_dims(const AttendParams& params) {
+  const int64_t dim = params.q.shape[2];
+  return dim % kTileDims == 0 && dim <= kMaxVectorHeadDim;
+}
+
+// ---- candidates
+
+#if defined(__x86_64__)
+std::string why_not_avx512bf16() {
+  std::string missing;
+  const auto need = [&](bool has, const char* name) {
+    if (!has) missing += (missing.empty() ? "needs " : ", ") + std::string(name);
+  };
+  need(__builtin_cpu_supports("avx512f"), "avx512f");
+  need(__builtin_cpu_supports("avx512bw"), "avx512bw");
+  need(__builtin_cpu_supports("avx512dq"), "avx512dq");
+  need(__builtin_cpu_supports("avx512vl"), "avx512vl");
+  need(__builtin_cpu_supports("avx512vbmi"), "avx512vbmi");
+  need(__builtin_cpu_supports("avx512bf16"), "avx512_bf16");
+  return missing;
+}
+std::string why_not_avx2() {
+  std::string missing;
+  const auto need = [&](bool has, const char* name) {
+    if (!has) missing += (missing.empty() ? "needs " : ", ") + std::string(name);
+  };
+  need(__builtin_cpu_supports("avx2"), "avx2");
+  need(__builtin_cpu_supports("fma"), "fma");
+  need(__builtin_cpu_supports("f16c"), "f16c");
+  return missing;
+}
+
+void attend_avx512bf16(const AttendParams& params, const OpContext& context) {
+  attend_with(attend_avx512bf16_kernels(), params, context);
+}
+void attend_avx2(const AttendParams& params, const OpContext& context) {
+  attend_with(attend_avx2_kernels(), params, context);
+}
+#endif
+std::string always() {
+  return {};
+}
+
+}  // namespace
+
+void attend_with(const AttendKernels& kernels, const AttendParams& params,
+                 const OpContext& context) {
+  if (!vector_dims(params)) {
+    attend_reference(params, context);
+    return;
+  }
+  const AttendKernel* kernel =
+      kernels.bf16 != nullptr && all_bf16(params) ? kernels.bf16 : kernels.wide;
+  Attend(*kernel, params, context).run();
+}
+
+std::span<const Candidate> attend_candidates() {
+  static const Candidate list[] = {
+#if defined(__x86_64__)
+    {"attend", "avx512bf16", why_not_avx512bf16, [](Ops& ops) { ops.attend = attend_avx512bf16; }},
+    {"attend", "avx2", why_not_avx2, [](Ops& ops) { ops.attend = attend_avx2; }},
+#endif
+    {"attend", "reference", always, [](Ops& ops) { ops.attend = attend_reference; }},
+  };
+  return list;
+}
+
+int64_t attend_scratch_bytes(const ScratchLimits& limits) {
+  const int64_t threads = std::max(1, limits.num_threads);
+  // Widest elements, most groups of the narrowest passes; see Attend::run and run_spread.
+  const Layout layout{std::max(limits.head_dim, 1), 4};
+  const int64_t per_thread = layout.thread_bytes(kMaxItemGroups) + Arena::kAlignment;
+  const int64_t states = 2 * kPartialsPerThread * threads;
+  const int64_t spread =
+      states * (2 * layout.o_bytes() + static_cast<int64_t>(sizeof(PartialState)) +
+                static_cast<int64_t>(sizeof(AttendGroup))) +
+      4 * Arena::kAlignment;
+  const int64_t reference = int64_t{kMaxBlockRows + 3} * layout.dim * 4 * threads;
+  return std::max(per_thread * threads + spread, reference + Arena::kAlignment);
+}
+
+}  // namespace dsv4::cpu

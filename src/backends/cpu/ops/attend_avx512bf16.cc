@@ -1,0 +1,282 @@
+// Attention on AVX-512: VDPBF16PS for bf16 values, f32 FMA otherwise. See attend.h.
+//
+// Layout    k [64][dim] bf16; v [32 row pairs][dim] dwords (even row low), inside 32 dims in the
+//           order that VPUNPCK{L,H}WD leaves; q [dim/2][lanes] dwords; p [32][lanes] dwords; o in
+//           the dim order of v until `finish`
+// Tiling    scores: lanes = heads, 8 rows x 2 registers, the K pair broadcast from memory: 2 loads,
+//           8 broadcasts, 16 dots, 16 chains >= latency 6. PV: lanes = dims, 4 heads x 4 registers,
+//           the P pair broadcast. No horizontal sums.
+#include "backends/cpu/ops/attend_wide-inl.h"
+#include "backends/cpu/ops/fp8_tables.h"
+
+namespace dsv4::cpu {
+namespace {
+
+using L = Lanes16;
+
+inline __m512 dot(__m512 acc, __m512i x, __m512i y) {
+  return _mm512_dpbf16_ps(acc, (__m512bh)x, (__m512bh)y);
+}
+
+int lanes_of(int heads) {
+  return heads <= 16 ? 16 : 32;
+}
+
+// 16 rows of 16 dwords -> their transpose.
+inline void transpose16(__m512i r[16]) {
+  __m512i t[16];
+#pragma GCC unroll 8
+  for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+    t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 16; i += 4) {
+    r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+    r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+    r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+    r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
+    t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
+    t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
+    t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
+    r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
+    r[i + 4] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88);
+    r[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xdd);
+  }
+}
+
+void pack_q(const void* q, DType, int64_t stride, int heads, int head_dim, void* packed) {
+  const int lanes = lanes_of(heads);
+  auto* out = static_cast<uint32_t*>(packed);
+  for (int h0 = 0; h0 < lanes; h0 += 16) {
+    for (int d = 0; d < head_dim; d += 32) {
+      __m512i r[16];
+#pragma GCC unroll 16
+      for (int i = 0; i < 16; ++i) {
+        const auto* row = static_cast<const uint16_t*>(q) + (h0 + i) * stride + d;
+        r[i] = h0 + i < heads ? _mm512_loadu_si512(row) : _mm512_setzero_si512();
+      }
+      transpose16(r);
+#pragma GCC unroll 16
+      for (int i = 0; i < 16; ++i) _mm512_storeu_si512(out + (d / 2 + i) * lanes + h0, r[i]);
+    }
+  }
+}
+
+// 64 E4M3 codes with their scale -> 64 bf16 in order: lo = 0..31, hi = 32..63.
+struct ByteTables {
+  __m512i high0, high1, low0, low1;
+};
+inline ByteTables load_tables(const uint8_t* bytes) {
+  return {_mm512_load_si512(bytes), _mm512_load_si512(bytes + 64), _mm512_load_si512(bytes + 128),
+          _mm512_load_si512(bytes + 192)};
+}
+inline void convert64(const uint8_t* codes, const ByteTables& t, __m512i& lo, __m512i& hi) {
+  // VPUNPCK works inside 128-bit lanes: lane q gets codes 8q.. and 32 + 8q..
+  const __m512i order = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7);
+  const __m512i w = _mm512_permutexvar_epi64(order, _mm512_loadu_si512(codes));
+  const __m512i low = _mm512_permutex2var_epi8(t.low0, w, t.low1);
+  __m512i high = _mm512_permutex2var_epi8(t.high0, w, t.high1);
+  high = _mm512_ternarylogic_epi32(high, w, _mm512_set1_epi8(static_cast<char>(0x80)), 0xf8);
+  lo = _mm512_unpacklo_epi8(low, high);
+  hi = _mm512_unpackhi_epi8(low, high);
+}
+
+// 64 dims of a row as bf16; null rows are zero.
+inline void load64(RowRef row, KvFormat format, int d, const Fp8Tables& tables, __m512i& lo,
+                   __m512i& hi) {
+  if (row.values == nullptr) {
+    lo = hi = _mm512_setzero_si512();
+    return;
+  }
+  const auto* bytes = reinterpret_cast<const uint8_t*>(row.values);
+  if (format == KvFormat::kBf16) {
+    lo = _mm512_loadu_si512(bytes + 2 * d);
+    hi = _mm512_loadu_si512(bytes + 2 * d + 64);
+  } else if (format == KvFormat::kFp8DsMla && d == Fp8DsMla::kNopeDim) {
+    lo = _mm512_loadu_si512(bytes + Fp8DsMla::kRopeOffsetBytes);
+    hi = _mm512_loadu_si512(bytes + Fp8DsMla::kRopeOffsetBytes + 64);
+  } else {
+    const uint8_t scale = format == KvFormat::kFp8DsMla
+                              ? static_cast<uint8_t>(row.scales[d / Fp8DsMla::kTileElems])
+                              : 127;
+    convert64(bytes + d, load_tables(tables.bytes[scale]), lo, hi);
+  }
+}
+
+void load_block(const BlockRows& block, const BlockRows* next, int head_dim,
+                const AttendScratch& scratch) {
+  static const Fp8Tables& tables = fp8_tables();
+  auto* k = reinterpret_cast<uint16_t*>(scratch.k);
+  auto* v = reinterpret_cast<uint32_t*>(scratch.v);
+  for (int r = 0; r < block.count; r += 2) {
+    for (int j = r; next != nullptr && j < r + 2 && j < next->count; ++j) {
+      const auto* bytes = reinterpret_cast<const char*>(next->rows[j].values);
+      if (bytes == nullptr) continue;
+      for (int b = 0; b < next->row_bytes; b += 64) _mm_prefetch(bytes + b, _MM_HINT_T1);
+    }
+    const RowRef even = block.rows[r], odd = block.rows[r + 1];
+    uint16_t* k_even = k + r * head_dim;
+    uint32_t* pairs = v + r / 2 * head_dim;
+    for (int d = 0; d < head_dim; d += kTileDims) {
+      __m512i e[2], o[2];
+      load64(even, block.format, d, tables, e[0], e[1]);
+      load64(odd, block.format, d, tables, o[0], o[1]);
+#pragma GCC unroll 2
+      for (int j = 0; j < 2; ++j) {
+        const int at = d + 32 * j;
+        _mm512_storeu_si512(k_even + at, e[j]);
+        _mm512_storeu_si512(k_even + head_dim + at, o[j]);
+        _mm512_storeu_si512(pairs + at, _mm512_unpacklo_epi16(e[j], o[j]));
+        _mm512_storeu_si512(pairs + at + 16, _mm512_unpackhi_epi16(e[j], o[j]));
+      }
+    }
+  }
+}
+
+template <int kRows, int kRegs>
+inline void score_tile(const uint32_t* q, const uint32_t* k, int pairs, float scale,
+                       float* scores) {
+  constexpr int kLanes = 16 * kRegs;
+  __m512 acc[kRows][kRegs];
+#pragma GCC unroll 16
+  for (int i = 0; i < kRows; ++i)
+#pragma GCC unroll 2
+    for (int j = 0; j < kRegs; ++j) acc[i][j] = _mm512_setzero_ps();
+  for (int d = 0; d < pairs; ++d) {
+    __m512i x[kRegs];
+#pragma GCC unroll 2
+    for (int j = 0; j < kRegs; ++j) x[j] = _mm512_loadu_si512(q + d * kLanes + 16 * j);
+#pragma GCC unroll 16
+    for (int i = 0; i < kRows; ++i) {
+      const __m512i row = _mm512_set1_epi32(static_cast<int>(k[i * pairs + d]));
+#pragma GCC unroll 2
+      for (int j = 0; j < kRegs; ++j) acc[i][j] = dot(acc[i][j], x[j], row);
+    }
+  }
+  const __m512 factor = _mm512_set1_ps(scale);
+#pragma GCC unroll 16
+  for (int i = 0; i < kRows; ++i)
+#pragma GCC unroll 2
+    for (int j = 0; j < kRegs; ++j) {
+      _mm512_storeu_ps(scores + i * kLanes + 16 * j, _mm512_mul_ps(acc[i][j], factor));
+    }
+}
+
+// 4 heads x 64 dims (4 registers).
+inline void pv_tile(const uint32_t* p, int lanes, const uint32_t* v, int pairs, int head_dim,
+                    const float* alpha, float* o) {
+  __m512 acc[4][4];
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i)
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) {
+      acc[i][j] =
+          _mm512_mul_ps(_mm512_loadu_ps(o + i * head_dim + 16 * j), _mm512_set1_ps(alpha[i]));
+    }
+  for (int r = 0; r < pairs; ++r) {
+    __m512i x[4];
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) x[j] = _mm512_loadu_si512(v + r * head_dim + 16 * j);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      const __m512i weight = _mm512_set1_epi32(static_cast<int>(p[r * lanes + i]));
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; ++j) acc[i][j] = dot(acc[i][j], weight, x[j]);
+    }
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i)
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) _mm512_storeu_ps(o + i * head_dim + 16 * j, acc[i][j]);
+}
+
+void attend_block(const BlockRows& block, const AttendShape& shape, const AttendScratch& scratch,
+                  AttendGroup& group) {
+  const int lanes = lanes_of(group.heads), pairs = shape.head_dim / 2;
+  const auto* k = reinterpret_cast<const uint32_t*>(scratch.k);
+  const auto* q = static_cast<const uint32_t*>(group.q);
+  for (int r = 0; r < block.count; r += 8) {
+    float* scores = scratch.scores + r * lanes;
+    if (lanes == 16) {
+      score_tile<8, 1>(q, k + r * pairs, pairs, shape.scale, scores);
+    } else {
+      score_tile<8, 2>(q, k + r * pairs, pairs, shape.scale, scores);
+    }
+  }
+  auto* p = reinterpret_cast<uint32_t*>(scratch.p);
+  softmax_block<L>(scratch.scores, lanes, block, group,
+                   [&](int r, int lane, __m512 even, __m512 odd) {
+                     const __m512i lo = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(even));
+                     const __m512i hi = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(odd));
+                     _mm512_storeu_si512(p + r / 2 * lanes + lane,
+                                         _mm512_or_si512(lo, _mm512_slli_epi32(hi, 16)));
+                   });
+  const auto* v = reinterpret_cast<const uint32_t*>(scratch.v);
+  for (int d = 0; d < shape.head_dim; d += kTileDims) {
+    for (int h = 0; h < group.heads; h += 4) {
+      pv_tile(p + h, lanes, v + d, block.count / 2, shape.head_dim, group.alpha + h,
+              group.o + h * shape.head_dim + d);
+    }
+  }
+}
+
+void finish(const float* o, const float* factor, int heads, int head_dim, DType dtype, void* out,
+            int64_t stride) {
+  // Dims of the two registers that VPUNPCK made of 32: lane 4q + r of the first is 8q + r, of the
+  // second 8q + 4 + r.
+  const __m512i first = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
+  const __m512i second =
+      _mm512_setr_epi32(8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31);
+  for (int h = 0; h < heads; ++h) {
+    const __m512 x = _mm512_set1_ps(factor[h]);
+    for (int d = 0; d < head_dim; d += 32) {
+      const __m512 a = _mm512_mul_ps(_mm512_loadu_ps(o + h * head_dim + d), x);
+      const __m512 b = _mm512_mul_ps(_mm512_loadu_ps(o + h * head_dim + d + 16), x);
+      const __m512 lo = _mm512_permutex2var_ps(a, first, b);
+      const __m512 hi = _mm512_permutex2var_ps(a, second, b);
+      if (dtype == DType::kBf16) {
+        _mm512_storeu_si512(static_cast<uint16_t*>(out) + h * stride + d,
+                            (__m512i)_mm512_cvtne2ps_pbh(hi, lo));
+      } else {
+        _mm512_storeu_ps(static_cast<float*>(out) + h * stride + d, lo);
+        _mm512_storeu_ps(static_cast<float*>(out) + h * stride + d + 16, hi);
+      }
+    }
+  }
+}
+
+constexpr AttendKernel kBf16{.elem_bytes = 2,
+                             .group_heads = 32,
+                             .pack_q = pack_q,
+                             .load_block = load_block,
+                             .attend_block = attend_block,
+                             .merge = merge_lanes<L>,
+                             .finish = finish};
+
+// 8 rows x 2 registers and 4 heads x 4 registers: 16 chains of latency 4 on one port.
+using Wide = WideKernel<L, 32, 8, 4, 4>;
+constexpr AttendKernel kWide{.elem_bytes = 4,
+                             .group_heads = Wide::kMaxLanes,
+                             .pack_q = Wide::pack_q,
+                             .load_block = Wide::load_block,
+                             .attend_block = Wide::attend_block,
+                             .merge = merge_lanes<L>,
+                             .finish = Wide::finish};
+
+}  // namespace
+
+const AttendKernels& attend_avx512bf16_kernels() {
+  static const AttendKernels kernels{&kBf16, &kWide};
+  return kernels;
+}
+
+}  // namespace dsv4::cpu

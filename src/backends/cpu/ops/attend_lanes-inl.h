@@ -1,0 +1,206 @@
+// Vectors of f32 lanes for the files compiled per instruction set, and the parts of attention that
+// are written once for all of them. Included by *_avx2.cc and *_avx512bf16.cc only; everything sits
+// in an anonymous namespace, so that no code of one instruction set is linked into another file.
+// All callers hold FlushSubnormals.
+#pragma once
+#if defined(__GNUC__) && !defined(__clang__)
+// g++ 12's own intrinsics read a variable that they leave uninitialised on purpose.
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#endif
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+#include "backends/cpu/ops/attend.h"
+#include "backends/cpu/ops/attend_arith.h"
+
+namespace dsv4::cpu {
+namespace {
+
+#if defined(__AVX512F__)
+struct Lanes16 {
+  static constexpr int kLanes = 16;
+  using F = __m512;
+  static F zero() { return _mm512_setzero_ps(); }
+  static F set(float x) { return _mm512_set1_ps(x); }
+  static F load(const float* p) { return _mm512_loadu_ps(p); }
+  static void store(float* p, F x) { _mm512_storeu_ps(p, x); }
+  static F add(F a, F b) { return _mm512_add_ps(a, b); }
+  static F sub(F a, F b) { return _mm512_sub_ps(a, b); }
+  static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
+  static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+  static F max(F a, F b) { return _mm512_max_ps(a, b); }
+  static F round(F x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT); }
+  /// 2^n for whole n in [-126, 127].
+  static F pow2(F n) {
+    const __m512i i = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(i, 23));
+  }
+  /// x < limit ? 0 : value
+  static F zero_below(F x, float limit, F value) {
+    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, set(limit), _CMP_NLT_UQ), value);
+  }
+  /// Upper halves after rounding to bf16, nearest-even; NaN stays NaN.
+  static F round_bf16(F x) {
+    const __m512i bits = _mm512_castps_si512(x);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i up = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    const __m512i quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x400000));
+    const __m512i rounded =
+        _mm512_mask_mov_epi32(up, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), quiet);
+    return _mm512_castsi512_ps(
+        _mm512_and_si512(rounded, _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
+  }
+  static F load_bf16(const uint16_t* p) {
+    const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+  }
+  /// x holds bf16 values.
+  static void store_bf16(uint16_t* p, F x) {
+    const __m512i high = _mm512_srli_epi32(_mm512_castps_si512(x), 16);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(high));
+  }
+  /// E4M3 codes -> value * 2^-8 through binary16 (exact); the two NaN codes give NaN.
+  static F load_e4m3(const uint8_t* p) {
+    const __m256i codes =
+        _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    const __m256i magnitude = _mm256_and_si256(codes, _mm256_set1_epi16(0x7f));
+    const __m256i nan = _mm256_and_si256(_mm256_cmpeq_epi16(magnitude, _mm256_set1_epi16(0x7f)),
+                                         _mm256_set1_epi16(0x7c00));
+    const __m256i sign = _mm256_slli_epi16(_mm256_srli_epi16(codes, 7), 15);
+    const __m256i half =
+        _mm256_or_si256(_mm256_or_si256(_mm256_slli_epi16(magnitude, 7), nan), sign);
+    return _mm512_cvtph_ps(half);
+  }
+};
+#endif
+
+struct Lanes8 {
+  static constexpr int kLanes = 8;
+  using F = __m256;
+  static F zero() { return _mm256_setzero_ps(); }
+  static F set(float x) { return _mm256_set1_ps(x); }
+  static F load(const float* p) { return _mm256_loadu_ps(p); }
+  static void store(float* p, F x) { _mm256_storeu_ps(p, x); }
+  static F add(F a, F b) { return _mm256_add_ps(a, b); }
+  static F sub(F a, F b) { return _mm256_sub_ps(a, b); }
+  static F mul(F a, F b) { return _mm256_mul_ps(a, b); }
+  static F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
+  static F max(F a, F b) { return _mm256_max_ps(a, b); }
+  static F round(F x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+  static F pow2(F n) {
+    const __m256i i = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(i, 23));
+  }
+  static F zero_below(F x, float limit, F value) {
+    return _mm256_and_ps(_mm256_cmp_ps(x, set(limit), _CMP_NLT_UQ), value);
+  }
+  static F round_bf16(F x) {
+    const __m256i bits = _mm256_castps_si256(x);
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    const __m256i up = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+    const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
+    const __m256 rounded = _mm256_blendv_ps(_mm256_castsi256_ps(up), _mm256_castsi256_ps(quiet),
+                                            _mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+    return _mm256_and_ps(rounded,
+                         _mm256_castsi256_ps(_mm256_set1_epi32(static_cast<int>(0xffff0000u))));
+  }
+  static F load_bf16(const uint16_t* p) {
+    const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
+  }
+  static void store_bf16(uint16_t* p, F x) {
+    const __m256i high = _mm256_srli_epi32(_mm256_castps_si256(x), 16);
+    const __m128i packed =
+        _mm_packus_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), packed);
+  }
+  static F load_e4m3(const uint8_t* p) {
+    const __m128i codes = _mm_cvtepu8_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+    const __m128i magnitude = _mm_and_si128(codes, _mm_set1_epi16(0x7f));
+    const __m128i nan =
+        _mm_and_si128(_mm_cmpeq_epi16(magnitude, _mm_set1_epi16(0x7f)), _mm_set1_epi16(0x7c00));
+    const __m128i sign = _mm_slli_epi16(_mm_srli_epi16(codes, 7), 15);
+    return _mm256_cvtph_ps(_mm_or_si128(_mm_or_si128(_mm_slli_epi16(magnitude, 7), nan), sign));
+  }
+};
+
+/// 2^n, and NaN for n = 128: the factors of a UE8M0 scale.
+inline float pow2_or_nan(int n) {
+  if (n >= 128) return __builtin_nanf("");
+  return __builtin_bit_cast(float, static_cast<uint32_t>(n + 127) << 23);
+}
+
+/// values = e4m3(codes) * 2^(scale - 127), count a multiple of 16. The scale is applied in two
+/// exact halves, because binary16 brings 2^-8 and because byte 0 alone is subnormal.
+template <class L>
+inline void e4m3_to_f32_lanes(const uint8_t* codes, uint8_t scale, int count, float* values) {
+  const int exponent = static_cast<int>(scale) - 127 + 8, half = exponent / 2;
+  const auto first = L::set(scale == 255 ? pow2_or_nan(128) : pow2_or_nan(half));
+  const auto second = L::set(pow2_or_nan(exponent - half));
+  for (int i = 0; i < count; i += L::kLanes) {
+    L::store(values + i, L::mul(L::mul(L::load_e4m3(codes + i), first), second));
+  }
+}
+
+/// exp2_flushed of attend_arith.h, lane by lane.
+template <class L>
+inline typename L::F exp2_lanes(typename L::F x) {
+  const auto n = L::round(x);
+  const auto f = L::sub(x, n);
+  auto p = L::set(kExp2[5]);
+#pragma GCC unroll 5
+  for (int i = 4; i >= 0; --i) p = L::fma(p, f, L::set(kExp2[i]));
+  p = L::fma(p, f, L::set(1.0f));
+  return L::zero_below(x, -126.0f, L::mul(p, L::pow2(n)));
+}
+
+/// Online softmax of a block: z = scores [count][lanes] -> store_pair(row, lane, p_even, p_odd);
+/// updates max and sum of the group and leaves alpha.
+template <class L, class StorePair>
+inline void softmax_block(const float* scores, int lanes, const BlockRows& block,
+                          AttendGroup& group, StorePair store_pair) {
+  const int count = block.count;
+  const uint64_t active = block.active;
+  for (int lane = 0; lane < lanes; lane += L::kLanes) {
+    const auto before = L::load(group.max + lane);
+    auto max = before;
+    for (int r = 0; r < count; ++r) {
+      if ((active >> r & 1) != 0) max = L::max(L::load(scores + r * lanes + lane), max);
+    }
+    const auto alpha = exp2_lanes<L>(L::sub(before, max));
+    auto sum = L::mul(L::load(group.sum + lane), alpha);
+    for (int r = 0; r < count; r += 2) {
+      typename L::F p[2];
+      for (int j = 0; j < 2; ++j) {
+        p[j] = L::zero();
+        if ((active >> (r + j) & 1) != 0) {
+          const auto z = L::load(scores + (r + j) * lanes + lane);
+          p[j] = exp2_lanes<L>(L::sub(z, max));
+          sum = L::add(sum, p[j]);
+        }
+      }
+      store_pair(r, lane, p[0], p[1]);
+    }
+    L::store(group.max + lane, max);
+    L::store(group.sum + lane, sum);
+    L::store(group.alpha + lane, alpha);
+  }
+}
+
+template <class L>
+void merge_lanes(float* total, const float* chain, const float* by_total, const float* by_chain,
+                 int heads, int head_dim) {
+  for (int h = 0; h < heads; ++h) {
+    const auto wt = L::set(by_total[h]), wc = L::set(by_chain[h]);
+    for (int d = 0; d < head_dim; d += L::kLanes) {
+      float* t = total + h * head_dim + d;
+      L::store(t, L::fma(L::load(chain + h * head_dim + d), wc, L::mul(L::load(t), wt)));
+    }
+  }
+}
+
+}  // namespace
+}  // namespace dsv4::cpu
