@@ -4,6 +4,7 @@
 #include <bit>
 #include <cstring>
 #include <optional>
+#include <span>
 
 #include <nlohmann/json.hpp>
 
@@ -20,7 +21,7 @@ static_assert(std::endian::native == std::endian::little, "tensors are stored li
 
 constexpr int64_t kLengthBytes = 8;
 /// Limit of the format; it also bounds the memory that parsing takes.
-constexpr uint64_t kMaxHeaderBytes = 100'000'000;
+constexpr int64_t kMaxHeaderBytes = 100'000'000;
 
 struct StoredType {
   const char* name;
@@ -49,10 +50,72 @@ std::optional<int64_t> non_negative(const json& value) {
   return static_cast<int64_t>(given);
 }
 
-}  // namespace
+/// What the header says of one tensor, checked against itself and the size of the data.
+struct Description {
+  const StoredType* type = nullptr;
+  std::vector<int64_t> shape;
+  int64_t begin = 0, end = 0;  // within the data
+  int64_t size() const { return end - begin; }
+};
 
-SafetensorsFile::SafetensorsFile(const std::string& path) : file_(path) {
-  const auto bytes = file_.bytes();
+[[noreturn]] void corrupt(const std::string& where, const char* what, const std::string& expected,
+                          const json& given) {
+  fail(ErrorCode::kDataCorrupt, where, ": ", what, ": expected ", expected, ", given ",
+       excerpt(given));
+}
+
+Description read_description(const json& object, int64_t data_bytes, const std::string& where) {
+  Description out;
+  if (!object.is_object()) corrupt(where, "description", "an object", object);
+  for (const char* key : {"dtype", "shape", "data_offsets"}) {
+    if (!object.contains(key)) {
+      fail(ErrorCode::kDataCorrupt, where, ": ", key, ": missing, expected dtype, shape and ",
+           "data_offsets");
+    }
+  }
+  const json& dtype = object["dtype"];
+  if (!dtype.is_string()) corrupt(where, "dtype", "a string", dtype);
+  for (const StoredType& candidate : kStoredTypes) {
+    if (dtype.get_ref<const std::string&>() == candidate.name) out.type = &candidate;
+  }
+  if (out.type == nullptr) {
+    fail(ErrorCode::kUnsupported, where, ": dtype: expected one of ", kReadableTypes, ", given ",
+         excerpt(dtype));
+  }
+
+  const json& shape = object["shape"];
+  if (!shape.is_array()) corrupt(where, "shape", "an array of sizes", shape);
+  int64_t size = out.type->bytes;
+  for (const json& value : shape) {
+    const std::optional<int64_t> extent = non_negative(value);
+    const std::optional<int64_t> product = extent ? checked_mul(size, *extent) : std::nullopt;
+    if (!product) corrupt(where, "shape", "sizes whose product in bytes fits 63 bits", shape);
+    size = *product;
+    out.shape.push_back(*extent);
+  }
+
+  const json& offsets = object["data_offsets"];
+  const bool pair = offsets.is_array() && offsets.size() == 2;
+  const std::optional<int64_t> begin = pair ? non_negative(offsets[0]) : std::nullopt;
+  const std::optional<int64_t> end = pair ? non_negative(offsets[1]) : std::nullopt;
+  if (!begin || !end || *begin > *end) {
+    corrupt(where, "data_offsets", "[begin, end] with 0 <= begin <= end", offsets);
+  }
+  if (*end > data_bytes) {
+    fail(ErrorCode::kDataCorrupt, where, ": data_offsets: expected an end of at most ", data_bytes,
+         " (bytes after the header), given ", *end, "; the file is truncated");
+  }
+  if (*end - *begin != size) {
+    fail(ErrorCode::kDataCorrupt, where, ": data_offsets: expected ", size, " bytes for ",
+         out.type->name, " ", excerpt(shape), ", given ", *end - *begin);
+  }
+  out.begin = *begin;
+  out.end = *end;
+  return out;
+}
+
+/// The header's JSON; `data_begin` is set to the offset of the first byte after it.
+json read_header(std::span<const std::byte> bytes, const std::string& path, int64_t& data_begin) {
   const auto file_bytes = static_cast<int64_t>(bytes.size());
   if (file_bytes < kLengthBytes) {
     fail(ErrorCode::kDataCorrupt, path, ": expected a safetensors file of at least ", kLengthBytes,
@@ -60,121 +123,88 @@ SafetensorsFile::SafetensorsFile(const std::string& path) : file_(path) {
   }
   uint64_t header_bytes;
   std::memcpy(&header_bytes, bytes.data(), sizeof(header_bytes));
-  if (header_bytes > kMaxHeaderBytes ||
-      static_cast<int64_t>(header_bytes) > file_bytes - kLengthBytes) {
-    fail(ErrorCode::kDataCorrupt, path, ": header length: expected at most ",
-         std::min<int64_t>(static_cast<int64_t>(kMaxHeaderBytes), file_bytes - kLengthBytes),
+  const int64_t limit = std::min(kMaxHeaderBytes, file_bytes - kLengthBytes);
+  if (header_bytes > static_cast<uint64_t>(limit)) {
+    fail(ErrorCode::kDataCorrupt, path, ": header length: expected at most ", limit,
          " (the file has ", file_bytes, " bytes), given ", header_bytes,
          "; the file is truncated or no safetensors file");
   }
-  const std::string_view header_text(reinterpret_cast<const char*>(bytes.data()) + kLengthBytes,
-                                     header_bytes);
-  const json header = parse_strict_json(header_text, path + " (header)");
+  data_begin = kLengthBytes + static_cast<int64_t>(header_bytes);
+  json header =
+      parse_strict_json({reinterpret_cast<const char*>(bytes.data()) + kLengthBytes, header_bytes},
+                        path + " (header)");
   if (!header.is_object()) {
     fail(ErrorCode::kDataCorrupt, path, ": header: expected a JSON object, given ",
          excerpt(header));
   }
-  const std::byte* data = bytes.data() + kLengthBytes + header_bytes;
-  const int64_t data_bytes = file_bytes - kLengthBytes - static_cast<int64_t>(header_bytes);
+  return header;
+}
 
-  std::vector<Extent> extents;
-  for (const auto& [name, description] : header.items()) {
-    if (name == "__metadata__") continue;
-    const std::string where = path + ": tensor '" + printable(name) + "'";
-    const auto corrupt = [&](const char* what, const char* expected, const json& given) {
-      fail(ErrorCode::kDataCorrupt, where, ": ", what, ": expected ", expected, ", given ",
-           excerpt(given));
-    };
-    if (!description.is_object()) corrupt("description", "an object", description);
-    const auto field = [&](const char* key) -> const json& {
-      const auto it = description.find(key);
-      if (it == description.end()) {
-        fail(ErrorCode::kDataCorrupt, where, ": ", key, ": missing; expected dtype, shape and ",
-             "data_offsets");
-      }
-      return *it;
-    };
-
-    const json& dtype = field("dtype");
-    if (!dtype.is_string()) corrupt("dtype", "a string", dtype);
-    const auto& dtype_text = dtype.get_ref<const std::string&>();
-    const StoredType* type = nullptr;
-    for (const StoredType& candidate : kStoredTypes) {
-      if (dtype_text == candidate.name) type = &candidate;
-    }
-    if (type == nullptr) {
-      fail(ErrorCode::kUnsupported, where, ": dtype: expected one of ", kReadableTypes, ", given ",
-           excerpt(dtype));
-    }
-
-    const json& shape = field("shape");
-    if (!shape.is_array()) corrupt("shape", "an array of sizes", shape);
-    int64_t size = type->bytes;
-    std::vector<int64_t> extents_of_tensor;
-    for (const json& value : shape) {
-      const std::optional<int64_t> extent = non_negative(value);
-      if (!extent) corrupt("shape", "an array of sizes that fit 63 bits", shape);
-      const std::optional<int64_t> product = checked_mul(size, *extent);
-      if (!product) corrupt("shape", "a size in bytes that fits 63 bits", shape);
-      size = *product;
-      extents_of_tensor.push_back(*extent);
-    }
-
-    const json& offsets = field("data_offsets");
-    const bool pair = offsets.is_array() && offsets.size() == 2;
-    const std::optional<int64_t> begin = pair ? non_negative(offsets[0]) : std::nullopt;
-    const std::optional<int64_t> end = pair ? non_negative(offsets[1]) : std::nullopt;
-    if (!begin || !end || *begin > *end) corrupt("data_offsets", "[begin, end]", offsets);
-    if (*end > data_bytes) {
-      fail(ErrorCode::kDataCorrupt, where, ": data_offsets ", excerpt(offsets),
-           ": expected an end of at most ", data_bytes, " (bytes after the header), given ", *end,
-           "; the file is truncated");
-    }
-    if (*end - *begin != size) {
-      fail(ErrorCode::kDataCorrupt, where, ": data_offsets ", excerpt(offsets), ": expected ", size,
-           " bytes for shape ", excerpt(shape), " ", type->name, ", given ", *end - *begin);
-    }
-
-    Entry entry;
-    entry.stored_dtype = type->name;
-    if (!type->dtype) {
-      entry.unsupported = concat("dtype: expected one of ", kReadableTypes, ", given ", type->name);
-    } else if (extents_of_tensor.size() > kMaxRank) {
-      entry.unsupported =
-          concat("rank: expected at most ", kMaxRank, ", given shape ", excerpt(shape));
-    } else {
-      ConstTensor& view = entry.view;
-      view.data = data + *begin;
-      view.dtype = *type->dtype;
-      view.rank = static_cast<int>(extents_of_tensor.size());
-      int64_t stride = 1;
-      for (int i = view.rank - 1; i >= 0; --i) {
-        view.shape[i] = extents_of_tensor[static_cast<size_t>(i)];
-        view.strides[i] = stride;
-        // Cannot overflow unless another extent is 0, and then nothing is ever addressed.
-        stride = checked_mul(stride, view.shape[i]).value_or(0);
-      }
-      // The format does not promise alignment; code that reads floats needs it.
-      if (size > 0 &&
-          reinterpret_cast<uintptr_t>(view.data) % static_cast<uintptr_t>(type->bytes)) {
-        aligned_copies_.push_back(std::make_unique<std::byte[]>(static_cast<size_t>(size)));
-        std::memcpy(aligned_copies_.back().get(), view.data, static_cast<size_t>(size));
-        view.data = aligned_copies_.back().get();
-      }
-    }
-    const auto position = tensors_.emplace(name, std::move(entry)).first;
-    if (size > 0) extents.push_back({*begin, *end, &position->first});
+ConstTensor make_view(const Description& description, const std::byte* data) {
+  ConstTensor view;
+  view.data = data;
+  view.dtype = *description.type->dtype;
+  view.rank = static_cast<int>(description.shape.size());
+  int64_t stride = 1;
+  for (int i = view.rank - 1; i >= 0; --i) {
+    view.shape[i] = description.shape[static_cast<size_t>(i)];
+    view.strides[i] = stride;
+    // Overflows only when another extent is 0, and then nothing is ever addressed.
+    stride = checked_mul(stride, view.shape[i]).value_or(0);
   }
+  return view;
+}
 
+}  // namespace
+
+SafetensorsFile::SafetensorsFile(const std::string& path) : file_(path) {
+  int64_t data_begin = 0;
+  const json header = read_header(file_.bytes(), path, data_begin);
+  const std::byte* data = file_.bytes().data() + data_begin;
+  const int64_t data_bytes = static_cast<int64_t>(file_.bytes().size()) - data_begin;
+  std::vector<Extent> extents;
+  for (const auto& item : header.items()) {
+    if (item.key() == "__metadata__") continue;
+    const Description description = read_description(
+        item.value(), data_bytes, path + ": tensor '" + printable(item.key()) + "'");
+    Entry entry;
+    entry.stored_dtype = description.type->name;
+    if (!description.type->dtype) {
+      entry.unsupported =
+          concat("dtype: expected one of ", kReadableTypes, ", given ", description.type->name);
+    } else if (description.shape.size() > kMaxRank) {
+      entry.unsupported =
+          concat("rank: expected at most ", kMaxRank, ", given ", description.shape.size());
+    } else {
+      entry.view = make_view(description, data + description.begin);
+    }
+    const auto position = tensors_.emplace(item.key(), std::move(entry)).first;
+    if (description.size() > 0) {
+      extents.push_back({description.begin, description.end, &position->first});
+    }
+  }
   std::sort(extents.begin(), extents.end(),
             [](const Extent& a, const Extent& b) { return a.begin < b.begin; });
   for (size_t i = 1; i < extents.size(); ++i) {
-    if (extents[i].begin < extents[i - 1].end) {
-      fail(ErrorCode::kDataCorrupt, path, ": tensor '", printable(*extents[i].name),
-           "': data_offsets: expected a begin of at least ", extents[i - 1].end, " (end of '",
-           printable(*extents[i - 1].name), "'), given ", extents[i].begin,
-           "; the two tensors overlap");
-    }
+    if (extents[i].begin >= extents[i - 1].end) continue;
+    fail(ErrorCode::kDataCorrupt, path, ": tensor '", printable(*extents[i].name),
+         "': data_offsets: expected a begin of at least ", extents[i - 1].end, " (end of '",
+         printable(*extents[i - 1].name), "'), given ", extents[i].begin,
+         "; the two tensors overlap");
+  }
+  align();
+}
+
+void SafetensorsFile::align() {
+  for (auto& item : tensors_) {
+    ConstTensor& view = item.second.view;
+    const auto alignment = static_cast<uintptr_t>(size_of(view.dtype));
+    const auto bytes = static_cast<size_t>(view.num_bytes());
+    if (view.data == nullptr || bytes == 0) continue;
+    if (reinterpret_cast<uintptr_t>(view.data) % alignment == 0) continue;
+    aligned_copies_.push_back(std::make_unique<std::byte[]>(bytes));
+    std::memcpy(aligned_copies_.back().get(), view.data, bytes);
+    view.data = aligned_copies_.back().get();
   }
 }
 

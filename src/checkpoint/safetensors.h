@@ -41,6 +41,8 @@ class SafetensorsFile {
     std::string unsupported;  // why get() refuses; empty: it does not
   };
   const Entry& find(std::string_view name) const;
+  /// The format does not promise aligned data; code that reads floats needs it.
+  void align();
 
   MappedFile file_;
   std::map<std::string, Entry, std::less<>> tensors_;
