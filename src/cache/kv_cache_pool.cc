@@ -79,7 +79,8 @@ struct KvCachePool::Impl {
   // nobody wrote is found out.
   void poison([[maybe_unused]] std::byte* begin, [[maybe_unused]] int64_t bytes) {
 #ifndef NDEBUG
-    const std::vector<std::byte> pattern(size_t{1} << 20, std::byte{0xff});
+    const std::vector<std::byte> pattern(static_cast<size_t>(std::min<int64_t>(bytes, 1 << 20)),
+                                         std::byte{0xff});
     const auto chunk = static_cast<int64_t>(pattern.size());
     for (int64_t at = 0; at < bytes; at += chunk) {
       device.copy_to_device(begin + at, pattern.data(), std::min(chunk, bytes - at),

@@ -28,20 +28,22 @@ constexpr NamedFormat kFormats[] = {
     {KvFormat::kStateF32, "state_f32"},
 };
 
-// f32_to_e4m3 without library calls, so that loops over it become vector code.
+// f32_to_e4m3 as straight-line integer code and one addition, so that loops over it become vector
+// code. The codes of a binade count steps of 1/8 of it; below 2^-6 the steps stay those of that
+// binade. Adding 2^20 times the binade makes the step the last bit of the sum, so the addition
+// rounds to nearest even.
 inline uint8_t encode_e4m3(float value) {
-  const uint32_t bits = std::bit_cast<uint32_t>(value);
-  const uint32_t magnitude_bits = bits & 0x7fffffffu;
-  const float magnitude = std::bit_cast<float>(magnitude_bits);
-  // Normal codes: drop 20 mantissa bits, nearest-even, and rebias the exponent from 127 to 7.
-  const uint32_t normal =
-      ((magnitude_bits + 0x7ffffu + ((magnitude_bits >> 20) & 1u)) >> 20) - ((127u - 7u) << 3);
-  // Subnormal codes count steps of 2^-9, the spacing of floats at 2^14: the addition rounds.
-  const uint32_t subnormal = std::bit_cast<uint32_t>(magnitude + 0x1p14f) & 0xffu;
-  uint32_t code = magnitude < 0x1p-6f ? subnormal : normal;
-  code = magnitude_bits >= 0x43e00000u ? 0x7eu : code;  // 448 and more saturate
-  code = magnitude_bits > 0x7f800000u ? 0x7fu : code;   // NaN
-  return static_cast<uint8_t>(code | ((bits >> 24) & 0x80u));
+  constexpr int32_t kMinExponent = 127 - 6, kMaxBits = 0x43e00000;  // 2^-6, 448
+  const int32_t bits = std::bit_cast<int32_t>(value);
+  const int32_t magnitude = bits & 0x7fffffff;
+  const int32_t clamped = magnitude < kMaxBits ? magnitude : kMaxBits;
+  const int32_t exponent = (clamped >> 23) > kMinExponent ? clamped >> 23 : kMinExponent;
+  const int32_t binade = (exponent + 20) << 23;
+  const float sum = std::bit_cast<float>(clamped) + std::bit_cast<float>(binade);
+  const int32_t steps = std::bit_cast<int32_t>(sum) - binade;  // 8..16, or 0..8 below 2^-6
+  const int32_t code = ((exponent - kMinExponent) << 3) + steps;
+  const int32_t nan_mask = (0x7f800000 - magnitude) >> 31;
+  return static_cast<uint8_t>(((code & ~nan_mask) | (0x7f & nan_mask)) | ((bits >> 24) & 0x80));
 }
 
 const std::array<float, 256>& e4m3_values() {
@@ -69,13 +71,21 @@ bool is_finite(float value) {
   return (std::bit_cast<uint32_t>(value) & 0x7f800000u) != 0x7f800000u;
 }
 
+// f32_to_bf16, left in the upper half; a select in place of its branch, for vector code.
+inline uint32_t bf16_upper_bits(float value) {
+  const uint32_t bits = std::bit_cast<uint32_t>(value);
+  const uint32_t rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
+  const uint32_t quiet = bits | 0x400000u;
+  return ((bits & 0x7fffffffu) > 0x7f800000u ? quiet : rounded) & 0xffff0000u;
+}
+
 void round_row(const float* values, int count, float* out) {
-  for (int i = 0; i < count; ++i) out[i] = round_bf16(values[i]);
+  for (int i = 0; i < count; ++i) out[i] = std::bit_cast<float>(bf16_upper_bits(values[i]));
 }
 
 void store_bf16(const float* values, int count, std::byte* out) {
   for (int i = 0; i < count; ++i) {
-    const uint16_t bits = f32_to_bf16(values[i]);
+    const auto bits = static_cast<uint16_t>(bf16_upper_bits(values[i]) >> 16);
     std::memcpy(out + 2 * i, &bits, 2);
   }
 }
@@ -90,7 +100,21 @@ void load_bf16(const std::byte* in, int count, float* values) {
 
 void store_e4m3(const float* values, int count, float factor, std::byte* out) {
   auto* codes = reinterpret_cast<uint8_t*>(out);
-  for (int i = 0; i < count; ++i) codes[i] = encode_e4m3(values[i] * factor);
+  for (int i = 0; i < count; ++i) {
+    codes[i] = encode_e4m3(values[i] * factor);
+  }
+}
+
+// As store_e4m3, of values rounded to bf16, which pass through a buffer so that rows of any length
+// need no allocation.
+void store_rounded_e4m3(const float* values, int count, float factor, std::byte* out) {
+  constexpr int kChunk = 64;
+  float rounded[kChunk];
+  for (int begin = 0; begin < count; begin += kChunk) {
+    const int chunk = std::min(kChunk, count - begin);
+    round_row(values + begin, chunk, rounded);
+    store_e4m3(rounded, chunk, factor, out + begin);
+  }
 }
 
 void load_e4m3(const std::byte* in, int count, float factor, float* values) {
@@ -135,24 +159,16 @@ void decode_fp8_ds_mla(RowAddress row, float* values) {
             values + Fp8DsMla::kNopeDim);
 }
 
-// ---- indexer rows. Values pass through a buffer of one scale group, so that rows of any length
-// ---- need no allocation.
+// ---- indexer rows
 
 void encode_index_fp8(const float* values, int count, RowAddress row) {
-  float amax = 0.0f;
-  bool finite = true;
-  for (int i = 0; i < count; ++i) {
-    const float magnitude = std::fabs(round_bf16(values[i]));
-    finite = finite && is_finite(magnitude);
-    amax = std::max(amax, magnitude);
-  }
+  // Rounding to bf16 is monotonic: the largest rounded magnitude is the largest one, rounded.
+  const float amax = round_bf16(amax_of(values, count));
   float scale = std::bit_cast<float>(0x7fc00000u);
-  if (finite) {
+  if (is_finite(amax)) {
     const int exponent = ceil_log2_ratio(std::max(kFp8AmaxFloor, amax), kE4m3Max);
     scale = exp2_int(exponent);
-    const float factor = exp2_int(-exponent);
-    auto* codes = reinterpret_cast<uint8_t*>(row.values);
-    for (int i = 0; i < count; ++i) codes[i] = encode_e4m3(round_bf16(values[i]) * factor);
+    store_rounded_e4m3(values, count, exp2_int(-exponent), row.values);
   } else {
     std::memset(row.values, 0x7f, static_cast<size_t>(count));
   }
@@ -315,14 +331,8 @@ void encode_row(const CacheView& view, int64_t slot, const float* values, float 
       return encode_fp8_ds_mla(values, row);
     case KvFormat::kBf16:
       return store_bf16(values, view.row_elems, row.values);
-    case KvFormat::kFp8: {
-      const float factor = 1.0f / scale;
-      auto* codes = reinterpret_cast<uint8_t*>(row.values);
-      for (int i = 0; i < view.row_elems; ++i) {
-        codes[i] = encode_e4m3(round_bf16(values[i]) * factor);
-      }
-      return;
-    }
+    case KvFormat::kFp8:
+      return store_rounded_e4m3(values, view.row_elems, 1.0f / scale, row.values);
     case KvFormat::kIndexFp8:
       return encode_index_fp8(values, view.row_elems, row);
     case KvFormat::kIndexMxfp4:

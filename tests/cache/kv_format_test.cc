@@ -292,15 +292,18 @@ TEST(Fp8DsMla, DecodesAllCodesAndScales) {
 }
 
 // The fast E4M3 encoder, seen through per-tensor FP8 rows, against the definition: all bf16 values,
-// ties and their neighbours included.
+// ties and their neighbours included; other scales reach products with all mantissa bits.
 TEST(Fp8, EncodesEveryBf16ValueAsTheDefinition) {
   TestCache cache(KvFormat::kFp8, 65536, 1, 1);
   std::vector<float> row(65536);
-  for (uint32_t bits = 0; bits < 65536; ++bits)
-    row[bits] = bf16_to_f32(static_cast<uint16_t>(bits));
-  encode_row(cache.view, 0, row.data());
   for (uint32_t bits = 0; bits < 65536; ++bits) {
-    ASSERT_EQ(cache.at(bits), f32_to_e4m3(row[bits])) << std::hex << bits;
+    row[bits] = bf16_to_f32(static_cast<uint16_t>(bits));
+  }
+  for (float scale : {1.0f, 0.25f, 3.0f, 0.7f, 448.0f / 17.0f}) {
+    encode_row(cache.view, 0, row.data(), scale);
+    for (uint32_t bits = 0; bits < 65536; ++bits) {
+      ASSERT_EQ(cache.at(bits), f32_to_e4m3(row[bits] * (1.0f / scale))) << bits << " " << scale;
+    }
   }
 }
 
