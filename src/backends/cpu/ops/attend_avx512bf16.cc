@@ -6,6 +6,7 @@
 // Tiling    scores: lanes = heads, 8 rows x 2 registers, the K pair broadcast from memory: 2 loads,
 //           8 broadcasts, 16 dots, 16 chains >= latency 6. PV: lanes = dims, 4 heads x 4 registers,
 //           the P pair broadcast. No horizontal sums.
+#include "backends/cpu/ops/attend_avx512bf16-inl.h"
 #include "backends/cpu/ops/attend_wide-inl.h"
 #include "backends/cpu/ops/fp8_tables.h"
 
@@ -14,80 +15,13 @@ namespace {
 
 using L = Lanes16;
 
-inline __m512 dot(__m512 acc, __m512i x, __m512i y) {
-  return _mm512_dpbf16_ps(acc, (__m512bh)x, (__m512bh)y);
-}
-
 int lanes_of(int heads) {
   return heads <= 16 ? 16 : 32;
 }
 
-// 16 rows of 16 dwords -> their transpose.
-inline void transpose16(__m512i r[16]) {
-  __m512i t[16];
-#pragma GCC unroll 8
-  for (int i = 0; i < 16; i += 2) {
-    t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
-    t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
-  }
-#pragma GCC unroll 4
-  for (int i = 0; i < 16; i += 4) {
-    r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
-    r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
-    r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
-    r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
-  }
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) {
-    t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
-    t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
-    t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
-    t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
-  }
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) {
-    r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
-    r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
-    r[i + 4] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88);
-    r[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xdd);
-  }
-}
-
 void pack_q(const void* q, DType, int64_t stride, int heads, int head_dim, void* packed) {
-  const int lanes = lanes_of(heads);
-  auto* out = static_cast<uint32_t*>(packed);
-  for (int h0 = 0; h0 < lanes; h0 += 16) {
-    for (int d = 0; d < head_dim; d += 32) {
-      __m512i r[16];
-#pragma GCC unroll 16
-      for (int i = 0; i < 16; ++i) {
-        const auto* row = static_cast<const uint16_t*>(q) + (h0 + i) * stride + d;
-        r[i] = h0 + i < heads ? _mm512_loadu_si512(row) : _mm512_setzero_si512();
-      }
-      transpose16(r);
-#pragma GCC unroll 16
-      for (int i = 0; i < 16; ++i) _mm512_storeu_si512(out + (d / 2 + i) * lanes + h0, r[i]);
-    }
-  }
-}
-
-// 64 E4M3 codes with their scale -> 64 bf16 in order: lo = 0..31, hi = 32..63.
-struct ByteTables {
-  __m512i high0, high1, low0, low1;
-};
-inline ByteTables load_tables(const uint8_t* bytes) {
-  return {_mm512_load_si512(bytes), _mm512_load_si512(bytes + 64), _mm512_load_si512(bytes + 128),
-          _mm512_load_si512(bytes + 192)};
-}
-inline void convert64(const uint8_t* codes, const ByteTables& t, __m512i& lo, __m512i& hi) {
-  // VPUNPCK works inside 128-bit lanes: lane q gets codes 8q.. and 32 + 8q..
-  const __m512i order = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7);
-  const __m512i w = _mm512_permutexvar_epi64(order, _mm512_loadu_si512(codes));
-  const __m512i low = _mm512_permutex2var_epi8(t.low0, w, t.low1);
-  __m512i high = _mm512_permutex2var_epi8(t.high0, w, t.high1);
-  high = _mm512_ternarylogic_epi32(high, w, _mm512_set1_epi8(static_cast<char>(0x80)), 0xf8);
-  lo = _mm512_unpacklo_epi8(low, high);
-  hi = _mm512_unpackhi_epi8(low, high);
+  pack_q_pairs(static_cast<const uint16_t*>(q), stride, heads, lanes_of(heads), head_dim,
+               static_cast<uint32_t*>(packed));
 }
 
 // 64 dims of a row as bf16; null rows are zero.

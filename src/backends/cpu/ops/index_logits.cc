@@ -1,0 +1,219 @@
+// Driver of the indexer scores: cuts a tile into items and runs the candidate's kernels over blocks
+// of keys. See index_logits.h.
+#include "backends/cpu/ops/index_logits.h"
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "backends/cpu/candidates.h"
+#include "backends/cpu/ops/attend_arith.h"
+#include "backends/cpu/parallel.h"
+#include "cache/kv_format.h"
+#include "core/fail.h"
+
+namespace dsv4::cpu {
+namespace {
+
+constexpr int kItemTokens = 8;
+constexpr int64_t kItemKeys = 1024;
+
+struct Layout {
+  int64_t heads, dim, elem_bytes;
+  int64_t padded() const { return round_up(heads, kIndexLanes); }
+  int64_t q_bytes() const { return padded() * dim * elem_bytes; }
+  int64_t weight_bytes() const { return padded() * 4; }
+  int64_t keys_bytes() const { return kKeyBlock * dim * elem_bytes; }
+  int64_t lanes_bytes() const { return kKeyBlock * kIndexLanes * 4; }
+  int64_t thread_bytes() const {
+    return kItemTokens * (q_bytes() + weight_bytes()) + keys_bytes() + lanes_bytes();
+  }
+};
+
+class IndexLogits {
+ public:
+  IndexLogits(const IndexKernel& kernel, const IndexLogitsParams& params, const OpContext& context)
+      : kernel_(kernel),
+        params_(params),
+        context_(context),
+        threads_(num_threads(context.stream)),
+        layout_{params.q.shape[1], params.q.shape[2], kernel.elem_bytes} {}
+
+  void run() {
+    Arena& arena = *context_.scratch;
+    Arena::Scope scope(arena);
+    const int64_t tokens = params_.q.shape[0];
+    scratch_ = arena.take(layout_.thread_bytes() * threads_);
+    auto* starts = arena.take_array<int32_t>(tokens + 1);
+    if (arena.measuring()) return;
+
+    // Runs of tokens of one sequence share converted keys.
+    int64_t runs = 0, longest = 0;
+    for (int64_t t = 0; t < tokens; ++t) {
+      if (t == 0 || params_.token_to_seq[t] != params_.token_to_seq[t - 1] ||
+          t - starts[runs - 1] == kItemTokens) {
+        starts[runs++] = static_cast<int32_t>(t);
+      }
+      longest = std::max<int64_t>(longest, params_.end[t]);
+    }
+    starts[runs] = static_cast<int32_t>(tokens);
+    if (longest == 0) return;
+
+    // Enough items for every thread to take several, none below one block of keys.
+    const int64_t wanted = ceil_div(8 * threads_, runs);
+    const int64_t keys =
+        std::clamp(round_up(ceil_div(longest, wanted), kKeyBlock), int64_t{kKeyBlock}, kItemKeys);
+    const int64_t cuts = ceil_div(longest, keys);
+    parallel_chunks(context_.stream, runs * cuts, 1, [&](int64_t item, int64_t, int thread_idx) {
+      const int64_t run = item / cuts, begin = item % cuts * keys;
+      run_item(starts[run], starts[run + 1], begin, begin + keys,
+               scratch_ + layout_.thread_bytes() * (threads_ == 1 ? 0 : thread_idx));
+    });
+  }
+
+ private:
+  void run_item(int64_t first, int64_t last, int64_t begin, int64_t end, std::byte* rest) const {
+    FlushSubnormals flush_subnormals;
+    const int heads = static_cast<int>(layout_.heads), dim = static_cast<int>(layout_.dim);
+    const auto carve = [&](int64_t bytes) { return std::exchange(rest, rest + bytes); };
+    int64_t longest = 0;
+    for (int64_t t = first; t < last; ++t) longest = std::max<int64_t>(longest, params_.end[t]);
+    end = std::min(end, longest);
+    if (begin >= end) return;
+
+    std::byte* packed = carve(kItemTokens * layout_.q_bytes());
+    auto* weights = reinterpret_cast<float*>(carve(kItemTokens * layout_.weight_bytes()));
+    std::byte* keys = carve(layout_.keys_bytes());
+    auto* lanes = reinterpret_cast<float*>(carve(layout_.lanes_bytes()));
+    for (int64_t t = first; t < last; ++t) {
+      const auto* q = static_cast<const char*>(params_.q.data) +
+                      t * params_.q.strides[0] * size_of(params_.q.dtype);
+      kernel_.pack_q(q, params_.q.dtype, params_.q.strides[1], heads, dim,
+                     packed + (t - first) * layout_.q_bytes());
+      float* w = weights + (t - first) * layout_.padded();
+      std::fill_n(w, layout_.padded(), 0.0f);
+      std::copy_n(params_.weights.as<float>() + t * params_.weights.strides[0], heads, w);
+    }
+
+    const KvFormat format = params_.cache.format;
+    RowRef rows[kKeyBlock];
+    for (int64_t j = begin; j < end; j += kKeyBlock) {
+      const int count = static_cast<int>(std::min<int64_t>(kKeyBlock, end - j));
+      resolve(params_.token_to_seq[first], j, count, rows);
+      kernel_.load_keys(rows, count, format, dim, keys);
+      alignas(64) float scales[kKeyBlock];
+      if (format == KvFormat::kIndexFp8) {
+        for (int i = 0; i < count; ++i) std::memcpy(&scales[i], rows[i].scales, 4);
+      }
+      for (int64_t t = first; t < last; ++t) {
+        const int visible = static_cast<int>(std::clamp<int64_t>(params_.end[t] - j, 0, count));
+        if (visible == 0) continue;
+        alignas(64) float sums[kKeyBlock];
+        kernel_.score(packed + (t - first) * layout_.q_bytes(),
+                      weights + (t - first) * layout_.padded(), keys, visible, heads, dim, lanes,
+                      sums);
+        float* logits = params_.logits.as<float>() + t * params_.logits.strides[0] + j;
+        if (format == KvFormat::kIndexFp8) {
+          for (int i = 0; i < visible; ++i) logits[i] = sums[i] * scales[i];
+        } else {
+          std::copy_n(sums, visible, logits);
+        }
+      }
+    }
+  }
+
+  void resolve(int64_t seq, int64_t first, int count, RowRef* rows) const {
+    const CacheView& cache = params_.cache;
+    const RowLayout layout = row_layout(cache.format, cache.row_elems);
+    const int32_t* table = params_.blocks.table + seq * params_.blocks.stride;
+    int64_t logical = first / cache.rows_per_block, offset = first - logical * cache.rows_per_block;
+    for (int i = 0; i < count; ++logical, offset = 0) {
+      std::byte* page = block_pointer(cache, table[logical % params_.blocks.columns]);
+      for (; i < count && offset < cache.rows_per_block; ++i, ++offset) {
+        const RowAddress row = row_in_page(page, cache.rows_per_block, offset, layout);
+        rows[i] = {row.values, row.scales};
+      }
+    }
+  }
+
+  const IndexKernel& kernel_;
+  const IndexLogitsParams& params_;
+  const OpContext& context_;
+  int threads_;
+  Layout layout_;
+  std::byte* scratch_ = nullptr;
+};
+
+bool exact_in_bf16(const IndexLogitsParams& params) {
+  return params.q.dtype == DType::kBf16 && (params.cache.format == KvFormat::kIndexFp8 ||
+                                            params.cache.format == KvFormat::kIndexMxfp4);
+}
+
+// ---- candidates
+
+#if defined(__x86_64__)
+// Both families need the same instructions.
+std::string why_not_as_attend(std::string_view name) {
+  for (const Candidate& candidate : attend_candidates()) {
+    if (candidate.name == name) return candidate.why_not();
+  }
+  return "unknown";
+}
+std::string why_not_avx512bf16() {
+  return why_not_as_attend("avx512bf16");
+}
+std::string why_not_avx2() {
+  return why_not_as_attend("avx2");
+}
+void index_logits_avx512bf16(const IndexLogitsParams& params, const OpContext& context) {
+  index_logits_with(index_avx512bf16_kernels(), params, context);
+}
+void index_logits_avx2(const IndexLogitsParams& params, const OpContext& context) {
+  index_logits_with(index_avx2_kernels(), params, context);
+}
+#endif
+std::string always() {
+  return {};
+}
+
+}  // namespace
+
+RowRef index_row(const IndexLogitsParams& params, int64_t seq, int64_t entry) {
+  const int64_t rows = params.cache.rows_per_block, logical = entry / rows;
+  const int32_t block =
+      params.blocks.table[seq * params.blocks.stride + logical % params.blocks.columns];
+  const RowAddress row = row_address(params.cache, block * rows + entry % rows);
+  return {row.values, row.scales};
+}
+
+void index_logits_with(const IndexKernels& kernels, const IndexLogitsParams& params,
+                       const OpContext& context) {
+  if (params.q.shape[2] % kIndexTileDims != 0) {
+    index_logits_reference(params, context);
+    return;
+  }
+  const IndexKernel* kernel =
+      kernels.bf16 != nullptr && exact_in_bf16(params) ? kernels.bf16 : kernels.wide;
+  IndexLogits(*kernel, params, context).run();
+}
+
+std::span<const Candidate> index_logits_candidates() {
+  static const Candidate list[] = {
+#if defined(__x86_64__)
+    {"index_logits", "avx512bf16", why_not_avx512bf16,
+     [](Ops& ops) { ops.index_logits = index_logits_avx512bf16; }},
+    {"index_logits", "avx2", why_not_avx2, [](Ops& ops) { ops.index_logits = index_logits_avx2; }},
+#endif
+    {"index_logits", "reference", always,
+     [](Ops& ops) { ops.index_logits = index_logits_reference; }},
+  };
+  return list;
+}
+
+int64_t index_logits_scratch_bytes(const ScratchLimits& limits) {
+  const int64_t threads = std::max(1, limits.num_threads);
+  const Layout layout{limits.index_heads, limits.index_dim, 4};
+  return layout.thread_bytes() * threads + (limits.max_tokens + 1) * 4 + 2 * Arena::kAlignment;
+}
+
+}  // namespace dsv4::cpu

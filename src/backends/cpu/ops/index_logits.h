@@ -1,0 +1,56 @@
+// Indexer scores: what the driver (index_logits.cc) hands to the candidate kernels.
+//
+// Problem   logits[t,j] = k_scale_j sum_h w[t,h] max(0, q[t,h] . k_j), j < end[t]; 64 heads x 128
+//           dims, one key per 4 tokens: 262144 keys and 4.3 GFLOP a token at 1M context
+// Order     canonical, equal in all candidates (bits are compared):
+//             s_h  dims in pairs (2i, 2i+1) ascending, s = q_e k_e + (q_o k_o + s)
+//             t_l  l = 0..15: heads l, 16 + l, 32 + l, ... ascending, t_l = w_h max(0, s_h) + t_l;
+//                  heads are padded with zeros to a multiple of 16
+//             sum  tree over lanes (l, l+8), (l, l+4), (l, l+2), (l, l+1); times k_scale (FP8 only)
+//           each step one rounding, subnormals are zero (attend_arith.h); a NaN stays NaN
+// Tiling    item = (up to 8 tokens of one sequence, up to 1024 keys); blocks of 64 keys are
+//           converted once per item and used by its tokens
+// Budget    per key and token 64 x 128 x 2 FLOP = 256 VDPBF16PS; conversion of a key 10-20 cycles:
+//           4-8% of a decode step, 1% with 8 tokens; 132 B per key: 4 GB/s at full speed
+#pragma once
+#include <cstdint>
+
+#include "backends/cpu/ops/attend.h"
+#include "ops/ops.h"
+
+namespace dsv4::cpu {
+
+constexpr int kKeyBlock = 64;
+constexpr int kIndexLanes = 16;
+/// The vector kernels take index dims that are a multiple of this, and any head count.
+constexpr int kIndexTileDims = 128;
+
+struct IndexKernel {
+  int elem_bytes;  // of packed q and k
+  /// q [heads, dim] of `dtype`, rows `stride` elements apart -> `packed`, heads padded to 16.
+  void (*pack_q)(const void* q, DType dtype, int64_t stride, int heads, int dim, void* packed);
+  /// Dequantises `count` keys without k_scale.
+  void (*load_keys)(const RowRef* keys, int count, KvFormat format, int dim, void* k);
+  /// sums[j] of `count` loaded keys; sums has room for kKeyBlock. weights: heads padded to 16 with
+  /// zeros. lanes: scratch [kKeyBlock][16].
+  void (*score)(const void* packed_q, const float* weights, const void* k, int count, int heads,
+                int dim, float* lanes, float* sums);
+};
+
+/// bf16: q and keys are exact in bf16 (kIndexFp8, kIndexMxfp4). wide: everything, in f32.
+struct IndexKernels {
+  const IndexKernel* bf16;  // may be null: then `wide` does it
+  const IndexKernel* wide;
+};
+const IndexKernels& index_avx512bf16_kernels();
+const IndexKernels& index_avx2_kernels();
+
+/// The scalar candidate: any head count, any even dim.
+void index_logits_reference(const IndexLogitsParams& params, const OpContext& context);
+void index_logits_with(const IndexKernels& kernels, const IndexLogitsParams& params,
+                       const OpContext& context);
+
+/// Row of entry `entry` of sequence `seq`.
+RowRef index_row(const IndexLogitsParams& params, int64_t seq, int64_t entry);
+
+}  // namespace dsv4::cpu

@@ -1,0 +1,358 @@
+// Indexer scores: every candidate against the scalar one bit by bit, the scalar one against a loop
+// in double precision, and what may not change a bit.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <numeric>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "backends/cpu/candidates.h"
+#include "cache/kv_format.h"
+#include "core/numbers.h"
+#include "core/thread_pool.h"
+
+namespace dsv4::cpu {
+namespace {
+
+using Random = std::mt19937;
+
+float uniform(Random& random, float magnitude) {
+  return std::uniform_real_distribution<float>(-magnitude, magnitude)(random);
+}
+int pick(Random& random, int low, int high) {
+  return std::uniform_int_distribution<int>(low, high)(random);
+}
+
+struct CaseOptions {
+  KvFormat format = KvFormat::kIndexFp8;
+  int heads = 64;
+  int dim = 128;
+  std::vector<int> ends = {70, 0, 133};
+  int seqs = 2;
+  int rows_per_block = 64;
+  float magnitude = 1.0f;
+};
+
+// One call of index_logits with everything that it points to. Bytes of the cache that no row was
+// written to are 0xff: NaN in every format, also as a scale.
+struct Case {
+  CaseOptions options;
+  std::vector<std::byte> bytes;
+  CacheView view;
+  std::vector<int32_t> table, token_to_seq, end;
+  std::vector<float> q, weights;
+  std::vector<uint16_t> q_bf16;
+  int32_t max_end = 0;
+  int32_t columns = 0;
+
+  Case(Random& random, const CaseOptions& o) : options(o) {
+    const auto tokens = static_cast<int>(o.ends.size());
+    for (int t = 0; t < tokens; ++t) {
+      token_to_seq.push_back(t * o.seqs / tokens);
+      end.push_back(o.ends[static_cast<size_t>(t)]);
+      max_end = std::max(max_end, end.back());
+    }
+    columns = max_end / o.rows_per_block + 1;
+    view.block_stride_bytes = page_bytes(o.format, o.rows_per_block, o.dim) + 192;
+    view.num_blocks = columns * o.seqs + 2;
+    view.rows_per_block = o.rows_per_block;
+    view.format = o.format;
+    view.row_elems = o.dim;
+    bytes.assign(static_cast<size_t>(view.block_stride_bytes * view.num_blocks), std::byte{0xff});
+    view.base = bytes.data();
+    table.resize(static_cast<size_t>(view.num_blocks));
+    std::iota(table.begin(), table.end(), 0);
+    std::shuffle(table.begin(), table.end(), random);
+    for (int seq = 0; seq < o.seqs; ++seq) {
+      int used = 0;
+      for (int t = 0; t < tokens; ++t) {
+        if (token_to_seq[static_cast<size_t>(t)] == seq) {
+          used = std::max(used, end[static_cast<size_t>(t)]);
+        }
+      }
+      for (int j = 0; j < used; ++j) {
+        std::vector<float> values(static_cast<size_t>(o.dim));
+        for (float& v : values) v = uniform(random, o.magnitude);
+        encode_row(view, slot(seq, j), values.data());
+      }
+    }
+    const bool wide = o.format == KvFormat::kIndexF32;
+    for (int i = 0; i < tokens * o.heads * o.dim; ++i) {
+      // Values as index_query leaves them: E4M3, E2M1 times a power of two, or f32.
+      float v = uniform(random, o.magnitude);
+      if (o.format == KvFormat::kIndexFp8) v = e4m3_to_f32(f32_to_e4m3(v * 400));
+      if (o.format == KvFormat::kIndexMxfp4) v = e2m1_to_f32(f32_to_e2m1(v * 6)) * 0x1p-5f;
+      q.push_back(v);
+      if (!wide) q_bf16.push_back(f32_to_bf16(v));
+    }
+    for (int i = 0; i < tokens * o.heads; ++i) weights.push_back(uniform(random, 0.1f));
+  }
+  int64_t slot(int seq, int64_t j) const {
+    const int64_t rows = view.rows_per_block;
+    return table[static_cast<size_t>(seq * columns + j / rows)] * rows + j % rows;
+  }
+  IndexLogitsParams params() const {
+    const auto t = static_cast<int64_t>(end.size());
+    const int64_t h = options.heads, d = options.dim;
+    IndexLogitsParams p{};
+    p.q = options.format == KvFormat::kIndexF32
+              ? ConstTensor(q.data(), DType::kF32, {t, h, d})
+              : ConstTensor(q_bf16.data(), DType::kBf16, {t, h, d});
+    p.weights = ConstTensor(weights.data(), DType::kF32, {t, h});
+    p.token_to_seq = token_to_seq.data();
+    p.end = end.data();
+    p.max_end = max_end;
+    p.blocks = {table.data(), columns, columns, view.rows_per_block * 4};
+    p.cache = view;
+    return p;
+  }
+};
+
+constexpr float kUntouched = 12345.0f;
+
+// Logits [tokens][max_end + 5]; what lies past end[t] must stay untouched.
+std::vector<float> run(const Candidate& candidate, IndexLogitsParams params, int threads) {
+  Ops ops;
+  candidate.install(ops);
+  ThreadPool pool(threads);
+  ScratchLimits limits;
+  limits.max_tokens = params.q.shape[0];
+  limits.index_heads = static_cast<int>(params.q.shape[1]);
+  limits.index_dim = static_cast<int>(params.q.shape[2]);
+  limits.num_threads = threads;
+  const int64_t scratch_bytes = index_logits_scratch_bytes(limits);
+  std::vector<std::byte> scratch(static_cast<size_t>(scratch_bytes + Arena::kAlignment),
+                                 std::byte{0xff});
+  void* base = scratch.data();
+  size_t space = scratch.size();
+  std::align(Arena::kAlignment, 1, base, space);
+  Arena arena(static_cast<std::byte*>(base), scratch_bytes);
+  const int64_t tokens = params.q.shape[0], width = params.max_end + 5;
+  std::vector<float> logits(static_cast<size_t>(tokens * width) + 2, kUntouched);
+  params.logits = Tensor(logits.data() + 1, DType::kF32, {tokens, width});
+  ops.index_logits(params, OpContext{Stream{threads == 1 ? nullptr : &pool}, &arena, &ops});
+  EXPECT_EQ(arena.used(), 0);
+  EXPECT_EQ(logits.front(), kUntouched);
+  EXPECT_EQ(logits.back(), kUntouched);
+  logits.erase(logits.begin());
+  logits.pop_back();
+  for (int64_t t = 0; t < tokens; ++t) {
+    for (int64_t j = params.end[t]; j < width; ++j) {
+      EXPECT_EQ(logits[static_cast<size_t>(t * width + j)], kUntouched)
+          << candidate.name << " wrote past the end: token " << t << " entry " << j;
+    }
+  }
+  return logits;
+}
+
+bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), 4 * a.size()) == 0;
+}
+
+const Candidate& reference() {
+  return index_logits_candidates().back();
+}
+std::vector<const Candidate*> usable() {
+  std::vector<const Candidate*> list;
+  for (const Candidate& c : index_logits_candidates()) {
+    if (c.why_not().empty()) list.push_back(&c);
+  }
+  return list;
+}
+
+std::vector<float> expect_all_equal(const Case& c, const std::string& what) {
+  const std::vector<float> expected = run(reference(), c.params(), 1);
+  for (const Candidate* candidate : usable()) {
+    for (int threads : {1, 2, 3}) {
+      EXPECT_TRUE(same_bits(run(*candidate, c.params(), threads), expected))
+          << candidate->name << ", " << threads << " threads, " << what;
+    }
+  }
+  return expected;
+}
+
+// Bound: with u = 2^-24 a score of D products is off by (D + 1) u sum |q k|, its weighting and the
+// sum over H heads by at most (H + 6) u of the sum of |w| (|score| + its error), the key scale by
+// one rounding.
+void expect_sum(const Case& c, const std::vector<float>& logits) {
+  const double u = 0x1p-24;
+  const auto heads = static_cast<size_t>(c.options.heads), dim = static_cast<size_t>(c.options.dim);
+  const auto width = static_cast<size_t>(c.max_end + 5);
+  for (size_t t = 0; t < c.end.size(); ++t) {
+    for (int j = 0; j < c.end[t]; ++j) {
+      std::vector<float> key(dim);  // with its scale, which is a power of two
+      decode_row(c.view, c.slot(c.token_to_seq[t], j), key.data());
+      double sum = 0, bound = 0;
+      for (size_t h = 0; h < heads; ++h) {
+        double score = 0, absolute = 0;
+        for (size_t d = 0; d < dim; ++d) {
+          const double product = double{c.q[(t * heads + h) * dim + d]} * key[d];
+          score += product;
+          absolute += std::fabs(product);
+        }
+        const double w = c.weights[t * heads + h];
+        sum += w * std::max(0.0, score);
+        bound += std::fabs(w) * (static_cast<double>(dim + heads) + 8) * u * 1.01 * absolute;
+      }
+      ASSERT_NEAR(logits[t * width + static_cast<size_t>(j)], sum, bound)
+          << "token " << t << " entry " << j;
+    }
+  }
+}
+
+constexpr KvFormat kFormats[] = {KvFormat::kIndexFp8, KvFormat::kIndexMxfp4, KvFormat::kIndexF32};
+
+TEST(IndexLogits, CandidatesAgreeForEveryFormatAndHeadCount) {
+  Random random(1);
+  for (const KvFormat format : kFormats) {
+    for (const int heads : {1, 3, 8, 16, 17, 40, 64, 65, 128}) {
+      CaseOptions o;
+      o.format = format;
+      o.heads = heads;
+      o.ends = {70, 0, 33};
+      o.rows_per_block = heads % 2 == 0 ? 64 : 7;
+      const Case c(random, o);
+      expect_sum(c, expect_all_equal(c, concat(kv_format_name(format), ", heads ", heads)));
+    }
+  }
+}
+
+TEST(IndexLogits, CandidatesAgreeForManyTokensAndKeys) {
+  Random random(2);
+  for (const KvFormat format : kFormats) {
+    CaseOptions o;
+    o.format = format;
+    o.heads = 16;
+    o.seqs = 3;
+    o.ends.clear();
+    for (int t = 0; t < 29; ++t) o.ends.push_back(pick(random, 0, 9) == 0 ? 0 : 30 + t / 4);
+    o.ends[3] = 1200;
+    const Case c(random, o);
+    expect_sum(c, expect_all_equal(c, kv_format_name(format)));
+  }
+}
+
+TEST(IndexLogits, OtherDims) {
+  Random random(3);
+  for (const KvFormat format : kFormats) {
+    for (const int dim : {32, 64, 96, 256}) {
+      CaseOptions o;
+      o.format = format;
+      o.dim = dim;
+      o.heads = 5;
+      const Case c(random, o);
+      expect_sum(c, expect_all_equal(c, concat(kv_format_name(format), ", dim ", dim)));
+    }
+  }
+}
+
+// Scales at both ends of their range, codes of every kind, products below 2^-126.
+TEST(IndexLogits, CandidatesAgreeForAnyFiniteBytes) {
+  Random random(4);
+  for (const KvFormat format : kFormats) {
+    for (int round = 0; round < 4; ++round) {
+      CaseOptions o;
+      o.format = format;
+      o.heads = 9;
+      o.magnitude = round == 3 ? 1e-22f : 1.0f;
+      Case c(random, o);
+      for (int seq = 0; seq < o.seqs; ++seq) {
+        for (int j = 0; j < c.max_end; ++j) {
+          if (j / 64 >= c.columns) continue;
+          const RowAddress row = row_address(c.view, c.slot(seq, j));
+          const RowLayout layout = row_layout(format, o.dim);
+          if (format != KvFormat::kIndexF32) {
+            for (int64_t i = 0; i < layout.value_bytes; ++i) {
+              const int code = pick(random, 0, 255);
+              const bool nan = format == KvFormat::kIndexFp8 && (code & 0x7f) == 0x7f;
+              row.values[i] = std::byte{static_cast<unsigned char>(nan ? 0 : code)};
+            }
+          }
+          if (format == KvFormat::kIndexMxfp4) {
+            for (int64_t i = 0; i < layout.scale_bytes; ++i) {
+              const int near = pick(random, 0, 5), any = pick(random, 0, 200);
+              row.scales[i] = std::byte{static_cast<unsigned char>(round == 0 ? near : any)};
+            }
+          } else if (format == KvFormat::kIndexFp8) {
+            const float scale = std::ldexp(1.0f, pick(random, -149, 100));
+            std::memcpy(row.scales, &scale, 4);
+          }
+        }
+      }
+      expect_all_equal(c, concat(kv_format_name(format), ", round ", round));
+    }
+  }
+}
+
+TEST(IndexLogits, NanKeysStayVisible) {
+  Random random(5);
+  for (const KvFormat format : kFormats) {
+    CaseOptions o;
+    o.format = format;
+    o.ends = {40};
+    o.seqs = 1;
+    Case c(random, o);
+    const RowAddress row = row_address(c.view, c.slot(0, 17));
+    const RowLayout layout = row_layout(format, o.dim);
+    std::fill_n(row.values, layout.value_bytes, std::byte{0x7f});
+    std::fill_n(row.scales, layout.scale_bytes, std::byte{0xff});
+    if (format == KvFormat::kIndexF32) {
+      const float nan = NAN;
+      std::memcpy(row.values, &nan, 4);
+    }
+    for (const Candidate* candidate : usable()) {
+      const std::vector<float> logits = run(*candidate, c.params(), 1);
+      for (size_t j = 0; j < 40; ++j) {
+        EXPECT_EQ(std::isnan(logits[j]), j == 17) << candidate->name << " entry " << j;
+      }
+    }
+  }
+}
+
+TEST(IndexLogits, TokenAloneGivesTheBitsItHasInABatch) {
+  Random random(6);
+  CaseOptions o;
+  o.ends = {200, 201, 201, 1, 90, 300, 64};
+  const Case c(random, o);
+  for (const Candidate* candidate : usable()) {
+    const std::vector<float> all = run(*candidate, c.params(), 2);
+    const auto width = static_cast<size_t>(c.max_end + 5);
+    for (size_t t = 0; t < o.ends.size(); ++t) {
+      IndexLogitsParams p = c.params();
+      p.q = p.q.rows(static_cast<int64_t>(t), 1);
+      p.weights = p.weights.rows(static_cast<int64_t>(t), 1);
+      p.token_to_seq += t;
+      p.end += t;
+      const std::vector<float> alone = run(*candidate, p, 3);
+      EXPECT_EQ(std::memcmp(alone.data(), all.data() + t * width, width * 4), 0)
+          << candidate->name << " token " << t;
+    }
+  }
+}
+
+TEST(IndexLogits, MeasuringTouchesNothing) {
+  Random random(7);
+  const Case c(random, CaseOptions{});
+  for (const Candidate* candidate : usable()) {
+    Ops ops;
+    candidate->install(ops);
+    Arena measuring;
+    IndexLogitsParams p = c.params();
+    p.q.data = p.weights.data = nullptr;
+    p.end = p.token_to_seq = nullptr;
+    ops.index_logits(p, OpContext{Stream{}, &measuring, &ops});
+    ScratchLimits limits;
+    limits.max_tokens = 3;
+    limits.index_heads = 64;
+    limits.index_dim = 128;
+    EXPECT_GT(measuring.peak(), 0);
+    EXPECT_LE(measuring.peak(), index_logits_scratch_bytes(limits)) << candidate->name;
+  }
+}
+
+}  // namespace
+}  // namespace dsv4::cpu
