@@ -2,8 +2,9 @@
 // work is cut into chunks, and where scratch memory comes from.
 #include "backends/cpu/ops/linear.h"
 
-#include <array>
-#include <cstring>
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 
 #include "backends/cpu/ops/flush_denormals.h"
 #include "backends/cpu/parallel.h"
@@ -215,6 +216,16 @@ std::string needs_avx512bf16() {
   }
   return missing.empty() ? missing : "needs" + missing;
 }
+
+std::string needs_avx2() {
+  std::string missing;
+  if (!__builtin_cpu_supports("avx2")) missing += " avx2";
+  if (!__builtin_cpu_supports("fma")) missing += " fma";
+  // clang 14's builtin does not know F16C: CPUID leaf 1, ECX bit 29.
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  if (__get_cpuid(1, &eax, &ebx, &ecx, &edx) == 0 || (ecx & bit_F16C) == 0) missing += " f16c";
+  return missing.empty() ? missing : "needs" + missing;
+}
 #endif
 
 }  // namespace
@@ -247,6 +258,7 @@ std::span<const Candidate> linear_candidates() {
   static constexpr Candidate kCandidates[] = {
 #if defined(__x86_64__)
     {"linear", "avx512bf16", needs_avx512bf16, install<kLinearAvx512Bf16>},
+    {"linear", "avx2", needs_avx2, install<kLinearAvx2>},
 #endif
     {"linear", "reference", runs_anywhere, install<kLinearReference>},
   };
@@ -256,7 +268,8 @@ std::span<const Candidate> linear_candidates() {
 int64_t linear_scratch_bytes(const ScratchLimits& limits) {
   int64_t thread_bytes = kLinearReference.scratch_bytes;
 #if defined(__x86_64__)
-  thread_bytes = std::max(thread_bytes, kLinearAvx512Bf16.scratch_bytes);
+  thread_bytes =
+      std::max({thread_bytes, kLinearAvx2.scratch_bytes, kLinearAvx512Bf16.scratch_bytes});
 #endif
   Arena measure;
   measure.take_array<Item>(kMaxItems);

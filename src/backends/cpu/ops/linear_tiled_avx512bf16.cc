@@ -380,17 +380,22 @@ ExponentRange merge(ExponentRange a, ExponentRange b) {
 }
 
 ExponentRange scale_range(const Panel& panel) {
+  // A block has up to 32 scales a row: one masked load each.
+  static_assert(kLinearBlock / kFp4ScaleGroup == 32);
   const Weight& w = *panel.w;
-  ExponentRange range;
   const int64_t count = ceil_div(std::min(panel.block, w.cols - panel.k0), kFp4ScaleGroup);
+  const auto live = static_cast<__mmask32>((uint64_t{1} << count) - 1);
+  const __m256i ones = _mm256_set1_epi8(-1);
+  __m256i low = ones, high = _mm256_setzero_si256();
   for (int64_t row = panel.n; row < panel.n_end; ++row) {
     const uint8_t* scales = w.scale + row * w.scale_stride + panel.k0 / kFp4ScaleGroup;
-    for (int64_t i = 0; i < count; ++i) {
-      range.low = std::min(range.low, scales[i]);
-      range.high = std::max(range.high, scales[i]);
-    }
+    low = _mm256_min_epu8(low, _mm256_mask_loadu_epi8(ones, live, scales));
+    high = _mm256_max_epu8(high, _mm256_maskz_loadu_epi8(live, scales));
   }
-  return range;
+  alignas(32) uint8_t lows[32], highs[32];
+  _mm256_store_si256(reinterpret_cast<__m256i*>(lows), low);
+  _mm256_store_si256(reinterpret_cast<__m256i*>(highs), high);
+  return {*std::min_element(lows, lows + 32), *std::max_element(highs, highs + 32)};
 }
 
 struct TileScratch {
