@@ -295,9 +295,7 @@ TEST_P(QnormRopeCases, MatchesDoubleAndWritesTheCache) {
             std::all_of(at, at + row_bytes, [](std::byte b) { return b == std::byte{0x11}; }));
       }
     }
-    std::vector<std::byte> out = q.bytes;
-    append(out, kv);
-    return out;
+    return bytes_of({&q, &kv});
   });
   size_t at = 0;
   const Storage q = read(bytes, at, act, tokens * heads * head_dim);
@@ -402,9 +400,7 @@ TEST(InverseRope, QuantisedGroupsMatchTheScalarRule) {
                                .quantise = true,
                                .out = out.view({kTokens, kHeads, kDim})},
                               runner.context());
-    std::vector<std::byte> all = rotated.bytes;
-    append(all, out);
-    return all;
+    return bytes_of({&rotated, &out});
   });
   size_t at = 0;
   const Storage rotated = read(bytes, at, DType::kF32, kTokens * kHeads * kDim);
@@ -490,10 +486,9 @@ Routed route_all(Storage& logits, int64_t tokens, int64_t experts, int64_t k, St
           ConstTensor(table->data(), DType::kI64, {static_cast<int64_t>(table->size()) / k, k});
     }
     runner.ops().route(params, runner.context());
-    std::vector<std::byte> bytes = out.weights.bytes;
-    const auto* ids = reinterpret_cast<const std::byte*>(out.ids.data());
-    bytes.insert(bytes.end(), ids, ids + out.ids.size() * sizeof(int32_t));
-    return bytes;
+    Storage ids(DType::kI32, tokens * k);
+    std::memcpy(ids.bytes.data(), out.ids.data(), ids.bytes.size());
+    return bytes_of({&out.weights, &ids});
   });
   return out;
 }

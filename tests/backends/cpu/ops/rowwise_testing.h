@@ -110,13 +110,20 @@ inline std::vector<std::byte> same_bytes_everywhere(
   return first;
 }
 
-inline void append(std::vector<std::byte>& out, const Storage& storage) {
-  const size_t at = out.size();
-  out.resize(at + storage.bytes.size());
-  std::memcpy(out.data() + at, storage.bytes.data(), storage.bytes.size());
+/// The bytes of several results, one after the other.
+inline std::vector<std::byte> bytes_of(std::initializer_list<const Storage*> parts) {
+  size_t total = 0;
+  for (const Storage* part : parts) total += part->bytes.size();
+  std::vector<std::byte> out(total);
+  size_t at = 0;
+  for (const Storage* part : parts) {
+    std::memcpy(out.data() + at, part->bytes.data(), part->bytes.size());
+    at += part->bytes.size();
+  }
+  return out;
 }
 
-/// Reads a value of a byte string that `append` made.
+/// Reads the next part of a byte string that `bytes_of` made.
 inline Storage read(const std::vector<std::byte>& bytes, size_t& at, DType dtype, int64_t count) {
   Storage out(dtype, count);
   std::memcpy(out.bytes.data(), bytes.data() + at, out.bytes.size());
