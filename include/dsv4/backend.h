@@ -122,7 +122,7 @@ struct SelectionTarget {
 SelectionTarget target_of(const DeviceId& id);
 
 struct SelectionRequest {
-  std::string backend;                  ///< empty: the best that fits
+  std::string backend = "";             ///< empty: the best that fits
   std::string kv_cache_dtype = "auto";  ///< auto | fp8_ds_mla | bf16 | fp8 | f32
   Numerics numerics = kServing;         ///< its kv format is ignored: kv_cache_dtype decides
   int tensor_parallel_size = 1;

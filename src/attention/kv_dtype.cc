@@ -6,14 +6,6 @@
 #include "core/fail.h"
 
 namespace dsv4 {
-namespace {
-
-Reason refused_word(const AttentionDescriptor& descriptor, std::string_view requested) {
-  return {concat("kv cache dtype of ", descriptor.name),
-          concat("auto or one of ", format_names(descriptor.kv_formats)), std::string(requested)};
-}
-
-}  // namespace
 
 std::variant<KvFormat, Reason> resolve_kv_cache_dtype(const AttentionDescriptor& descriptor,
                                                       const Numerics& numerics,
@@ -47,7 +39,10 @@ std::variant<KvFormat, Reason> resolve_kv_cache_dtype(const AttentionDescriptor&
                   std::string(requested.empty() ? "auto" : requested)};
   }
   if (!accepts(format)) {
-    return refused_word(descriptor, requested.empty() ? kv_format_name(format) : requested);
+    const bool named = !requested.empty() && requested != "auto";
+    return Reason{concat("kv cache dtype of ", descriptor.name),
+                  concat("one of ", format_names(accepted)),
+                  named ? std::string(requested) : kv_format_name(format)};
   }
   return format;
 }

@@ -1,0 +1,17 @@
+// The two NVIDIA backends as data. Their kernels are not part of this version.
+#pragma once
+#include <string>
+
+#include "dsv4/backend.h"
+
+namespace dsv4::nvidia {
+
+/// FLASHMLA_SPARSE_DSV4: packed fp8_ds_mla pages.
+const AttentionDescriptor& flashmla_descriptor();
+/// FLASHINFER_MLA_SPARSE_DSV4: plain bf16 or per-tensor FP8 rows.
+const AttentionDescriptor& flashinfer_descriptor();
+
+/// Why neither runs here: not built, no kernels, no driver, no device.
+std::string why_not_here();
+
+}  // namespace dsv4::nvidia
