@@ -89,11 +89,9 @@ void round_cache_row(std::span<double> row, CacheRounding rounding, int rope_dim
 }
 
 void round_index_row(std::span<double> row, const Roundings& roundings) {
+  // One rounding after everything else, as column V has it, with R's Hadamard inserted before it.
+  if (roundings.index_hadamard) hadamard(row);
   round_activations(row, roundings);
-  if (roundings.index_hadamard) {
-    hadamard(row);
-    round_activations(row, roundings);
-  }
   if (roundings.index == IndexRounding::kFp8) {
     std::ranges::copy(quantise_e4m3(row, kIndexFloor).values, row.begin());
   } else if (roundings.index == IndexRounding::kMxfp4) {

@@ -27,15 +27,16 @@ double round_binary(double value, int precision, int min_exponent, double max_fi
 }
 
 // Index of the entry of the ascending table nearest to `magnitude`, ties to the even index: codes
-// of both formats ascend with their value, so an even code has an even mantissa.
-uint8_t nearest_code(double magnitude, std::span<const double> table) {
-  size_t best = 0;
-  for (size_t code = 1; code < table.size(); ++code) {
-    const double distance = std::abs(magnitude - table[code]);
-    const double best_distance = std::abs(magnitude - table[best]);
-    if (distance < best_distance || (distance == best_distance && code % 2 == 0)) best = code;
-  }
-  return static_cast<uint8_t>(best);
+// of both formats ascend with their value, so an even code has an even mantissa. One of the two
+// entries around `magnitude` is the nearest; numbers_test compares with a search over all codes.
+uint8_t nearest_code(double magnitude, const Vector& table) {
+  const auto above = std::lower_bound(table.begin(), table.end(), magnitude);
+  const auto high = static_cast<size_t>(std::min(above, table.end() - 1) - table.begin());
+  const size_t low = high == 0 ? 0 : high - 1;
+  const double to_low = std::abs(magnitude - table[low]);
+  const double to_high = std::abs(magnitude - table[high]);
+  if (to_low == to_high) return static_cast<uint8_t>(low % 2 == 0 ? low : high);
+  return static_cast<uint8_t>(to_low < to_high ? low : high);
 }
 
 // Values of codes 0 .. count - 1.

@@ -34,6 +34,34 @@ TEST(OracleNumbers, E2m1Ties) {  // numerics.md 2
   }
 }
 
+// The definition: the finite code whose value is nearest, the even one of two.
+template <typename Decode>
+uint8_t search_all_codes(double value, int num_codes, Decode decode) {
+  int best = -1;
+  for (int code = 0; code < num_codes; ++code) {
+    const double decoded = decode(static_cast<uint8_t>(code));
+    if (std::isnan(decoded) || std::signbit(decoded) != std::signbit(value)) continue;
+    if (best >= 0) {
+      const double error = std::abs(decoded - value);
+      const double best_error = std::abs(decode(static_cast<uint8_t>(best)) - value);
+      if (error > best_error || (error == best_error && code % 2 != 0)) continue;
+    }
+    best = code;
+  }
+  return static_cast<uint8_t>(best);
+}
+
+TEST(OracleNumbers, EncodersFindTheNearestOfAllCodes) {
+  dsv4::testing::Random random(2);
+  for (int i = 0; i < 20000; ++i) {
+    double value = random.normal() * std::ldexp(1.0, static_cast<int>(random.below(24)) - 14);
+    if (i % 3 == 0) value = round_bf16(value);
+    if (i % 3 == 1) value = std::ldexp(std::nearbyint(value * 16), -4);  // many ties
+    ASSERT_EQ(e4m3_encode(value), search_all_codes(value, 256, e4m3_decode)) << value;
+    ASSERT_EQ(e2m1_encode(value), search_all_codes(value, 16, e2m1_decode)) << value;
+  }
+}
+
 TEST(OracleNumbers, ScaleExponents) {  // numerics.md 5
   const double amax[] = {1e-4, 0.875, 0.87890625, 1, 448, 450, 3.5};
   const int exponent[] = {-22, -9, -8, -8, 0, 1, -7};

@@ -17,7 +17,7 @@ namespace dsv4::testing {
 
 /// Unit roundoff: the largest relative error of one rounding to nearest.
 inline constexpr double kRoundoffF32 = 0x1p-24;
-inline constexpr double kRoundoffBf16 = 0x1p-9;
+inline constexpr double kRoundoffBf16 = 0x1p-8;
 
 /// n u / (1 - n u): relative growth of n roundings in float.
 double gamma(double roundings);

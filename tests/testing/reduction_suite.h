@@ -1,0 +1,74 @@
+// The properties of `attend` that every backend must have, whatever its kernels: agreement with the
+// oracle, and bits that depend on a token's own rows only. To test another device or candidate,
+// make a Subject and call the checks for every AttendCase (tests/backends/cpu/ops shows how).
+#pragma once
+#include <string>
+#include <vector>
+
+#include "tests/testing/device_memory.h"
+
+namespace dsv4::testing {
+
+enum class CompressedKind { kNone, kList, kRange };  ///< sliding, CSA, HCA
+
+/// What is attended with.
+struct AttendCase {
+  std::string name;
+  int heads = 1;
+  int head_dim = 512;
+  DType activation = DType::kBf16;
+  KvFormat format = KvFormat::kFp8DsMla;
+  bool round_p = true;
+  CompressedKind compressed = CompressedKind::kNone;
+  int ratio = 4;  ///< tokens per compressed entry
+  int window = 128;
+  int topk = 64;  ///< width of the list (kList)
+  ReductionGrid grid = {};
+  double magnitude = 1;  ///< scale of q: larger ones sharpen the softmax
+};
+
+/// One query: the token at `position` of sequence `seq`. The seed of its q is (seq, position), so
+/// that the same token can be run in different company.
+struct AttendToken {
+  int seq;
+  int position;
+};
+
+/// How the same rows lie in memory and who else is in the batch; nothing here may change a bit.
+struct AttendPlacement {
+  int window_block_rows = 64;
+  int compressed_block_rows = 64;
+  uint64_t block_seed = 1;     ///< order of physical blocks
+  bool ring_table = false;     ///< window block table that wraps, as the pool's
+  bool only_own_rows = false;  ///< every row that no token of the call may read stays NaN
+  int spare_blocks = 3;        ///< blocks that nobody owns: NaN
+};
+
+/// The result of a call, and what the oracle makes of the same rows.
+struct AttendResult {
+  std::vector<std::byte> out;  ///< [tokens, heads, head_dim], contiguous
+  std::vector<float> lse;      ///< [tokens, heads]
+};
+
+/// Every token against the oracle, on the rows as the cache's bytes stand for them.
+void check_attend_oracle(const Subject& subject, const AttendCase& which,
+                         const std::vector<AttendToken>& tokens, const AttendPlacement& placement);
+/// Bits of every token: alone and in a batch, in another order, with renamed blocks, other page
+/// sizes, a ring table, every unread row NaN.
+void check_attend_invariance(const Subject& subject, const AttendCase& which,
+                             const std::vector<AttendToken>& tokens);
+/// Sinks of -inf and +inf, tokens without keys, holes (-1) and unused places of a list, and a list
+/// of all visible entries against the range of them.
+void check_attend_corner_cases(const Subject& subject, const AttendCase& which);
+
+/// Window edges, block edges, entries just completed or not, a long context.
+std::vector<AttendToken> edge_tokens(const AttendCase& which);
+/// The cases that every backend with these formats is tested with: heads 1, 4, 8, 64, kinds
+/// sliding, CSA, HCA, one and several chains. `exact` adds f32 caches and activations.
+std::vector<AttendCase> attend_cases(const std::vector<KvFormat>& formats, bool exact);
+
+/// Runs one call; used by the checks, and by tests that compare two devices or thread counts.
+AttendResult run_attend(const Subject& subject, const AttendCase& which,
+                        const std::vector<AttendToken>& tokens, const AttendPlacement& placement);
+
+}  // namespace dsv4::testing
