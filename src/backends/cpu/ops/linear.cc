@@ -22,17 +22,32 @@ constexpr int64_t kSerialPrepareElements = 8192;
 constexpr int64_t kPrepareRows = 16;
 // Several small x of one call (experts) should fit one pass: room for this many rows at least.
 constexpr int64_t kMinPreparedRows = 64;
+// x is prepared in panels of up to this size: it bounds scratch memory, and such a panel stays in
+// the L3 cache while W streams by.
+constexpr int64_t kPanelBytes = int64_t{32} << 20;
+constexpr int64_t kMinPanelRows = 256, kMaxPanelRows = 2048;
 
 int64_t prepared_bytes(int64_t padded_rows, int64_t padded_cols, int64_t element_bytes) {
   return round_up(padded_rows * padded_cols * element_bytes, Arena::kAlignment) +
          round_up(padded_rows * static_cast<int64_t>(sizeof(ExponentRange)), Arena::kAlignment);
 }
 
-// Bytes for prepared x in a call whose largest x is [rows, cols]; grows with both.
+// Rows of x that are prepared together.
+int64_t panel_rows(int64_t cols) {
+  const int64_t row_bytes = round_up(cols, kLinearGroup) * int64_t{sizeof(float)};
+  return std::clamp(kPanelBytes / row_bytes / kMinPanelRows * kMinPanelRows, kMinPanelRows,
+                    kMaxPanelRows);
+}
+
+// Bytes for prepared x in a call whose largest x is [rows, cols]: at least a panel of panel_rows
+// (f32), and monotonic in both, so that limits bound every call within them.
 int64_t prepared_budget(int64_t rows, int64_t cols) {
-  const int64_t panel_rows =
-      round_up(std::clamp(rows, kMinPreparedRows, int64_t{kLinearPanel}), kLinearTileRows);
-  return prepared_bytes(panel_rows, round_up(cols, kLinearGroup), sizeof(float)) +
+  const int64_t all_rows =
+      round_up(std::clamp(rows, kMinPreparedRows, kMaxPanelRows), kLinearTileRows);
+  const int64_t row_bytes = round_up(cols, kLinearGroup) * int64_t{sizeof(float)};
+  const int64_t bytes =
+      std::min(all_rows * row_bytes, std::max(kPanelBytes, kMinPanelRows * row_bytes));
+  return round_up(bytes + all_rows * int64_t{sizeof(ExponentRange)}, Arena::kAlignment) +
          2 * kMaxItems * Arena::kAlignment;
 }
 
@@ -71,13 +86,14 @@ class Pass {
   // Adds `problems`, which share x, lanes and tile rows; runs the pass first when it is full.
   void add(std::span<const LinearProblem> problems, Lanes lanes, int tile_rows) {
     const ConstTensor& x = problems[0].x;
-    for (int64_t row = 0; row < x.shape[0]; row += kLinearPanel) {
+    const int64_t rows_at_once = panel_rows(x.shape[1]);
+    for (int64_t row = 0; row < x.shape[0]; row += rows_at_once) {
       PreparedX prepared{.x = x,
                          .quantise = params_.quantise_input,
                          .lanes = lanes,
                          .tile_rows = tile_rows,
                          .row_begin = row,
-                         .rows = std::min<int64_t>(kLinearPanel, x.shape[0] - row),
+                         .rows = std::min(rows_at_once, x.shape[0] - row),
                          .padded_rows = 0,
                          .padded_cols = round_up(x.shape[1], kLinearGroup)};
       prepared.padded_rows = round_up(prepared.rows, tile_rows);
@@ -87,6 +103,7 @@ class Pass {
           prepared_bytes(prepared.padded_rows, prepared.padded_cols, element_bytes);
       if (num_items_ + static_cast<int>(problems.size()) > kMaxItems || x_used_ + bytes > x_bytes_)
         run();
+      DSV4_CHECK(x_used_ + bytes <= x_bytes_);
       prepared.data = x_base_ + x_used_;
       prepared.range = reinterpret_cast<ExponentRange*>(
           prepared.data +

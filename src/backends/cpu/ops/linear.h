@@ -28,7 +28,6 @@ namespace dsv4::cpu {
 constexpr int kLinearGroup = 128;   ///< columns of a quantisation group; K is padded to it
 constexpr int kLinearBlock = 1024;  ///< columns summed in lanes before the tree
 constexpr int kLinearLanes = 16;    ///< accumulators of an output
-constexpr int kLinearPanel = 2048;  ///< rows of x prepared at once, which bounds scratch memory
 constexpr int kFp4ScaleGroup = 32;  ///< columns of an FP4 scale
 constexpr int kLinearTileRows = 4;  ///< rows of x interleaved for register tiles
 

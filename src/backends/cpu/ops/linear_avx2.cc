@@ -6,12 +6,14 @@
 //   panel     48 rows of W x 1024 columns, expanded to tiles [step][3 rows][16 lanes]
 //   register  4 rows of x x 3 of W, first lanes 0-7 over the whole block, then lanes 8-15:
 //             12 accumulators, 7 loads and 12 FMA a step
-// A row of x alone goes through the same code with a 1 x 3 tile and a panel that stays in L1.
+// Up to 4 rows of x, W is widened in registers and never stored.
+#if defined(__x86_64__)
 #include <immintrin.h>
 
 #include <array>
 #include <cmath>
 #include <cstring>
+#include <type_traits>
 
 #include "backends/cpu/ops/fp8_tables.h"
 #include "backends/cpu/ops/linear.h"
@@ -25,8 +27,7 @@ namespace {
 constexpr int kTileColumns = 3;  // rows of W in a register tile
 constexpr int64_t kMaxRowsOfX = 256;
 constexpr int64_t kPanelRows = 48;  // 192 KiB expanded: fits the L2 cache of most
-constexpr int64_t kFewRows = 3;     // up to here x is not tiled
-constexpr int64_t kSmallPanel = 3;  // 12 KiB: stays in L1
+constexpr int64_t kFewRows = 4;     // up to here x is not tiled
 constexpr int kGroupsOfBlock = kLinearBlock / kLinearGroup;
 constexpr int64_t kStep = kTileColumns * kLinearLanes;  // floats of a step of a panel tile
 
@@ -122,74 +123,174 @@ void prepare(const PreparedX& x, int64_t m_begin, int64_t m_end) {
   for (int64_t m = m_begin; m < m_end; ++m) prepare_row(x, m);
 }
 
-// ---- W: 128 columns of a row to f32, in sequence, steps kStep floats apart
-
-DSV4_INLINE void store16(float* to, int64_t step, __m256 low, __m256 high) {
-  _mm256_storeu_ps(to + step * kStep, low);
-  _mm256_storeu_ps(to + step * kStep + 8, high);
-}
+// ---- W: 128 columns of a row to f32, in sequence. Each kind hands its 8 steps of 16 lanes to a
+// `sink(step, lanes 0-7, lanes 8-15)`: the tiles store them, the streaming kernel multiplies them.
 
 DSV4_INLINE __m256i load(const void* from) {
   return _mm256_loadu_si256(static_cast<const __m256i*>(from));
 }
+DSV4_INLINE __m128i load_half(const void* from) {
+  return _mm_loadu_si128(static_cast<const __m128i*>(from));
+}
+
+/// A row of W: data and scales from its first column on.
+struct WeightRow {
+  const Weight* w;
+  const uint8_t* data;
+  const uint8_t* scales;
+
+  WeightRow() = default;
+  WeightRow(const Weight& weight, int64_t row) : w(&weight) {
+    const bool fp4 = weight.dtype == DType::kF4E2M1;
+    const int64_t bytes = weight.row_stride * size_of(weight.dtype) / (fp4 ? 2 : 1);
+    data = static_cast<const uint8_t*>(weight.data) + row * bytes;
+    scales = weight.scale == nullptr
+                 ? nullptr
+                 : weight.scale + (fp4 ? row : row / weight.block_rows) * weight.scale_stride;
+  }
+  /// 128 columns at k; a partial last group is copied to `tail` and padded with zeros.
+  template <int kBits>
+  DSV4_INLINE const uint8_t* group(int64_t k, uint8_t* tail) const {
+    const uint8_t* from = data + k * kBits / 8;
+    if (k + kLinearGroup <= w->cols) [[likely]]
+      return from;
+    std::memset(tail, 0, kLinearGroup * kBits / 8);
+    std::memcpy(tail, from, static_cast<size_t>((w->cols - k) * kBits / 8));
+    return tail;
+  }
+};
+
+constexpr int kMaxTailBytes = kLinearGroup * 4;
+
+template <typename Sink>
+DSV4_INLINE void sink_bits(const Sink& sink, int step, __m256i low, __m256i high) {
+  sink(step, _mm256_castsi256_ps(low), _mm256_castsi256_ps(high));
+}
 
 // Each dword holds a pair of bf16: the odd element above.
-void expand_bf16_pairs(const uint16_t* w, float* to) {
-  const __m256i odd = _mm256_set1_epi32(static_cast<int>(0xffff0000u));
-  for (int i = 0; i < 4; ++i) {
-    const __m256i a = load(w + 32 * i), b = load(w + 32 * i + 16);
-    store16(to, 2 * i, _mm256_castsi256_ps(_mm256_and_si256(a, odd)),
-            _mm256_castsi256_ps(_mm256_and_si256(b, odd)));
-    store16(to, 2 * i + 1, _mm256_castsi256_ps(_mm256_slli_epi32(a, 16)),
-            _mm256_castsi256_ps(_mm256_slli_epi32(b, 16)));
-  }
-}
-
-// 8 codes in the low bytes of words -> value * 2^8 scale: E4M3 shifted into f16 is 2^-8 of it.
-DSV4_INLINE __m256 fp8_to_f32(__m128i codes, __m256 scale_times_256) {
-  const __m128i magnitude = _mm_and_si128(codes, _mm_set1_epi16(0x7f));
-  const __m128i sign = _mm_slli_epi16(_mm_andnot_si128(_mm_set1_epi16(0x7f), codes), 8);
-  const __m128i nan = _mm_cmpeq_epi16(magnitude, _mm_set1_epi16(0x7f));
-  const __m128i half = _mm_or_si128(_mm_or_si128(_mm_slli_epi16(magnitude, 7), sign), nan);
-  return _mm256_mul_ps(_mm256_cvtph_ps(half), scale_times_256);
-}
-
-// The largest scale whose product with 2^8 is a float. The rare others go code by code.
-constexpr uint8_t kMaxFastScale = 246;
-
-DSV4_INLINE __m256 scale_times_256(uint8_t scale) {
-  return _mm256_set1_ps(exp2_int(scale - 127 + 8));
-}
-
-// Lanes::kFp8: of every 64 codes the low 8 bytes of each 16, then the high 8, in pairs.
-void expand_fp8_pairs(const uint8_t* w, uint8_t scale_byte, float* to) {
-  const __m256 scale = scale_times_256(scale_byte);
-  const __m128i low_byte = _mm_set1_epi16(0xff);
-  for (int i = 0; i < 2; ++i) {
-    const auto* from = reinterpret_cast<const __m128i*>(w + 64 * i);
-    const __m128i a = _mm_loadu_si128(from), b = _mm_loadu_si128(from + 1);
-    const __m128i c = _mm_loadu_si128(from + 2), d = _mm_loadu_si128(from + 3);
-    const __m128i parts[2][2] = {{_mm_unpacklo_epi64(a, b), _mm_unpacklo_epi64(c, d)},
-                                 {_mm_unpackhi_epi64(a, b), _mm_unpackhi_epi64(c, d)}};
-    for (int half = 0; half < 2; ++half) {
-      const auto [low, high] = parts[half];
-      store16(to, 4 * i + 2 * half, fp8_to_f32(_mm_srli_epi16(low, 8), scale),
-              fp8_to_f32(_mm_srli_epi16(high, 8), scale));
-      store16(to, 4 * i + 2 * half + 1, fp8_to_f32(_mm_and_si128(low, low_byte), scale),
-              fp8_to_f32(_mm_and_si128(high, low_byte), scale));
+struct Bf16Pairs {
+  template <typename Sink>
+  static DSV4_INLINE void expand(const WeightRow& row, int64_t k, const Sink& sink) {
+    alignas(32) uint8_t tail[kMaxTailBytes];
+    const uint8_t* from = row.group<16>(k, tail);
+    const __m256i odd = _mm256_set1_epi32(static_cast<int>(0xffff0000u));
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      const __m256i a = load(from + 64 * i), b = load(from + 64 * i + 32);
+      sink_bits(sink, 2 * i, _mm256_and_si256(a, odd), _mm256_and_si256(b, odd));
+      sink_bits(sink, 2 * i + 1, _mm256_slli_epi32(a, 16), _mm256_slli_epi32(b, 16));
     }
   }
-}
+};
 
-void expand_fp8_natural(const uint8_t* w, uint8_t scale_byte, float* to) {
-  const __m256 scale = scale_times_256(scale_byte);
-  for (int step = 0; step < 8; ++step) {
-    const __m256i words =
-        _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(w + 16 * step)));
-    store16(to, step, fp8_to_f32(_mm256_castsi256_si128(words), scale),
-            fp8_to_f32(_mm256_extracti128_si256(words, 1), scale));
+struct Bf16Natural {
+  template <typename Sink>
+  static DSV4_INLINE void expand(const WeightRow& row, int64_t k, const Sink& sink) {
+    alignas(32) uint8_t tail[kMaxTailBytes];
+    const uint8_t* from = row.group<16>(k, tail);
+#pragma GCC unroll 8
+    for (int step = 0; step < 8; ++step) {
+      const __m256i low = _mm256_cvtepu16_epi32(load_half(from + 32 * step));
+      const __m256i high = _mm256_cvtepu16_epi32(load_half(from + 32 * step + 16));
+      sink_bits(sink, step, _mm256_slli_epi32(low, 16), _mm256_slli_epi32(high, 16));
+    }
+  }
+};
+
+struct F32Natural {
+  template <typename Sink>
+  static DSV4_INLINE void expand(const WeightRow& row, int64_t k, const Sink& sink) {
+    alignas(32) uint8_t tail[kMaxTailBytes];
+    const uint8_t* from = row.group<32>(k, tail);
+#pragma GCC unroll 8
+    for (int step = 0; step < 8; ++step)
+      sink_bits(sink, step, load(from + 64 * step), load(from + 64 * step + 32));
+  }
+};
+
+// 128 columns with any block sizes, scales and codes, one by one.
+__attribute__((noinline)) void expand_fp8_general(const WeightRow& row, Lanes lanes, int64_t k,
+                                                  float* values) {
+  const Weight& w = *row.w;
+  const Fp8Tables& tables = fp8_tables();
+  for (int p = 0; p < kLinearGroup; ++p) {
+    const int64_t col = k + kColumns[static_cast<size_t>(lanes)][static_cast<size_t>(p)];
+    values[p] = col < w.cols
+                    ? bf16_to_f32(tables.bf16(row.data[col], row.scales[col / w.block_cols]))
+                    : 0.0f;
   }
 }
+
+// E4M3 shifted into f16 is 2^-8 of its value, so one multiplication by 2^8 * scale finishes it.
+// That factor is a float up to this scale; larger ones, and NaN codes, take the general way.
+constexpr uint8_t kMaxFastScale = 246;
+
+template <Lanes kLanes>
+struct Fp8Kind {
+  // 16 words with a code in the high byte (the low byte is dropped) -> 16 values.
+  static DSV4_INLINE void convert(__m256i words, __m256 factor, __m256& low, __m256& high) {
+    // The arithmetic shift copies the sign; the mask removes the copy and what was below.
+    const __m256i half = _mm256_and_si256(_mm256_srai_epi16(words, 1),
+                                          _mm256_set1_epi16(static_cast<int16_t>(0xbf80)));
+    low = _mm256_mul_ps(_mm256_cvtph_ps(_mm256_castsi256_si128(half)), factor);
+    high = _mm256_mul_ps(_mm256_cvtph_ps(_mm256_extracti128_si256(half, 1)), factor);
+  }
+
+  template <typename Sink>
+  static DSV4_INLINE void expand(const WeightRow& row, int64_t k, const Sink& sink) {
+    const Weight& w = *row.w;
+    const uint8_t scale =
+        row.scales[static_cast<uint32_t>(k) / static_cast<uint32_t>(w.block_cols)];
+    alignas(32) uint8_t tail[kMaxTailBytes];
+    const uint8_t* from = row.group<8>(k, tail);
+    const __m256i magnitude = _mm256_set1_epi8(0x7f);
+    __m256i nan = _mm256_setzero_si256();
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      nan = _mm256_or_si256(
+          nan, _mm256_cmpeq_epi8(_mm256_and_si256(load(from + 32 * i), magnitude), magnitude));
+    }
+    if (w.block_cols % kLinearGroup != 0 || scale > kMaxFastScale || _mm256_movemask_epi8(nan) != 0)
+        [[unlikely]] {
+      // Into memory, not into the sink: the sink's accumulators would have to live there, too.
+      alignas(32) float values[kLinearGroup];
+      expand_fp8_general(row, kLanes, k, values);
+      for (int step = 0; step < 8; ++step)
+        sink(step, _mm256_load_ps(values + 16 * step), _mm256_load_ps(values + 16 * step + 8));
+      return;
+    }
+    const __m256 factor = _mm256_set1_ps(exp2_int(scale - 127 + 8));
+    __m256 low, high;
+    if constexpr (kLanes == Lanes::kFp8) {
+      // Of every 64 codes the low 8 bytes of each 16, then the high 8, in pairs.
+#pragma GCC unroll 2
+      for (int i = 0; i < 2; ++i) {
+        // Pieces 0 and 2, 1 and 3 of 16 bytes, so that unpacking within halves joins neighbours.
+        const __m256i a = _mm256_set_m128i(load_half(from + 64 * i + 32), load_half(from + 64 * i));
+        const __m256i b =
+            _mm256_set_m128i(load_half(from + 64 * i + 48), load_half(from + 64 * i + 16));
+#pragma GCC unroll 2
+        for (int half = 0; half < 2; ++half) {
+          const __m256i pairs =
+              half == 0 ? _mm256_unpacklo_epi64(a, b) : _mm256_unpackhi_epi64(a, b);
+          convert(pairs, factor, low, high);
+          sink(4 * i + 2 * half, low, high);
+          convert(_mm256_slli_epi16(pairs, 8), factor, low, high);
+          sink(4 * i + 2 * half + 1, low, high);
+        }
+      }
+    } else {
+#pragma GCC unroll 8
+      for (int step = 0; step < 8; ++step) {
+        const __m256i words = _mm256_cvtepu8_epi16(load_half(from + 16 * step));
+        convert(_mm256_slli_epi16(words, 8), factor, low, high);
+        sink(step, low, high);
+      }
+    }
+  }
+};
+using Fp8Pairs = Fp8Kind<Lanes::kFp8>;
+using Fp8Natural = Fp8Kind<Lanes::kF32>;
 
 // Code in the low 4 bits of each dword -> value without scale.
 DSV4_INLINE __m256 fp4_to_f32(__m256i codes) {
@@ -198,110 +299,81 @@ DSV4_INLINE __m256 fp4_to_f32(__m256i codes) {
   return _mm256_or_ps(_mm256_permutevar8x32_ps(magnitudes, codes), _mm256_castsi256_ps(sign));
 }
 
-// Lanes::kFp4: lane l holds 16-bit words 2l and 2l + 1 (below and above) of 64 bytes.
-void expand_fp4_pairs(const uint8_t* w, float* to) {
-  const __m256i a = load(w), b = load(w + 32);
-  for (int nibble = 0; nibble < 4; ++nibble) {
-    const __m128i even = _mm_cvtsi32_si128(4 * nibble), odd = _mm_cvtsi32_si128(4 * nibble + 16);
-    store16(to, 2 * nibble, fp4_to_f32(_mm256_srl_epi32(a, odd)),
-            fp4_to_f32(_mm256_srl_epi32(b, odd)));
-    store16(to, 2 * nibble + 1, fp4_to_f32(_mm256_srl_epi32(a, even)),
-            fp4_to_f32(_mm256_srl_epi32(b, even)));
-  }
-}
-
-void expand_fp4_natural(const uint8_t* w, const uint8_t* scales, float* to) {
-  for (int step = 0; step < 8; ++step) {
-    const uint8_t scale = scales[step / 2];
-    // 2^-127 is no normal float: small scales are applied in two factors.
-    const float first = scale == 255 ? e8m0_to_f32(255) : scale < 127 ? 0.5f : 1.0f;
-    const float second = scale == 255 ? 1.0f : exp2_int(scale < 127 ? scale - 126 : scale - 127);
-    __m256 values[2];
-    for (int half = 0; half < 2; ++half) {
-      int32_t four;
-      std::memcpy(&four, w + 8 * step + 4 * half, sizeof(four));
-      const __m256i shifts = _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28);
-      const __m256 value = fp4_to_f32(_mm256_srlv_epi32(_mm256_set1_epi32(four), shifts));
-      values[half] =
-          _mm256_mul_ps(_mm256_mul_ps(value, _mm256_set1_ps(first)), _mm256_set1_ps(second));
+// Lane l holds 16-bit words 2l and 2l + 1 (below and above) of 64 bytes. Scales come later.
+struct Fp4Pairs {
+  template <typename Sink>
+  static DSV4_INLINE void expand(const WeightRow& row, int64_t k, const Sink& sink) {
+    alignas(32) uint8_t tail[kMaxTailBytes];
+    const uint8_t* from = row.group<4>(k, tail);
+    const __m256i a = load(from), b = load(from + 32);
+#pragma GCC unroll 4
+    for (int nibble = 0; nibble < 4; ++nibble) {
+      const int even = 4 * nibble, odd = 4 * nibble + 16;
+      sink(2 * nibble, fp4_to_f32(_mm256_srli_epi32(a, odd)),
+           fp4_to_f32(_mm256_srli_epi32(b, odd)));
+      sink(2 * nibble + 1, fp4_to_f32(_mm256_srli_epi32(a, even)),
+           fp4_to_f32(_mm256_srli_epi32(b, even)));
     }
-    store16(to, step, values[0], values[1]);
   }
+};
+
+struct Fp4Natural {
+  template <typename Sink>
+  static DSV4_INLINE void expand(const WeightRow& row, int64_t k, const Sink& sink) {
+    alignas(32) uint8_t tail[kMaxTailBytes];
+    const uint8_t* from = row.group<4>(k, tail);
+    uint8_t scales[4] = {127, 127, 127, 127};
+    const int64_t count = std::min<int64_t>(4, ceil_div(row.w->cols - k, kFp4ScaleGroup));
+    std::memcpy(scales, row.scales + k / kFp4ScaleGroup, static_cast<size_t>(count));
+    const __m256i shifts = _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28);
+    for (int step = 0; step < 8; ++step) {
+      const uint8_t scale = scales[step / 2];
+      // 2^-127 is no normal float: small scales are applied in two factors.
+      const float first = scale == 255 ? e8m0_to_f32(255) : scale < 127 ? 0.5f : 1.0f;
+      const float second = scale == 255 ? 1.0f : exp2_int(scale < 127 ? scale - 126 : scale - 127);
+      __m256 values[2];
+      for (int half = 0; half < 2; ++half) {
+        int32_t codes;
+        std::memcpy(&codes, from + 8 * step + 4 * half, sizeof(codes));
+        const __m256 value = fp4_to_f32(_mm256_srlv_epi32(_mm256_set1_epi32(codes), shifts));
+        values[half] =
+            _mm256_mul_ps(_mm256_mul_ps(value, _mm256_set1_ps(first)), _mm256_set1_ps(second));
+      }
+      sink(step, values[0], values[1]);
+    }
+  }
+};
+
+// Scale of every lane for 128 columns of FP4: lanes 4g..4g+3 = group g; byte 0 is zero, 255 NaN.
+DSV4_INLINE void fp4_lane_scales(const WeightRow& row, int64_t k, __m256& low, __m256& high) {
+  int32_t bytes = 0x7f7f7f7f;
+  const int64_t count = std::min<int64_t>(4, ceil_div(row.w->cols - k, kFp4ScaleGroup));
+  const uint8_t* from = row.scales + k / kFp4ScaleGroup;
+  if (count == 4) [[likely]] {
+    std::memcpy(&bytes, from, 4);
+  } else {
+    std::memcpy(&bytes, from, static_cast<size_t>(count));
+  }
+  const __m128i exponent = _mm_slli_epi32(_mm_cvtepu8_epi32(_mm_cvtsi32_si128(bytes)), 23);
+  const __m128i nan = _mm_cmpeq_epi32(exponent, _mm_set1_epi32(0x7f800000));
+  const __m256 scales = _mm256_castsi256_ps(_mm256_castsi128_si256(_mm_or_si128(exponent, nan)));
+  low = _mm256_permutevar8x32_ps(scales, _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1));
+  high = _mm256_permutevar8x32_ps(scales, _mm256_setr_epi32(2, 2, 2, 2, 3, 3, 3, 3));
 }
 
-void expand_f32(const float* w, float* to) {
-  for (int step = 0; step < 8; ++step)
-    store16(to, step, _mm256_loadu_ps(w + 16 * step), _mm256_loadu_ps(w + 16 * step + 8));
-}
-
-void expand_bf16_natural(const uint16_t* w, float* to) {
-  for (int step = 0; step < 8; ++step) {
-    const auto* from = reinterpret_cast<const __m128i*>(w + 16 * step);
-    const __m256i low = _mm256_cvtepu16_epi32(_mm_loadu_si128(from));
-    const __m256i high = _mm256_cvtepu16_epi32(_mm_loadu_si128(from + 1));
-    store16(to, step, _mm256_castsi256_ps(_mm256_slli_epi32(low, 16)),
-            _mm256_castsi256_ps(_mm256_slli_epi32(high, 16)));
-  }
-}
-
-// Any block sizes and scales, code by code.
-void expand_fp8_general(const Weight& w, Lanes lanes, int64_t row, int64_t k, float* to) {
-  const Fp8Tables& tables = fp8_tables();
-  const auto* codes = static_cast<const uint8_t*>(w.data) + row * w.row_stride;
-  const uint8_t* scales = w.scale + row / w.block_rows * w.scale_stride;
-  const auto& columns = kColumns[static_cast<size_t>(lanes)];
-  for (int p = 0; p < kLinearGroup; ++p) {
-    const int64_t col = k + columns[p];
-    const uint16_t bits =
-        col < w.cols ? tables.bf16(codes[col], scales[col / w.block_cols]) : uint16_t{0};
-    to[p / kLinearLanes * kStep + p % kLinearLanes] = bf16_to_f32(bits);
-  }
-}
-
-// Columns [k, k + 128) of one row. A partial last group is copied and padded with zeros.
-void expand_group(const Weight& w, Lanes lanes, int64_t row, int64_t k, float* to) {
-  const int64_t bits = w.dtype == DType::kF4E2M1 ? 4 : 8 * size_of(w.dtype);
-  const auto* from = static_cast<const uint8_t*>(w.data) + (row * w.row_stride + k) * bits / 8;
-  alignas(32) uint8_t tail[kLinearGroup * 4];
-  if (k + kLinearGroup > w.cols) {
-    std::memset(tail, 0, sizeof(tail));
-    std::memcpy(tail, from, static_cast<size_t>((w.cols - k) * bits / 8));
-    from = tail;
-  }
+/// Calls f.template operator()<Kind>() for the kind of weight and lanes.
+template <typename F>
+DSV4_INLINE void with_kind(DType dtype, Lanes lanes, F&& f) {
   const bool natural = lanes == Lanes::kF32;
-  switch (w.dtype) {
-    case DType::kF8E4M3: {
-      const uint8_t scale = w.scale[row / w.block_rows * w.scale_stride + k / w.block_cols];
-      if (w.block_cols % kLinearGroup != 0 || scale > kMaxFastScale)
-        return expand_fp8_general(w, lanes, row, k, to);
-      return natural ? expand_fp8_natural(from, scale, to) : expand_fp8_pairs(from, scale, to);
-    }
-    case DType::kF4E2M1: {
-      if (!natural) return expand_fp4_pairs(from, to);
-      uint8_t scales[4] = {127, 127, 127, 127};
-      const int64_t count = std::min<int64_t>(4, ceil_div(w.cols - k, kFp4ScaleGroup));
-      std::memcpy(scales, w.scale + row * w.scale_stride + k / kFp4ScaleGroup,
-                  static_cast<size_t>(count));
-      return expand_fp4_natural(from, scales, to);
-    }
-    case DType::kBf16: {
-      const auto* values = reinterpret_cast<const uint16_t*>(from);
-      return natural ? expand_bf16_natural(values, to) : expand_bf16_pairs(values, to);
-    }
+  switch (dtype) {
+    case DType::kF8E4M3:
+      return natural ? f.template operator()<Fp8Natural>() : f.template operator()<Fp8Pairs>();
+    case DType::kF4E2M1:
+      return natural ? f.template operator()<Fp4Natural>() : f.template operator()<Fp4Pairs>();
+    case DType::kBf16:
+      return natural ? f.template operator()<Bf16Natural>() : f.template operator()<Bf16Pairs>();
     default:
-      return expand_f32(reinterpret_cast<const float*>(from), to);
-  }
-}
-
-// Scale of every lane for 128 columns of FP4: lanes 4g..4g+3 = group g; byte 0 is zero.
-void fp4_lane_scales(const Weight& w, int64_t row, int64_t k, float* to) {
-  for (int g = 0; g < kLinearGroup / kFp4ScaleGroup; ++g) {
-    float value = 1.0f;
-    if (k + g * kFp4ScaleGroup < w.cols) {
-      const uint8_t byte = w.scale[row * w.scale_stride + k / kFp4ScaleGroup + g];
-      value = byte == 0 ? 0.0f : e8m0_to_f32(byte);
-    }
-    for (int i = 0; i < 4; ++i) to[4 * g + i] = value;
+      return f.template operator()<F32Natural>();
   }
 }
 
@@ -395,20 +467,30 @@ struct TileScratch {
 };
 
 // Rows past the end repeat the last one: their outputs are not stored.
+template <typename Kind>
 void expand(const LinearTile& tile, const Panel& panel, const TileScratch& scratch) {
+  constexpr bool kFp4 = std::is_same_v<Kind, Fp4Pairs>;
+  float* to = scratch.panel;
+  float* scales = scratch.scales;
   for (int64_t n = panel.n; n < panel.n_end; n += kTileColumns) {
-    for (int r = 0; r < kTileColumns; ++r) {
-      const int64_t row = std::min(n + r, panel.n_end - 1);
-      const int64_t tile_floats = (n - panel.n) * panel.block;
-      for (int64_t k = 0; k < panel.block; k += kLinearGroup) {
-        float* to = scratch.panel + tile_floats + k * kTileColumns + r * kLinearLanes;
-        expand_group(*tile.w, tile.x->lanes, row, panel.k0 + k, to);
-        if (tile.x->lanes == Lanes::kFp4) {
-          fp4_lane_scales(*tile.w, row, panel.k0 + k,
-                          scratch.scales + (tile_floats / kTileColumns + k) / kLinearGroup * kStep +
-                              r * kLinearLanes);
+    WeightRow rows[kTileColumns];
+    for (int r = 0; r < kTileColumns; ++r)
+      rows[r] = WeightRow(*tile.w, std::min(n + r, panel.n_end - 1));
+    for (int64_t k = panel.k0; k < panel.k0 + panel.block; k += kLinearGroup, to += 8 * kStep) {
+      for (int r = 0; r < kTileColumns; ++r) {
+        Kind::expand(rows[r], k, [&](int step, __m256 low, __m256 high) {
+          float* at = to + step * kStep + r * kLinearLanes;
+          _mm256_storeu_ps(at, low);
+          _mm256_storeu_ps(at + 8, high);
+        });
+        if constexpr (kFp4) {
+          __m256 low, high;
+          fp4_lane_scales(rows[r], k, low, high);
+          _mm256_storeu_ps(scales + r * kLinearLanes, low);
+          _mm256_storeu_ps(scales + r * kLinearLanes + 8, high);
         }
       }
+      if constexpr (kFp4) scales += kStep;
     }
   }
 }
@@ -432,6 +514,15 @@ void multiply_panel(const LinearTile& tile, const Panel& panel, const TileScratc
   }
 }
 
+void store_one(const Tensor& out, int64_t row, int64_t col, float value) {
+  const int64_t element = row * out.strides[0] + col;
+  if (out.dtype == DType::kF32) {
+    static_cast<float*>(out.data)[element] = value;
+  } else {
+    static_cast<uint16_t*>(out.data)[element] = f32_to_bf16(value);
+  }
+}
+
 void store(const LinearTile& tile, const Panel& panel, const float* sums) {
   const Tensor& out = tile.out;
   for (int64_t m = tile.m_begin; m < tile.m_end; ++m, sums += kPanelRows) {
@@ -447,23 +538,111 @@ void store(const LinearTile& tile, const Panel& panel, const float* sums) {
   }
 }
 
-void compute(const LinearTile& tile) {
+template <typename Kind>
+void compute_tiled(const LinearTile& tile) {
   const PreparedX& x = *tile.x;
   const TileScratch scratch(tile.scratch);
-  const bool few = x.tile_rows == 1, fp4 = x.lanes == Lanes::kFp4;
-  const auto multiply_it =
-      few ? (fp4 ? multiply_panel<1, true> : multiply_panel<1, false>)
-          : (fp4 ? multiply_panel<kLinearTileRows, true> : multiply_panel<kLinearTileRows, false>);
-  const int64_t rows = few ? kSmallPanel : kPanelRows;
-  for (int64_t n = tile.n_begin; n < tile.n_end; n += rows) {
-    Panel panel{n, std::min(tile.n_end, n + rows), 0, 0};
+  for (int64_t n = tile.n_begin; n < tile.n_end; n += kPanelRows) {
+    Panel panel{n, std::min(tile.n_end, n + kPanelRows), 0, 0};
     for (; panel.k0 < x.padded_cols; panel.k0 += kLinearBlock) {
       panel.block = std::min<int64_t>(kLinearBlock, x.padded_cols - panel.k0);
-      expand(tile, panel, scratch);
-      multiply_it(tile, panel, scratch);
+      expand<Kind>(tile, panel, scratch);
+      multiply_panel<kLinearTileRows, std::is_same_v<Kind, Fp4Pairs>>(tile, panel, scratch);
     }
     store(tile, panel, scratch.sums);
   }
+}
+
+// ---- few rows of x: W is widened in registers and never stored. Two rows of W at a time, from two
+// stripes of the tile, so that each stream of memory is long (one from 3 rows of x on: registers).
+
+template <typename Kind, int M>
+__attribute__((noinline)) void stream(const LinearTile& tile) {
+  constexpr bool kFp4 = std::is_same_v<Kind, Fp4Pairs>;
+  constexpr int kStreams = M <= 2 ? 2 : 1;
+  const PreparedX& x = *tile.x;
+  const int64_t stripe = ceil_div(tile.n_end - tile.n_begin, kStreams);
+  for (int64_t i = 0; i < stripe; ++i) {
+    int64_t n[kStreams];
+    WeightRow rows[kStreams];
+    for (int r = 0; r < kStreams; ++r) {
+      n[r] = std::min(tile.n_begin + r * stripe + i, tile.n_end - 1);
+      rows[r] = WeightRow(*tile.w, n[r]);
+    }
+    float y[kStreams][M];
+    for (int64_t k0 = 0; k0 < x.padded_cols; k0 += kLinearBlock) {
+      const int64_t block = std::min<int64_t>(kLinearBlock, x.padded_cols - k0);
+      const float* x_block = reinterpret_cast<const float*>(x.data) + k0 * x.padded_rows;
+      __m256 total[kStreams][M][2];
+#pragma GCC unroll 2
+      for (int r = 0; r < kStreams; ++r) {
+#pragma GCC unroll 4
+        for (int m = 0; m < M; ++m) total[r][m][0] = total[r][m][1] = _mm256_setzero_ps();
+      }
+      for (int64_t k = 0; k < block; k += kLinearGroup) {
+#pragma GCC unroll 2
+        for (int r = 0; r < kStreams; ++r) {
+          __m256 acc[M][2];
+#pragma GCC unroll 4
+          for (int m = 0; m < M; ++m) {
+            acc[m][0] = kFp4 ? _mm256_setzero_ps() : total[r][m][0];
+            acc[m][1] = kFp4 ? _mm256_setzero_ps() : total[r][m][1];
+          }
+          Kind::expand(
+              rows[r],
+              k0 + k, [&](int step, __m256 low, __m256 high) __attribute__((always_inline)) {
+#pragma GCC unroll 4
+                for (int m = 0; m < M; ++m) {
+                  const float* at = x_block + m * block + k + step * kLinearLanes;
+                  acc[m][0] = _mm256_fmadd_ps(low, _mm256_loadu_ps(at), acc[m][0]);
+                  acc[m][1] = _mm256_fmadd_ps(high, _mm256_loadu_ps(at + 8), acc[m][1]);
+                }
+              });
+          if constexpr (kFp4) {
+            __m256 low, high;
+            fp4_lane_scales(rows[r], k0 + k, low, high);
+#pragma GCC unroll 4
+            for (int m = 0; m < M; ++m) {
+              total[r][m][0] = _mm256_fmadd_ps(acc[m][0], low, total[r][m][0]);
+              total[r][m][1] = _mm256_fmadd_ps(acc[m][1], high, total[r][m][1]);
+            }
+          } else {
+#pragma GCC unroll 4
+            for (int m = 0; m < M; ++m) {
+              total[r][m][0] = acc[m][0];
+              total[r][m][1] = acc[m][1];
+            }
+          }
+        }
+      }
+      for (int r = 0; r < kStreams; ++r) {
+        for (int m = 0; m < M; ++m) {
+          const float sum = tree8(_mm256_add_ps(total[r][m][0], total[r][m][1]));
+          y[r][m] = k0 == 0 ? sum : y[r][m] + sum;
+        }
+      }
+    }
+    for (int r = 0; r < kStreams; ++r) {
+      for (int m = 0; m < M; ++m) store_one(tile.out, tile.m_begin + m, n[r], y[r][m]);
+    }
+  }
+}
+
+void compute(const LinearTile& tile) {
+  with_kind(tile.w->dtype, tile.x->lanes, [&]<typename Kind>() {
+    if (tile.x->tile_rows != 1) return compute_tiled<Kind>(tile);
+    static_assert(kFewRows == 4);
+    switch (tile.x->rows) {
+      case 1:
+        return stream<Kind, 1>(tile);
+      case 2:
+        return stream<Kind, 2>(tile);
+      case 3:
+        return stream<Kind, 3>(tile);
+      default:
+        return stream<Kind, 4>(tile);
+    }
+  });
 }
 
 int tile_rows(const Weight&, Lanes, int64_t rows) {
@@ -474,7 +653,7 @@ LinearBlocking blocking(const PreparedX& x, const Weight&, int64_t total_rows, i
   const int64_t m_block = round_up(ceil_div(x.rows, ceil_div(x.rows, kMaxRowsOfX)), x.tile_rows);
   if (x.tile_rows != 1) return {m_block, kPanelRows};
   // Long runs of W for the prefetcher, and some chunks per thread for balance.
-  const int64_t rows = round_up(ceil_div(total_rows, int64_t{8} * num_threads), kSmallPanel);
+  const int64_t rows = round_up(ceil_div(total_rows, int64_t{8} * num_threads), int64_t{16});
   return {m_block, std::clamp<int64_t>(rows, kPanelRows, 4 * kPanelRows)};
 }
 
@@ -490,3 +669,5 @@ const LinearKernels kLinearAvx2{
 };
 
 }  // namespace dsv4::cpu
+
+#endif  // __x86_64__

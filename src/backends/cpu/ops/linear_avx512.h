@@ -5,8 +5,8 @@
 namespace dsv4::cpu::avx512 {
 
 /// Most rows of x that the streaming kernels take; above, tiles pay.
-constexpr int kMaxStreamedRows = 4;
-constexpr int kMaxStreamedRowsFp4 = 8;
+constexpr int kMaxStreamedRows = 8;
+constexpr int kMaxStreamedRowsF32 = 4;
 
 /// Fills the prepared form of x (linear_prepare_avx512bf16.cc).
 void prepare(const PreparedX& x, int64_t m_begin, int64_t m_end);

@@ -1,5 +1,6 @@
 // The AVX-512 candidate of `linear`: BF16 dot products and VBMI byte permutes (Zen 4, Sapphire
 // Rapids and later).
+#if defined(__x86_64__)
 #include <bit>
 
 #include "backends/cpu/ops/linear_avx512.h"
@@ -21,7 +22,7 @@ int tile_rows(const Weight& w, Lanes lanes, int64_t rows) {
     return kLinearTileRows;
   if (w.dtype == DType::kF4E2M1 && lanes == Lanes::kF32) return kLinearTileRows;
   const int64_t most =
-      lanes == Lanes::kFp4 ? avx512::kMaxStreamedRowsFp4 : avx512::kMaxStreamedRows;
+      lanes == Lanes::kF32 ? avx512::kMaxStreamedRowsF32 : avx512::kMaxStreamedRows;
   return rows <= most ? 1 : kLinearTileRows;
 }
 
@@ -53,3 +54,5 @@ const LinearKernels kLinearAvx512Bf16{
 };
 
 }  // namespace dsv4::cpu
+
+#endif  // __x86_64__

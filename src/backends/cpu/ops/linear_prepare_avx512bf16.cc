@@ -1,4 +1,5 @@
 // Preparation of x for the AVX-512 kernels: optional quantisation, order of the lanes, tiles.
+#if defined(__x86_64__)
 #include "backends/cpu/ops/linear_avx512-inl.h"
 #include "backends/cpu/ops/linear_avx512.h"
 #include "core/numbers.h"
@@ -196,3 +197,5 @@ void prepare(const PreparedX& x, int64_t m_begin, int64_t m_end) {
 }
 
 }  // namespace dsv4::cpu::avx512
+
+#endif  // __x86_64__

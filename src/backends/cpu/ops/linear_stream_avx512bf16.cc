@@ -1,13 +1,15 @@
 // linear, few rows of x: the weights are read once, converted in registers, never stored.
 //
-// Problem   y[m][n] = sum_k x[m][k] W[n][k] for m < 4 (FP4: 8); bound by reading W
+// Problem   y[m][n] = sum_k x[m][k] W[n][k] for m < 8 (f32: 4); bound by reading W
 // Tiling    kRows rows of W x M rows of x. The rows come from kRows distant stripes of the tile,
 // row i
 //           of each: every stream that the prefetcher sees is then long and contiguous. Adjacent
 //           rows of K = 1024 defeat it and run three times slower on one thread.
+//           Blocks of K outermost would keep x in L1, but cut those streams short: 15-20% slower.
 // Budget    two threads that share memory leave about 14 cycles per 64 bytes; FP8, M = 1 takes 5.4
 // Contract  any N (the last stripes repeat the tile's last row), any K (the last partial group of
 //           128 columns is copied and zero-padded), sums in the order of linear.h
+#if defined(__x86_64__)
 #include <array>
 
 #include "backends/cpu/ops/linear_avx512-inl.h"
@@ -36,7 +38,7 @@ using Accumulators = __m512[kRows][M];
 
 struct Fp8Kind {
   template <int M>
-  static constexpr int kRows = 4;
+  static constexpr int kRows = M > 4 ? 2 : 4;
   static constexpr int kBitsPerColumn = 8;
   static constexpr int kXBytes = 2;
   const Fp8Tables* tables = &fp8_tables();
@@ -50,7 +52,7 @@ struct Fp8Kind {
       for (int half = 0; half < 2; ++half) {
         __m512i first, second;
         fp8_to_bf16(_mm512_loadu_si512(group.w[r] + 64 * half), table, first, second);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int m = 0; m < M; ++m) {
           acc[r][m] = dot_pairs(acc[r][m], first, _mm512_loadu_si512(group.x_part(m, 2 * half)));
           acc[r][m] =
@@ -90,7 +92,7 @@ struct Fp4Kind {
 
 struct Bf16Kind {
   template <int M>
-  static constexpr int kRows = 4;
+  static constexpr int kRows = M > 4 ? 2 : 4;
   static constexpr int kBitsPerColumn = 16;
   static constexpr int kXBytes = 2;
 
@@ -101,7 +103,7 @@ struct Bf16Kind {
 #pragma GCC unroll 4
       for (int part = 0; part < 4; ++part) {
         const __m512i values = _mm512_loadu_si512(group.w[r] + 64 * part);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int m = 0; m < M; ++m) {
           acc[r][m] = dot_pairs(acc[r][m], values, _mm512_loadu_si512(group.x_part(m, part)));
         }
@@ -132,7 +134,7 @@ struct F32Kind {
         } else {
           values = _mm512_loadu_ps(group.w[r] + 64 * part);
         }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int m = 0; m < M; ++m) {
           acc[r][m] = _mm512_fmadd_ps(values, _mm512_loadu_ps(group.x_part(m, part)), acc[r][m]);
         }
@@ -143,7 +145,7 @@ struct F32Kind {
 
 // ---- the loop over rows, blocks and groups
 
-/// Scales of one row: byte of the group at column k is scale[(k >> 7) * multiplier >> shift].
+/// Scale bytes of one row of W.
 struct ScaleRow {
   const uint8_t* first = nullptr;
   int shift = 0;  ///< log2 of the columns per scale byte
@@ -240,17 +242,20 @@ __attribute__((noinline)) void stream(const LinearTile& tile) {
   }
 }
 
-template <typename Kind, int kMaxM>
+template <typename Kind>
 void stream_rows(const LinearTile& tile) {
   using Kernel = void (*)(const LinearTile&);
-  static constexpr Kernel kKernels[] = {stream<Kind, 1>, stream<Kind, 2>, stream<Kind, 3>,
-                                        stream<Kind, 4>, nullptr,         nullptr,
-                                        nullptr,         nullptr};
-  if constexpr (kMaxM == kMaxStreamedRowsFp4) {
-    static constexpr Kernel kMore[] = {stream<Kind, 5>, stream<Kind, 6>, stream<Kind, 7>,
-                                       stream<Kind, 8>};
-    if (tile.x->rows > kMaxStreamedRows) return kMore[tile.x->rows - kMaxStreamedRows - 1](tile);
-  }
+  static constexpr Kernel kKernels[kMaxStreamedRows] = {
+      stream<Kind, 1>, stream<Kind, 2>, stream<Kind, 3>, stream<Kind, 4>,
+      stream<Kind, 5>, stream<Kind, 6>, stream<Kind, 7>, stream<Kind, 8>};
+  kKernels[tile.x->rows - 1](tile);
+}
+
+template <typename Kind>
+void stream_rows_f32(const LinearTile& tile) {
+  using Kernel = void (*)(const LinearTile&);
+  static constexpr Kernel kKernels[kMaxStreamedRowsF32] = {stream<Kind, 1>, stream<Kind, 2>,
+                                                           stream<Kind, 3>, stream<Kind, 4>};
   kKernels[tile.x->rows - 1](tile);
 }
 
@@ -259,15 +264,17 @@ void stream_rows(const LinearTile& tile) {
 void compute_streamed(const LinearTile& tile) {
   switch (tile.x->lanes) {
     case Lanes::kFp8:
-      return stream_rows<Fp8Kind, kMaxStreamedRows>(tile);
+      return stream_rows<Fp8Kind>(tile);
     case Lanes::kFp4:
-      return stream_rows<Fp4Kind, kMaxStreamedRowsFp4>(tile);
+      return stream_rows<Fp4Kind>(tile);
     case Lanes::kBf16:
-      return stream_rows<Bf16Kind, kMaxStreamedRows>(tile);
+      return stream_rows<Bf16Kind>(tile);
     case Lanes::kF32:
-      if (tile.w->dtype == DType::kBf16) return stream_rows<F32Kind<true>, kMaxStreamedRows>(tile);
-      return stream_rows<F32Kind<false>, kMaxStreamedRows>(tile);
+      if (tile.w->dtype == DType::kBf16) return stream_rows_f32<F32Kind<true>>(tile);
+      return stream_rows_f32<F32Kind<false>>(tile);
   }
 }
 
 }  // namespace dsv4::cpu::avx512
+
+#endif  // __x86_64__

@@ -7,6 +7,7 @@
 // Sums      block sums of a tile of outputs are one vector each and wait in scratch; the last step
 //           stores them to `out`, whatever its type and stride.
 // Tried     6x4 and 4x6 (60-70% of peak), 5x5 (65-75%), no blocking of x (75%); this: 88-90%.
+#if defined(__x86_64__)
 #include "backends/cpu/ops/linear_avx512-inl.h"
 #include "backends/cpu/ops/linear_avx512.h"
 #include "core/numbers.h"
@@ -531,3 +532,5 @@ LinearBlocking tiled_blocking(Lanes lanes, int64_t rows, int64_t total_rows, int
 }
 
 }  // namespace dsv4::cpu::avx512
+
+#endif  // __x86_64__

@@ -390,6 +390,8 @@ TEST(Linear, ManyRows) {
 // More rows than are prepared at once.
 TEST(Linear, PanelsOfX) {
   expect_same_bits(Data({.w = {kFp8}, .m = 4099, .n = 5, .k = 128, .quantise = true}, 6000), {2});
+  // Wide rows: panels of 256.
+  expect_same_bits(Data({.w = {kFp8}, .m = 258, .n = 1, .k = 33000}, 6001), {2});
 }
 
 TEST(Linear, OneRowOfManyEqualsThatRowAlone) {
