@@ -117,8 +117,11 @@ class FormulaSource final : public TensorSource {
       // Scales belong to the storage, not to the model: made with their weight, or not at all.
       if (tensor.dtype == DType::kF8E8M0 && storage == FormulaStorage::kBf16Values) continue;
       std::string name = tensor.name;
-      const bool inserted = slots_.try_emplace(std::move(name), std::move(tensor)).second;
-      if (!inserted) fail(ErrorCode::kInvalidArgument, "formula: a tensor is asked for twice");
+      if (slots_.count(name) > 0) {
+        fail(ErrorCode::kInvalidArgument, "formula: tensor '", name,
+             "': expected once in the list, given twice");
+      }
+      slots_.try_emplace(std::move(name), std::move(tensor));
     }
   }
 

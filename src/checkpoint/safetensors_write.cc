@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <cstring>
 #include <numeric>
+#include <utility>
 
 #include <nlohmann/json.hpp>
 
@@ -49,10 +50,11 @@ class PendingFile {
     path_ = concat(target, ".tmp.", ::getpid(), ".", counter.fetch_add(1));
     fd_ = ::open(path_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
     if (fd_ < 0) give_up("cannot create");
+    created_ = true;
   }
   ~PendingFile() {
     if (fd_ >= 0) ::close(fd_);
-    if (!done_ && !path_.empty()) ::unlink(path_.c_str());
+    if (created_) ::unlink(path_.c_str());
   }
   PendingFile(const PendingFile&) = delete;
   PendingFile& operator=(const PendingFile&) = delete;
@@ -72,22 +74,22 @@ class PendingFile {
     const int fd = std::exchange(fd_, -1);
     if (::close(fd) != 0) give_up("cannot write");
     if (std::rename(path_.c_str(), target_.c_str()) != 0) give_up("cannot rename to");
-    done_ = true;
+    created_ = false;  // it is the target now
   }
 
  private:
   [[noreturn]] void give_up(const char* what) {
     const int reason = errno;
     if (fd_ >= 0) ::close(fd_);
-    if (!path_.empty() && reason != EEXIST) ::unlink(path_.c_str());
+    if (created_) ::unlink(path_.c_str());
     fd_ = -1;
-    path_.clear();
+    created_ = false;
     fail(ErrorCode::kInvalidArgument, target_, ": ", what, " this file: ", std::strerror(reason));
   }
   std::string target_;
   std::string path_;
   int fd_ = -1;
-  bool done_ = false;
+  bool created_ = false;  // exists under path_ and is ours to remove
 };
 
 }  // namespace
