@@ -3,6 +3,7 @@
 #pragma once
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstring>
 #include <deque>
 #include <string>
@@ -67,20 +68,26 @@ class DeviceMemory {
   std::deque<Piece> pieces_;
 };
 
-/// Runs an operation: once with a measuring arena, to learn what scratch it takes, then for real
-/// with exactly that much.
+/// Runs an operation with exactly `scratch_bytes` of scratch, all NaN before: an operation that
+/// reads scratch before it writes it is found.
 template <typename Params>
-void run_op(const Subject& subject, Op<Params> op, const Params& params) {
+void run_op_with(const Subject& subject, Op<Params> op, const Params& params,
+                 int64_t scratch_bytes) {
   const Stream stream = subject.device->default_stream();
-  Arena measure;
-  op(params, {stream, &measure, subject.ops});
-  Buffer scratch = subject.device->allocate(std::max<int64_t>(measure.peak(), 1));
-  // NaN everywhere: an operation that reads scratch before writing it is found.
-  const std::vector<std::byte> fill(static_cast<size_t>(scratch.bytes()), std::byte{0xff});
-  subject.device->copy_to_device(scratch.data(), fill.data(), scratch.bytes(), stream);
-  Arena arena(scratch.data(), measure.peak());
+  Buffer scratch = subject.device->allocate(std::max<int64_t>(scratch_bytes, 1));
+  const std::vector<std::byte> fill(static_cast<size_t>(scratch_bytes), std::byte{0xff});
+  subject.device->copy_to_device(scratch.data(), fill.data(), scratch_bytes, stream);
+  Arena arena(scratch.data(), scratch_bytes);
   op(params, {stream, &arena, subject.ops});
   subject.device->synchronize(stream);
+}
+
+/// As above; a first run with a measuring arena tells what scratch the operation takes.
+template <typename Params>
+void run_op(const Subject& subject, Op<Params> op, const Params& params) {
+  Arena measure;
+  op(params, {subject.device->default_stream(), &measure, subject.ops});
+  run_op_with(subject, op, params, measure.peak());
 }
 
 /// The oracle's name of a format.

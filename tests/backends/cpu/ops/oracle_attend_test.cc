@@ -1,6 +1,8 @@
 // Every attend candidate of the CPU, forced in turn, through the suite of the canonical reduction.
 #include <gtest/gtest.h>
 
+#include <ostream>
+
 #include "backends/cpu/candidates.h"
 #include "backends/cpu/cpu_device.h"
 #include "tests/testing/reduction_suite.h"
@@ -18,6 +20,11 @@ struct Param {
   cpu::Candidate candidate;
   size_t case_idx;
 };
+
+void PrintTo(const Param& param, std::ostream* out) {
+  *out << param.candidate.family << ":" << param.candidate.name << ", "
+       << all_cases()[param.case_idx].name;
+}
 
 std::vector<Param> params() {
   std::vector<Param> out;

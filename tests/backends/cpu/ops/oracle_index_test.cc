@@ -1,0 +1,197 @@
+// The indexer against the oracle: scores of every candidate, selection, slots.
+#include <limits>
+
+#include "tests/backends/cpu/ops/oracle_testing.h"
+
+namespace dsv4::testing {
+namespace {
+
+class OracleIndexLogits : public CandidateTest {};
+
+TEST_P(OracleIndexLogits, EveryFormatAgrees) {
+  struct Case {
+    KvFormat format;
+    int heads, dim, rows_per_block;
+  };
+  for (const Case& which :
+       {Case{KvFormat::kIndexFp8, 64, 128, 64}, Case{KvFormat::kIndexFp8, 8, 128, 16},
+        Case{KvFormat::kIndexMxfp4, 64, 128, 64}, Case{KvFormat::kIndexMxfp4, 5, 128, 2},
+        Case{KvFormat::kIndexF32, 8, 128, 64}, Case{KvFormat::kIndexF32, 4, 64, 16}}) {
+    SCOPED_TRACE(::testing::Message() << kv_format_name(which.format) << ", " << which.heads
+                                      << " heads, " << which.rows_per_block << " rows a block");
+    const bool exact = which.format == KvFormat::kIndexF32;
+    const DType act = exact ? DType::kF32 : DType::kBf16;
+    constexpr int kSeqs = 2, kEntries = 150, kTokens = 9, kRatio = 4;
+    const int columns = (kEntries + which.rows_per_block - 1) / which.rows_per_block;
+    Random random(21);
+    const std::vector<int32_t> table = random.permutation(kSeqs * columns + 2);
+    PagedCache cache(memory(), which.format, which.dim, which.rows_per_block, kSeqs * columns + 2);
+    const auto slot = [&](int seq, int j) {
+      const int32_t block = table[static_cast<size_t>(seq * columns + j / which.rows_per_block)];
+      return int64_t{block} * which.rows_per_block + j % which.rows_per_block;
+    };
+    for (int seq = 0; seq < kSeqs; ++seq) {
+      for (int j = 0; j < kEntries; ++j) {
+        cache.write(slot(seq, j), normal_values(random, which.dim, 1.0));
+      }
+    }
+    cache.upload();
+
+    // Queries as index_query leaves them: codes without FP8's scale, values of MXFP4, or floats.
+    Vector q = normal_values(random, int64_t{kTokens} * which.heads * which.dim, 3.0);
+    for (double& value : q) {
+      value = which.format == KvFormat::kIndexFp8     ? e4m3_value(40 * value, 0)
+              : which.format == KvFormat::kIndexMxfp4 ? e2m1_value(value, -1)
+                                                      : oracle::round_f32(value);
+    }
+    const Vector weights =
+        rounded(DType::kF32, normal_values(random, int64_t{kTokens} * which.heads, 0.01));
+    std::vector<int32_t> token_to_seq, end;
+    for (int t = 0; t < kTokens; ++t) {
+      token_to_seq.push_back(t % kSeqs);
+      const int ends[] = {0, 1, 2, 63, 64, 65, 128, 149, 150};
+      end.push_back(ends[t]);
+    }
+    Tensor logits = memory().tensor(DType::kF32, {kTokens, kEntries + 6});
+    ScratchLimits limits;
+    limits.max_tokens = kTokens;
+    limits.index_heads = which.heads;
+    limits.index_dim = which.dim;
+    limits.max_entries = kEntries;
+    const IndexLogitsParams params{
+        .q = memory().tensor(act, {kTokens, which.heads, which.dim}, q),
+        .weights = memory().tensor(DType::kF32, {kTokens, which.heads}, weights),
+        .token_to_seq = memory().put(token_to_seq),
+        .end = memory().put(end),
+        .max_end = kEntries,
+        .blocks = {memory().put(table), columns, columns, which.rows_per_block * kRatio},
+        .cache = cache.view(),
+        .logits = logits};
+    run(ops_.index_logits, params, limits);
+
+    const Vector actual = memory().numbers(logits);
+    Comparison comparison("index_logits [token, entry]");
+    for (int t = 0; t < kTokens; ++t) {
+      const auto token_q = std::span(q).subspan(static_cast<size_t>(t) * which.heads * which.dim,
+                                                static_cast<size_t>(which.heads) * which.dim);
+      const auto token_w = std::span(weights).subspan(static_cast<size_t>(t) * which.heads,
+                                                      static_cast<size_t>(which.heads));
+      for (int64_t j = 0; j < logits.shape[1]; ++j) {
+        const double value = actual[t * logits.shape[1] + j];
+        if (j >= end[t]) {
+          ASSERT_TRUE(std::isnan(value)) << "logit " << j << " past the end of token " << t;
+          continue;
+        }
+        const Vector key = cache.read(slot(token_to_seq[t], static_cast<int>(j)));
+        double magnitude = 0;
+        for (int h = 0; h < which.heads; ++h) {
+          double dot = 0;
+          for (int d = 0; d < which.dim; ++d) {
+            dot += std::abs(token_q[static_cast<size_t>(h * which.dim + d)] * key[d]);
+          }
+          magnitude += std::abs(token_w[static_cast<size_t>(h)]) * dot;
+        }
+        // A dot product of dim terms, a sum over heads, the key's scale.
+        const double bound = dot_bound(which.dim + which.heads + 8, magnitude);
+        comparison.add({t, j}, value, oracle::index_score(token_q, token_w, key), bound);
+      }
+    }
+    EXPECT_TRUE(comparison.result());
+    clear_memory();
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Candidates, OracleIndexLogits,
+                         ::testing::ValuesIn(cpu::index_logits_candidates().begin(),
+                                             cpu::index_logits_candidates().end()),
+                         candidate_name);
+
+class OracleSelection : public ::testing::Test {
+ protected:
+  OracleSelection() : device_(cpu::open_cpu_device(2)), memory_(*device_) {
+    ops_ = cpu::make_ops("");
+  }
+  std::unique_ptr<Device> device_;
+  Ops ops_;
+  DeviceMemory memory_;
+};
+
+TEST_F(OracleSelection, TopKOrdersByScoreThenIndex) {
+  constexpr int kTokens = 40, kEntries = 700;
+  Random random(5);
+  std::vector<float> logits(kTokens * kEntries);
+  std::vector<int32_t> end;
+  for (int t = 0; t < kTokens; ++t) {
+    const int ends[] = {0, 1, 63, 64, 65, 300, 699, 700};
+    end.push_back(ends[t % 8]);
+    for (int j = 0; j < kEntries; ++j) {
+      float& value = logits[static_cast<size_t>(t * kEntries + j)];
+      // Few distinct values, so that ties decide; and what is not a number.
+      value = t % 3 == 0 ? static_cast<float>(random.normal())
+                         : static_cast<float>(random.below(t % 3 == 1 ? 5 : 40)) - 3.0f;
+      if (t % 5 == 0 && random.below(9) == 0) value = std::numeric_limits<float>::quiet_NaN();
+      if (t % 7 == 0 && random.below(9) == 0) value = -std::numeric_limits<float>::infinity();
+      if (t % 11 == 0 && random.below(50) == 0) value = std::numeric_limits<float>::infinity();
+      if (random.below(20) == 0) value = random.below(2) == 0 ? 0.0f : -0.0f;
+    }
+  }
+  for (int k : {1, 64, 512, 1024}) {
+    const std::vector<int32_t> blank(static_cast<size_t>(kTokens * k), -7);
+    int32_t* indices = memory_.put(blank);
+    int32_t* length = memory_.put(std::vector<int32_t>(kTokens, -7));
+    ScratchLimits limits;
+    limits.max_tokens = kTokens;
+    limits.max_entries = kEntries;
+    limits.index_topk = k;
+    limits.num_threads = 2;
+    const TopKParams params{
+        .logits = ConstTensor(memory_.put(logits), DType::kF32, {kTokens, kEntries}),
+        .end = memory_.put(end),
+        .topk_indices = Tensor(indices, DType::kI32, {kTokens, k}),
+        .topk_length = length};
+    run_op_with({device_.get(), &ops_}, ops_.top_k, params, ops_.scratch_bytes(limits));
+    const std::vector<int32_t> actual = memory_.get(indices, int64_t{kTokens} * k);
+    const std::vector<int32_t> actual_length = memory_.get(length, kTokens);
+    for (int t = 0; t < kTokens; ++t) {
+      const Vector scores(logits.begin() + t * kEntries, logits.begin() + t * kEntries + end[t]);
+      std::vector<int32_t> expected = oracle::top_k(scores, k);
+      EXPECT_EQ(actual_length[t], static_cast<int32_t>(expected.size())) << "token " << t;
+      expected.resize(static_cast<size_t>(k), -1);
+      EXPECT_EQ(std::vector<int32_t>(actual.begin() + t * k, actual.begin() + (t + 1) * k),
+                expected)
+          << "token " << t << ", k " << k;
+    }
+  }
+  EXPECT_TRUE(memory_.guards_intact());
+}
+
+TEST_F(OracleSelection, MapSlotsFollowsTheBlockTable) {
+  constexpr int kTokens = 7, kTopk = 20, kColumns = 9, kRows = 64;
+  Random random(6);
+  const std::vector<int32_t> table = random.permutation(3 * kColumns);
+  std::vector<int32_t> indices, token_to_seq;
+  for (int t = 0; t < kTokens; ++t) token_to_seq.push_back(t % 3);
+  for (int i = 0; i < kTokens * kTopk; ++i) {
+    indices.push_back(i % 6 == 5 ? -1 : static_cast<int32_t>(random.below(kColumns * kRows)));
+  }
+  int32_t* slots = memory_.put(std::vector<int32_t>(indices.size(), -7));
+  const MapSlotsParams params{
+      .topk_indices = ConstTensor(memory_.put(indices), DType::kI32, {kTokens, kTopk}),
+      .token_to_seq = memory_.put(token_to_seq),
+      .blocks = {memory_.put(table), kColumns, kColumns, kRows * 4},
+      .rows_per_block = kRows,
+      .slots = Tensor(slots, DType::kI32, {kTokens, kTopk})};
+  run_op_with({device_.get(), &ops_}, ops_.map_slots, params, 0);
+  const std::vector<int32_t> actual = memory_.get(slots, kTokens * kTopk);
+  for (size_t i = 0; i < indices.size(); ++i) {
+    const int seq = token_to_seq[i / kTopk];
+    const int32_t expected =  // cache_layouts.md 6
+        indices[i] < 0 ? -1
+                       : table[static_cast<size_t>(seq * kColumns + indices[i] / kRows)] * kRows +
+                             indices[i] % kRows;
+    EXPECT_EQ(actual[i], expected) << i;
+  }
+}
+
+}  // namespace
+}  // namespace dsv4::testing

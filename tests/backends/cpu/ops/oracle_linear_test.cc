@@ -1,0 +1,157 @@
+// linear against the oracle: every candidate, weight format, activation type and output type.
+#include "tests/backends/cpu/ops/oracle_testing.h"
+
+namespace dsv4::testing {
+namespace {
+
+// A random matrix as a checkpoint stores it, and the numbers that it stands for.
+struct StoredWeight {
+  Weight weight;
+  oracle::Weight numbers;
+};
+
+StoredWeight make_weight(DeviceMemory& memory, DType dtype, int64_t rows, int64_t cols,
+                         uint64_t seed) {
+  Random random(seed);
+  StoredWeight out;
+  out.weight = {.dtype = dtype, .rows = rows, .cols = cols, .row_stride = cols};
+  out.numbers.rows = rows;
+  out.numbers.cols = cols;
+  const auto scale_byte = [&] { return static_cast<uint8_t>(117 + random.below(8)); };
+  std::vector<float>& numbers = out.numbers.values;
+  if (dtype == DType::kF8E4M3) {
+    const int64_t block_cols = (cols + 127) / 128, block_rows = (rows + 127) / 128;
+    std::vector<uint8_t> codes, scales;
+    for (int64_t i = 0; i < block_rows * block_cols; ++i) scales.push_back(scale_byte());
+    for (int64_t i = 0; i < rows * cols; ++i) {
+      uint8_t code;
+      do {
+        code = static_cast<uint8_t>(random.below(256));
+      } while ((code & 0x7f) == 0x7f);  // NaN
+      codes.push_back(code);
+      const uint8_t scale = scales[i / cols / 128 * block_cols + i % cols / 128];
+      numbers.push_back(static_cast<float>(oracle::e4m3_decode(code) * oracle::e8m0_decode(scale)));
+    }
+    out.weight.data = memory.put(codes);
+    out.weight.scale = memory.put(scales);
+    out.weight.scale_stride = block_cols;
+  } else if (dtype == DType::kF4E2M1) {
+    std::vector<uint8_t> pairs, scales;
+    for (int64_t i = 0; i < rows * cols / 32; ++i) scales.push_back(scale_byte());
+    for (int64_t i = 0; i < rows * cols; ++i) {
+      const auto code = static_cast<uint8_t>(random.below(16));
+      if (i % 2 == 0) {
+        pairs.push_back(code);
+      } else {
+        pairs.back() = static_cast<uint8_t>(pairs.back() | code << 4);
+      }
+      numbers.push_back(
+          static_cast<float>(oracle::e2m1_decode(code) * oracle::e8m0_decode(scales[i / 32])));
+    }
+    out.weight.data = memory.put(pairs);
+    out.weight.scale = memory.put(scales);
+    out.weight.scale_stride = cols / 32;
+  } else {
+    const Vector values = rounded(dtype, normal_values(random, rows * cols, 0.05));
+    numbers.assign(values.begin(), values.end());
+    out.weight.data = memory.tensor(dtype, {rows, cols}, values).data;
+  }
+  return out;
+}
+
+class OracleLinear : public CandidateTest {
+ protected:
+  // Two problems that share x, rows of x and out wider than needed.
+  void check(int64_t tokens, int64_t rows, int64_t cols, DType w_type, DType x_type, DType y_type,
+             bool quantise) {
+    constexpr int64_t kGap = 16;
+    Random random(11);
+    const Vector wide_x = rounded(x_type, normal_values(random, tokens * (cols + kGap), 1.0));
+    oracle::Matrix x(tokens, cols), x_abs(tokens, cols);
+    for (int64_t t = 0; t < tokens; ++t) {
+      std::copy_n(wide_x.begin() + t * (cols + kGap), cols, x.row(t).begin());
+      if (quantise) oracle::quantise_linear_input(x.row(t));
+      for (int64_t k = 0; k < cols; ++k) x_abs.row(t)[k] = std::abs(x.row(t)[k]);
+    }
+    Tensor device_x = memory().tensor(x_type, {tokens, cols + kGap}, wide_x);
+    device_x.shape[1] = cols;
+
+    std::vector<StoredWeight> weights;
+    std::vector<LinearProblem> problems;
+    for (uint64_t i = 0; i < 2; ++i) {
+      const int64_t n = i == 0 ? rows : rows / 2 + 1;
+      weights.push_back(make_weight(memory(), w_type, n, cols, 100 + i));
+      Tensor out = memory().tensor(y_type, {tokens, n + kGap});
+      out.shape[1] = n;
+      problems.push_back({device_x, weights.back().weight, out});
+    }
+    ScratchLimits limits;
+    limits.max_tokens = tokens;
+    limits.max_cols = cols;
+    limits.max_rows = rows;
+    run(ops_.linear, {.problems = problems, .quantise_input = quantise}, limits);
+
+    for (size_t i = 0; i < problems.size(); ++i) {
+      const oracle::Weight& w = weights[i].numbers;
+      oracle::Weight w_abs = w;
+      for (float& value : w_abs.values) value = std::abs(value);
+      const oracle::Matrix exact = oracle::linear(x, w);
+      const oracle::Matrix magnitude = oracle::linear(x_abs, w_abs);
+      const Vector actual = memory().numbers(problems[i].out);
+      Comparison comparison("linear [token, row]");
+      for (int64_t t = 0; t < tokens; ++t) {
+        for (int64_t n = 0; n < w.rows; ++n) {
+          // Products and additions in any order, a scale applied to each group of 32 (FP4), and
+          // products below 2^-126 that count as zero.
+          const double slack = dot_bound(cols + cols / 32 + 8, magnitude.row(t)[n]) +
+                               static_cast<double>(cols) * 0x1p-126;
+          comparison.add({t, n}, actual[t * w.rows + n], exact.row(t)[n],
+                         slack + rounding_bound(y_type, exact.row(t)[n], slack));
+        }
+      }
+      EXPECT_TRUE(comparison.result());
+      // What lies between the rows of out belongs to somebody else.
+      const Tensor& out = problems[i].out;
+      const int64_t row_bytes = out.strides[0] * size_of(y_type);
+      const std::vector<uint8_t> bytes =
+          memory().get(static_cast<const uint8_t*>(out.data), tokens * row_bytes);
+      for (int64_t b = 0; b < tokens * row_bytes; ++b) {
+        const bool between = b % row_bytes >= w.rows * size_of(y_type);
+        ASSERT_TRUE(!between || bytes[b] == 0xff) << "byte " << b;
+      }
+    }
+  }
+};
+
+TEST_P(OracleLinear, EveryFormatAgrees) {
+  struct Shape {
+    int64_t tokens, rows, cols;
+  };
+  const DType act_types[] = {DType::kBf16, DType::kF32};
+  for (const Shape& shape : {Shape{1, 130, 256}, Shape{3, 64, 1152}, Shape{5, 200, 128},
+                             Shape{37, 33, 96}, Shape{2, 8, 4096}}) {
+    for (DType w : {DType::kBf16, DType::kF32, DType::kF8E4M3, DType::kF4E2M1}) {
+      for (DType x : act_types) {
+        for (DType y : act_types) {
+          for (bool quantise : {false, true}) {
+            if (quantise && x != DType::kBf16) continue;
+            SCOPED_TRACE(::testing::Message()
+                         << shape.tokens << " x " << shape.rows << " x " << shape.cols << ", w "
+                         << dtype_name(w) << ", x " << dtype_name(x) << ", out " << dtype_name(y)
+                         << (quantise ? ", quantised" : ""));
+            check(shape.tokens, shape.rows, shape.cols, w, x, y, quantise);
+            clear_memory();
+          }
+        }
+      }
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Candidates, OracleLinear,
+                         ::testing::ValuesIn(cpu::linear_candidates().begin(),
+                                             cpu::linear_candidates().end()),
+                         candidate_name);
+
+}  // namespace
+}  // namespace dsv4::testing

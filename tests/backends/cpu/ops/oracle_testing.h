@@ -1,0 +1,119 @@
+// Shared by the oracle tests of the CPU's operations: every candidate of a family, forced in turn,
+// and bounds of quantised results.
+#pragma once
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <memory>
+#include <ostream>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "backends/cpu/candidates.h"
+#include "backends/cpu/cpu_device.h"
+#include "tests/oracle/layer_parts.h"
+#include "tests/oracle/numbers.h"
+#include "tests/testing/device_memory.h"
+#include "tests/testing/random.h"
+#include "tests/testing/tolerance.h"
+
+namespace dsv4::cpu {
+
+/// What a failing parameterised test says of its parameter.
+inline void PrintTo(const Candidate& candidate, std::ostream* out) {
+  *out << candidate.family << ":" << candidate.name;
+}
+
+}  // namespace dsv4::cpu
+
+namespace dsv4::testing {
+
+/// One candidate of one family; the others of the table are the machine's best.
+class CandidateTest : public ::testing::TestWithParam<cpu::Candidate> {
+ protected:
+  void SetUp() override {
+    const cpu::Candidate& candidate = GetParam();
+    if (const std::string reason = candidate.why_not(); !reason.empty()) {
+      GTEST_SKIP() << candidate.name << ": " << reason;
+    }
+    device_ = cpu::open_cpu_device(kThreads);
+    ops_ = cpu::make_ops(std::string(candidate.family) + ":" + std::string(candidate.name));
+    memory_ = std::make_unique<DeviceMemory>(*device_);
+  }
+  void TearDown() override {
+    if (memory_ == nullptr) return;  // skipped
+    EXPECT_TRUE(memory_->guards_intact());
+  }
+  static constexpr int kThreads = 2;
+  Subject subject() const { return {device_.get(), &ops_}; }
+  /// Runs with the scratch that Ops::scratch_bytes answers for `limits`.
+  template <typename Params>
+  void run(Op<Params> op, const Params& params, ScratchLimits limits) {
+    limits.num_threads = kThreads;
+    run_op_with(subject(), op, params, ops_.scratch_bytes(limits));
+  }
+  DeviceMemory& memory() { return *memory_; }
+  /// Forgets what was allocated, after a look at the guards.
+  void clear_memory() {
+    EXPECT_TRUE(memory_->guards_intact());
+    memory_ = std::make_unique<DeviceMemory>(*device_);
+  }
+
+  Ops ops_;
+
+ private:
+  std::unique_ptr<Device> device_;
+  std::unique_ptr<DeviceMemory> memory_;
+};
+
+inline std::string candidate_name(const ::testing::TestParamInfo<cpu::Candidate>& info) {
+  return std::string(info.param.name);
+}
+
+inline Vector normal_values(Random& random, int64_t count, double scale) {
+  Vector out(static_cast<size_t>(count));
+  for (double& value : out) value = scale * random.normal();
+  return out;
+}
+
+// ---- quantised results of inexact inputs -----------------------------------------------------
+//
+// A value that an operation quantises lies within `delta` of the oracle's. Rounding is monotone, so
+// the operation's result lies between the roundings of value - delta and value + delta: they are
+// equal unless a rounding tie lies in between, which is the only excuse for another code.
+
+/// Exponents that a block with these values and errors may get.
+inline std::set<int> possible_exponents(std::span<const double> values,
+                                        std::span<const double> deltas, double floor, double qmax) {
+  double low = floor, high = floor;
+  for (size_t i = 0; i < values.size(); ++i) {
+    low = std::max(low, std::abs(values[i]) - deltas[i]);
+    high = std::max(high, std::abs(values[i]) + deltas[i]);
+  }
+  return {oracle::scale_exponent(low, qmax), oracle::scale_exponent(high, qmax)};
+}
+
+inline double e4m3_value(double value, int exponent) {
+  return std::ldexp(oracle::e4m3_decode(oracle::e4m3_encode(std::ldexp(value, -exponent))),
+                    exponent);
+}
+inline double e2m1_value(double value, int exponent) {
+  return std::ldexp(oracle::e2m1_decode(oracle::e2m1_encode(std::ldexp(value, -exponent))),
+                    exponent);
+}
+
+/// Is `actual` a possible rounding of a number within delta of value? `round` is monotone.
+template <typename Round>
+bool possible_rounding(double actual, double value, double delta, Round round) {
+  return actual >= round(value - delta) && actual <= round(value + delta);
+}
+
+/// Error of y = factor * rotation of (even, odd) in float: cos and sin are rounded (1), products
+/// (1) and their sum (1), and `extra` roundings of the inputs.
+inline double rotation_bound(double even, double odd, double extra = 0) {
+  return gamma(3 + extra) * (std::abs(even) + std::abs(odd));
+}
+
+}  // namespace dsv4::testing
