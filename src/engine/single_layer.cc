@@ -146,10 +146,11 @@ void SingleLayer::forward(std::span<const BatchEntry> batch, ConstTensor hidden,
     fail(ErrorCode::kInvalidArgument, "a step of ", tokens, " tokens, the limit is ",
          resolved.limits.max_tokens);
   }
-  for (const BatchEntry& entry : batch) {
-    if (impl.pool->reserve(entry.sequence, entry.num_tokens)) continue;
-    fail(ErrorCode::kOutOfMemory, "no room for ", entry.num_tokens, " tokens of sequence ",
-         entry.sequence);
+  for (size_t i = 0; i < batch.size(); ++i) {
+    if (impl.pool->reserve(batch[i].sequence, batch[i].num_tokens)) continue;
+    for (size_t j = 0; j < i; ++j) impl.pool->reserve(batch[j].sequence, 0);
+    fail(ErrorCode::kOutOfMemory, "no room for ", batch[i].num_tokens, " tokens of sequence ",
+         batch[i].sequence);
   }
   const DType act = resolved.numerics.activation;
   const int64_t bytes = tokens * impl.config.hidden_size * size_of(act);

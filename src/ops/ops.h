@@ -6,9 +6,8 @@
 //   - outputs of a token depend on that token's own inputs and sequence only, bit for bit: not on
 //   the other tokens of the
 //     call, the number of threads, or the block table;
-//   - nothing is allocated: temporary memory comes from `context.scratch`, and is measured by
-//   running the same call with
-//     a measuring arena (null data pointers must not be touched then) or by `Ops::scratch_bytes`;
+//   - nothing is allocated: temporary memory comes from `context.scratch`, never more than
+//     `Ops::scratch_bytes` answers for the limits;
 //   - inputs were validated by the layer; an operation may assume them;
 //   - asynchronous on `context.stream` where the device has streams.
 // Activations are bf16, or f32 in `exact` (`Numerics::activation`); "act" below means either.
