@@ -4,8 +4,7 @@
 //
 // Rules for every operation
 //   - outputs of a token depend on that token's own inputs and sequence only, bit for bit: not on
-//   the other tokens of the
-//     call, the number of threads, or the block table;
+//     the other tokens of the call, the number of threads, or the block table;
 //   - nothing is allocated: temporary memory comes from `context.scratch`, never more than
 //     `Ops::scratch_bytes` answers for the limits;
 //   - inputs were validated by the layer; an operation may assume them;
