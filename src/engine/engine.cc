@@ -63,6 +63,10 @@ MemoryPlan memory_of(const ModelConfig& config, const ResolvedOptions& resolved)
       model_workspace_bytes(config, options.numerics, options.limits, resolved.max_logits,
                             resolved.descriptor->padded_num_q_heads(config.num_heads),
                             resolved.device->ops(), options.threads));
+  // Code, libraries, conversion tables, tokenizer: what a run of the small model holds beyond its
+  // own bytes.
+  constexpr int64_t kProgramBytes = 4 << 20;
+  add("program", kProgramBytes);
   add("logits", resolved.max_logits * config.vocab_size * int64_t{sizeof(float)});
   return out;
 }
