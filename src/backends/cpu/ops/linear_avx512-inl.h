@@ -69,16 +69,22 @@ DSV4_INLINE void fp4_to_bf16(__m512i codes, __m512i table, __m512i (&values)[4])
 /// 4 scale bytes of 128 columns -> 2^(byte - 127) in 16 lanes, lanes 4g..4g+3 = group g. Byte 0 is
 /// zero, byte 255 NaN.
 DSV4_INLINE __m512 fp4_lane_scales(const uint8_t* bytes) {
-  int32_t word;
+  uint32_t word;
   std::memcpy(&word, bytes, sizeof(word));
   // Byte g to the top of lanes 4g..4g+3, then down to the exponent field.
-  const __m512i top = _mm512_set4_epi32(0x03808080, 0x02808080, 0x01808080, 0x00808080);
-  const __m512i group = _mm512_permutexvar_epi32(
-      _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3), top);
-  const __m512i exponent =
-      _mm512_srli_epi32(_mm512_shuffle_epi8(_mm512_set1_epi32(word), group), 1);
-  const __mmask16 nan = _mm512_cmpeq_epi32_mask(exponent, _mm512_set1_epi32(0x7f800000));
-  return _mm512_castsi512_ps(_mm512_mask_mov_epi32(exponent, nan, _mm512_set1_epi32(0x7fc00000)));
+  alignas(64) static constexpr uint32_t kGroups[16] = {
+      0x00808080, 0x00808080, 0x00808080, 0x00808080, 0x01808080, 0x01808080,
+      0x01808080, 0x01808080, 0x02808080, 0x02808080, 0x02808080, 0x02808080,
+      0x03808080, 0x03808080, 0x03808080, 0x03808080};
+  const __m512i groups = _mm512_load_si512(kGroups);
+  const __m512i words = _mm512_set1_epi32(static_cast<int>(word));
+  const __m512i exponent = _mm512_srli_epi32(_mm512_shuffle_epi8(words, groups), 1);
+  // The test for a byte of 255 runs beside the vector pipes, which are the scarce ones here.
+  if (((~word - 0x01010101u) & word & 0x80808080u) != 0) [[unlikely]] {
+    const __mmask16 nan = _mm512_cmpeq_epi32_mask(exponent, _mm512_set1_epi32(0x7f800000));
+    return _mm512_castsi512_ps(_mm512_mask_mov_epi32(exponent, nan, _mm512_set1_epi32(0x7fc00000)));
+  }
+  return _mm512_castsi512_ps(exponent);
 }
 
 // ---- the tree (l, l+8), (l, l+4), (l, l+2), (l, l+1), for several accumulators at once

@@ -20,6 +20,7 @@ namespace {
 
 // Bytes of 128 columns of the widest weight, f32.
 constexpr int kMaxGroupBytes = kLinearGroup * 4;
+constexpr int64_t kPrefetchBytes = 1024;
 
 // ---- one kind of weight each: `Row` points into a row of W, `add` adds 128 columns of kRows rows
 
@@ -203,7 +204,7 @@ __attribute__((noinline)) void stream(const LinearTile& tile) {
           // Four rows of x take long enough for the hardware prefetcher to fall asleep.
           if constexpr (M >= 3) {
             for (int64_t line = 0; line < kGroupBytes; line += 64)
-              _mm_prefetch(group.w[r] + line + row_bytes, _MM_HINT_T0);
+              _mm_prefetch(group.w[r] + line + kPrefetchBytes, _MM_HINT_T0);
           }
         }
         kind.add(group, acc);
