@@ -36,13 +36,13 @@ bool all_bf16(const AttendParams& params) {
 // Sizes and carving of scratch. Everything is a multiple of 64 bytes.
 struct Layout {
   int64_t dim, elem_bytes;
-  int64_t block_bytes() const { return kMaxBlockRows * dim * elem_bytes; }
-  int64_t scores_bytes() const { return kMaxBlockRows * kGroupHeads * 4; }
+  int64_t block_bytes() const { return kMaxBlockRows * (dim + kRowPadElems) * elem_bytes; }
+  int64_t scores_bytes() const { return kScoresElems * 4; }
   int64_t q_bytes() const { return kGroupHeads * dim * elem_bytes; }
   int64_t o_bytes() const { return kGroupHeads * dim * 4; }
   int64_t group_bytes() const { return q_bytes() + 2 * o_bytes(); }
   int64_t thread_bytes(int groups) const {
-    return 2 * block_bytes() + 2 * scores_bytes() + groups * group_bytes();
+    return 2 * block_bytes() + (kMaxItemGroups + 1) * scores_bytes() + groups * group_bytes();
   }
 };
 
@@ -115,7 +115,7 @@ class Attend {
     AttendScratch out;
     out.k = carve(layout_.block_bytes());
     out.v = carve(layout_.block_bytes());
-    out.scores = reinterpret_cast<float*>(carve(layout_.scores_bytes()));
+    out.scores = reinterpret_cast<float*>(carve(kMaxItemGroups * layout_.scores_bytes()));
     out.p = reinterpret_cast<float*>(carve(layout_.scores_bytes()));
     return out;
   }
@@ -187,8 +187,8 @@ class Attend {
         for (int g = 0; g < num_groups; ++g) reset_chain(groups[g]);
         open_chain = chain;
       }
-      kernel_.load_block(block, more ? &buffers[at ^ 1] : nullptr, shape_.head_dim, scratch);
-      for (int g = 0; g < num_groups; ++g) kernel_.attend_block(block, shape_, scratch, groups[g]);
+      kernel_.attend_block(block, more ? &buffers[at ^ 1] : nullptr, shape_, scratch, groups,
+                           num_groups);
       if (!more || next_chain != chain) close();
       chain = next_chain;
       at ^= 1;

@@ -28,8 +28,10 @@
 namespace dsv4::cpu {
 
 constexpr int kMaxBlockRows = 64;
-constexpr int kGroupHeads = 32;    // most heads of one pass over a block: two zmm of lanes
-constexpr int kMaxItemGroups = 4;  // groups that share a dequantised block
+constexpr int kGroupHeads = 32;   // most heads of one pass over a block: two zmm of lanes
+constexpr int kRowPadElems = 16;  // between the rows of k in scratch, where a kernel wants it
+constexpr int kScoresElems = kMaxBlockRows * kGroupHeads;  // of one group
+constexpr int kMaxItemGroups = 4;                          // groups that share a dequantised block
 /// The vector kernels work on tiles of 64 dims.
 constexpr int kTileDims = 64;
 constexpr int kMaxVectorHeadDim = 512;
@@ -67,7 +69,7 @@ struct AttendGroup {
 struct AttendScratch {
   std::byte* k;
   std::byte* v;
-  float* scores;  // [64][lanes of the group]
+  float* scores;  // [kMaxItemGroups][64][lanes of the group]
   float* p;       // [64][lanes], or pairs of bf16 [32][lanes]
 };
 
@@ -83,12 +85,10 @@ struct AttendKernel {
   int group_heads;  // heads of one pass, at most kGroupHeads
   /// q [heads, head_dim] of `dtype`, rows `stride` elements apart -> `packed`.
   void (*pack_q)(const void* q, DType dtype, int64_t stride, int heads, int head_dim, void* packed);
-  /// Dequantises the rows of a block; fetches those of `next` (or null) towards the caches.
-  void (*load_block)(const BlockRows& block, const BlockRows* next, int head_dim,
-                     const AttendScratch& scratch);
-  /// Scores, online softmax, accumulation of the loaded block for one group.
-  void (*attend_block)(const BlockRows& block, const AttendShape& shape,
-                       const AttendScratch& scratch, AttendGroup& group);
+  /// Dequantises a block; scores, online softmax and accumulation for each group. Meanwhile fetches
+  /// the rows of `next` (or null) towards the caches.
+  void (*attend_block)(const BlockRows& block, const BlockRows* next, const AttendShape& shape,
+                       const AttendScratch& scratch, AttendGroup* groups, int num_groups);
   /// total[h, :] = chain[h, :] * by_chain[h] + total[h, :] * by_total[h]
   void (*merge)(float* total, const float* chain, const float* by_total, const float* by_chain,
                 int heads, int head_dim);

@@ -11,7 +11,6 @@ using Wide = WideKernel<Lanes8, 16, 4, 4, 2>;
 constexpr AttendKernel kWide{.elem_bytes = 4,
                              .group_heads = Wide::kMaxLanes,
                              .pack_q = Wide::pack_q,
-                             .load_block = Wide::load_block,
                              .attend_block = Wide::attend_block,
                              .merge = merge_lanes<Lanes8>,
                              .finish = Wide::finish};

@@ -145,6 +145,17 @@ inline void e4m3_to_f32_lanes(const uint8_t* codes, uint8_t scale, int count, fl
   }
 }
 
+/// Fetches row `r` of a block into L2. Spread over the scores of the block before it: 64 rows at
+/// once would wait for the few outstanding misses that a core may have.
+/// always_inline: g++ takes a function that only prefetches for one without effect and drops the
+/// calls.
+__attribute__((always_inline)) inline void prefetch_row(const BlockRows* block, int r) {
+  if (block == nullptr || r >= block->count || block->rows[r].values == nullptr) return;
+  const auto* bytes = reinterpret_cast<const char*>(block->rows[r].values);
+  for (int b = 0; b < block->row_bytes; b += 64) _mm_prefetch(bytes + b, _MM_HINT_T1);
+  _mm_prefetch(reinterpret_cast<const char*>(block->rows[r].scales), _MM_HINT_T1);
+}
+
 /// exp2_flushed of attend_arith.h, lane by lane.
 template <class L>
 inline typename L::F exp2_lanes(typename L::F x) {
@@ -158,35 +169,64 @@ inline typename L::F exp2_lanes(typename L::F x) {
 }
 
 /// Online softmax of a block: z = scores [count][lanes] -> store_pair(row, lane, p_even, p_odd);
-/// updates max and sum of the group and leaves alpha.
+/// updates max and sum of the group and leaves alpha. Two vectors of lanes at a time where there
+/// are two: their chains of maxima and sums wait side by side.
+template <class L, int kVectors, class StorePair>
+inline void softmax_lanes(const float* scores, int lanes, int lane, const BlockRows& block,
+                          AttendGroup& group, StorePair store_pair) {
+  using F = typename L::F;
+  constexpr int kStep = L::kLanes;
+  const int count = block.count;
+  const uint64_t active = block.active;
+  const float* z = scores + lane;
+  F before[kVectors], max[kVectors], sum[kVectors];
+#pragma GCC unroll 2
+  for (int v = 0; v < kVectors; ++v) before[v] = max[v] = L::load(group.max + lane + v * kStep);
+  for (int r = 0; r < count; ++r) {
+    if ((active >> r & 1) == 0) continue;
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) max[v] = L::max(L::load(z + r * lanes + v * kStep), max[v]);
+  }
+#pragma GCC unroll 2
+  for (int v = 0; v < kVectors; ++v) {
+    const F alpha = exp2_lanes<L>(L::sub(before[v], max[v]));
+    sum[v] = L::mul(L::load(group.sum + lane + v * kStep), alpha);
+    L::store(group.alpha + lane + v * kStep, alpha);
+    L::store(group.max + lane + v * kStep, max[v]);
+  }
+  for (int r = 0; r < count; r += 2) {
+    F p[2][kVectors];
+#pragma GCC unroll 2
+    for (int j = 0; j < 2; ++j) {
+      if ((active >> (r + j) & 1) != 0) {
+#pragma GCC unroll 2
+        for (int v = 0; v < kVectors; ++v) {
+          p[j][v] = exp2_lanes<L>(L::sub(L::load(z + (r + j) * lanes + v * kStep), max[v]));
+          sum[v] = L::add(sum[v], p[j][v]);
+        }
+      } else {
+#pragma GCC unroll 2
+        for (int v = 0; v < kVectors; ++v) p[j][v] = L::zero();
+      }
+    }
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) store_pair(r, lane + v * kStep, p[0][v], p[1][v]);
+  }
+#pragma GCC unroll 2
+  for (int v = 0; v < kVectors; ++v) L::store(group.sum + lane + v * kStep, sum[v]);
+}
+
 template <class L, class StorePair>
 inline void softmax_block(const float* scores, int lanes, const BlockRows& block,
                           AttendGroup& group, StorePair store_pair) {
-  const int count = block.count;
-  const uint64_t active = block.active;
-  for (int lane = 0; lane < lanes; lane += L::kLanes) {
-    const auto before = L::load(group.max + lane);
-    auto max = before;
-    for (int r = 0; r < count; ++r) {
-      if ((active >> r & 1) != 0) max = L::max(L::load(scores + r * lanes + lane), max);
+  for (int lane = 0; lane < lanes;) {
+    if (lane + 2 * L::kLanes <= lanes) {
+      softmax_lanes<L, 2>(scores, lanes, lane, block, group, store_pair);
+      lane += 2 * L::kLanes;
+    } else {
+      softmax_lanes<L, 1>(scores, lanes, lane, block, group, store_pair);
+      lane += L::kLanes;
     }
-    const auto alpha = exp2_lanes<L>(L::sub(before, max));
-    auto sum = L::mul(L::load(group.sum + lane), alpha);
-    for (int r = 0; r < count; r += 2) {
-      typename L::F p[2];
-      for (int j = 0; j < 2; ++j) {
-        p[j] = L::zero();
-        if ((active >> (r + j) & 1) != 0) {
-          const auto z = L::load(scores + (r + j) * lanes + lane);
-          p[j] = exp2_lanes<L>(L::sub(z, max));
-          sum = L::add(sum, p[j]);
-        }
-      }
-      store_pair(r, lane, p[0], p[1]);
-    }
-    L::store(group.max + lane, max);
-    L::store(group.sum + lane, sum);
-    L::store(group.alpha + lane, alpha);
   }
 }
 

@@ -1,7 +1,9 @@
 // Attention with f32 operands: `exact`, and every case without bf16 dot products. On bf16 values it
 // gives the bits of VDPBF16PS, which is two fmas, odd element first. See attend.h.
 //
-// Layout    k [64][dim] f32 (V is the same array), q [dim][lanes], p [64][lanes], o [32][dim]
+// Layout    k [64][dim + 16] f32 (V is the same array; the padding spreads a column of rows over
+// the
+//           sets of L1), q [dim][lanes], p [64][lanes], o [32][dim]
 // Tiling    scores: lanes = heads, kScoreRows rows x kRegs vectors; PV: lanes = dims, kPvHeads
 //           heads x kPvRegs vectors. Chains of fma: >= latency 4 x 2 ports where registers allow.
 #pragma once
@@ -19,6 +21,7 @@ struct WideKernel {
   static constexpr int kPvRegs = kPvRegs_;
   using F = typename L::F;
 
+  static int row_stride(int head_dim) { return head_dim + kRowPadElems; }
   /// Lanes that a group of `heads` heads occupies.
   static int group_lanes(int heads) { return heads <= 16 ? 16 : kMaxLanes; }
 
@@ -73,15 +76,10 @@ struct WideKernel {
     for (int d = 0; d < count; d += L::kLanes) L::store(out + d, L::load_bf16(values + d));
   }
 
-  static void load_block(const BlockRows& block, const BlockRows* next, int head_dim,
-                         const AttendScratch& scratch) {
+  static void load_block(const BlockRows& block, int head_dim, const AttendScratch& scratch) {
     float* k = reinterpret_cast<float*>(scratch.k);
     for (int r = 0; r < block.count; ++r) {
-      if (next != nullptr && r < next->count && next->rows[r].values != nullptr) {
-        const auto* bytes = reinterpret_cast<const char*>(next->rows[r].values);
-        for (int b = 0; b < next->row_bytes; b += 64) _mm_prefetch(bytes + b, _MM_HINT_T1);
-      }
-      load_row(block.rows[r], block.format, head_dim, k + r * head_dim);
+      load_row(block.rows[r], block.format, head_dim, k + r * row_stride(head_dim));
     }
   }
 
@@ -103,7 +101,7 @@ struct WideKernel {
         for (int j = 0; j < kRegs; ++j) x[j] = L::load(q + d * kLanesAll + j * L::kLanes);
 #pragma GCC unroll 8
         for (int i = 0; i < kScoreRows; ++i) {
-          const F row = L::set(k[i * head_dim + d]);
+          const F row = L::set(k[i * row_stride(head_dim) + d]);
 #pragma GCC unroll 4
           for (int j = 0; j < kRegs; ++j) acc[i][j] = L::fma(row, x[j], acc[i][j]);
         }
@@ -134,7 +132,8 @@ struct WideKernel {
         const int r = pair + odd;
         F x[kPvRegs];
 #pragma GCC unroll 4
-        for (int j = 0; j < kPvRegs; ++j) x[j] = L::load(v + r * head_dim + j * L::kLanes);
+        for (int j = 0; j < kPvRegs; ++j)
+          x[j] = L::load(v + r * row_stride(head_dim) + j * L::kLanes);
 #pragma GCC unroll 8
         for (int i = 0; i < kPvHeads; ++i) {
           const F weight = L::set(p[r * lanes + i]);
@@ -150,23 +149,32 @@ struct WideKernel {
   }
 
   template <int kLanesAll>
-  static void scores_of(const BlockRows& block, const AttendShape& shape,
+  static void scores_of(const BlockRows& block, const BlockRows* next, const AttendShape& shape,
                         const AttendScratch& scratch, const AttendGroup& group) {
     constexpr int kRegs = kLanesAll / L::kLanes;
     const float* k = reinterpret_cast<const float*>(scratch.k);
     for (int r = 0; r < block.count; r += kScoreRows) {
-      score_tile<kRegs>(static_cast<const float*>(group.q), k + r * shape.head_dim, shape.head_dim,
-                        shape.scale, scratch.scores + r * kLanesAll);
+      for (int i = 0; i < kScoreRows; ++i) prefetch_row(next, r + i);
+      score_tile<kRegs>(static_cast<const float*>(group.q), k + r * row_stride(shape.head_dim),
+                        shape.head_dim, shape.scale, scratch.scores + r * kLanesAll);
     }
   }
 
-  static void attend_block(const BlockRows& block, const AttendShape& shape,
+  static void attend_block(const BlockRows& block, const BlockRows* next, const AttendShape& shape,
+                           const AttendScratch& scratch, AttendGroup* groups, int num_groups) {
+    load_block(block, shape.head_dim, scratch);
+    for (int g = 0; g < num_groups; ++g) {
+      attend_group(block, g == 0 ? next : nullptr, shape, scratch, groups[g]);
+    }
+  }
+
+  static void attend_group(const BlockRows& block, const BlockRows* next, const AttendShape& shape,
                            const AttendScratch& scratch, AttendGroup& group) {
     const int lanes = group_lanes(group.heads), dim = shape.head_dim;
     if (lanes == 16) {
-      scores_of<16>(block, shape, scratch, group);
+      scores_of<16>(block, next, shape, scratch, group);
     } else {
-      scores_of<kMaxLanes>(block, shape, scratch, group);
+      scores_of<kMaxLanes>(block, next, shape, scratch, group);
     }
     float* p = scratch.p;
     softmax_block<L>(scratch.scores, lanes, block, group, [&](int r, int lane, F even, F odd) {

@@ -95,43 +95,53 @@ class IndexLogits {
       std::copy_n(params_.weights.as<float>() + t * params_.weights.strides[0], heads, w);
     }
 
-    const KvFormat format = params_.cache.format;
-    RowRef rows[kKeyBlock];
-    for (int64_t j = begin; j < end; j += kKeyBlock) {
-      const int count = static_cast<int>(std::min<int64_t>(kKeyBlock, end - j));
-      resolve(params_.token_to_seq[first], j, count, rows);
-      kernel_.load_keys(rows, count, format, dim, keys);
-      alignas(64) float scales[kKeyBlock];
-      if (format == KvFormat::kIndexFp8) {
-        for (int i = 0; i < count; ++i) std::memcpy(&scales[i], rows[i].scales, 4);
-      }
+    const int64_t seq = params_.token_to_seq[first];
+    KeyRows buffers[2];
+    resolve(seq, begin, end, buffers[0]);
+    for (int64_t j = begin, at = 0; j < end; j += kKeyBlock, at ^= 1) {
+      const KeyRows& block = buffers[at];
+      KeyRows& next = buffers[at ^ 1];
+      resolve(seq, j + kKeyBlock, end, next);
+      kernel_.load_keys(block, params_.cache.format, dim, keys);
+      const KeyRows* fetch = &next;  // once, beside the first token's scores
       for (int64_t t = first; t < last; ++t) {
-        const int visible = static_cast<int>(std::clamp<int64_t>(params_.end[t] - j, 0, count));
+        const int visible =
+            static_cast<int>(std::clamp<int64_t>(params_.end[t] - j, 0, block.count));
         if (visible == 0) continue;
         alignas(64) float sums[kKeyBlock];
         kernel_.score(packed + (t - first) * layout_.q_bytes(),
                       weights + (t - first) * layout_.padded(), keys, visible, heads, dim, lanes,
-                      sums);
-        float* logits = params_.logits.as<float>() + t * params_.logits.strides[0] + j;
-        if (format == KvFormat::kIndexFp8) {
-          for (int i = 0; i < visible; ++i) logits[i] = sums[i] * scales[i];
-        } else {
-          std::copy_n(sums, visible, logits);
-        }
+                      sums, std::exchange(fetch, nullptr));
+        write(block, visible, sums, params_.logits.as<float>() + t * params_.logits.strides[0] + j);
       }
     }
   }
 
-  void resolve(int64_t seq, int64_t first, int count, RowRef* rows) const {
+  void write(const KeyRows& keys, int count, const float* sums, float* logits) const {
+    if (params_.cache.format != KvFormat::kIndexFp8) {
+      std::copy_n(sums, count, logits);
+      return;
+    }
+    for (int i = 0; i < count; ++i) {
+      float scale;
+      std::memcpy(&scale, keys.rows[i].scales, sizeof(scale));
+      logits[i] = sums[i] * scale;
+    }
+  }
+
+  // Up to a block of keys from `first` on, before `end`.
+  void resolve(int64_t seq, int64_t first, int64_t end, KeyRows& keys) const {
     const CacheView& cache = params_.cache;
     const RowLayout layout = row_layout(cache.format, cache.row_elems);
     const int32_t* table = params_.blocks.table + seq * params_.blocks.stride;
+    keys.count = static_cast<int>(std::clamp<int64_t>(end - first, 0, kKeyBlock));
+    keys.value_bytes = static_cast<int>(layout.value_bytes);
     int64_t logical = first / cache.rows_per_block, offset = first - logical * cache.rows_per_block;
-    for (int i = 0; i < count; ++logical, offset = 0) {
+    for (int i = 0; i < keys.count; ++logical, offset = 0) {
       std::byte* page = block_pointer(cache, table[logical % params_.blocks.columns]);
-      for (; i < count && offset < cache.rows_per_block; ++i, ++offset) {
+      for (; i < keys.count && offset < cache.rows_per_block; ++i, ++offset) {
         const RowAddress row = row_in_page(page, cache.rows_per_block, offset, layout);
-        rows[i] = {row.values, row.scales};
+        keys.rows[i] = {row.values, row.scales};
       }
     }
   }

@@ -25,16 +25,23 @@ constexpr int kIndexLanes = 16;
 /// The vector kernels take index dims that are a multiple of this, and any head count.
 constexpr int kIndexTileDims = 128;
 
+/// Up to 64 consecutive keys of a sequence.
+struct KeyRows {
+  RowRef rows[kKeyBlock];
+  int count = 0;
+  int value_bytes = 0;  // of a row, for prefetching
+};
+
 struct IndexKernel {
   int elem_bytes;  // of packed q and k
   /// q [heads, dim] of `dtype`, rows `stride` elements apart -> `packed`, heads padded to 16.
   void (*pack_q)(const void* q, DType dtype, int64_t stride, int heads, int dim, void* packed);
-  /// Dequantises `count` keys without k_scale.
-  void (*load_keys)(const RowRef* keys, int count, KvFormat format, int dim, void* k);
+  /// Dequantises keys without k_scale.
+  void (*load_keys)(const KeyRows& keys, KvFormat format, int dim, void* k);
   /// sums[j] of `count` loaded keys; sums has room for kKeyBlock. weights: heads padded to 16 with
-  /// zeros. lanes: scratch [kKeyBlock][16].
+  /// zeros. lanes: scratch [kKeyBlock][16]. Meanwhile fetches `next` (or null) towards the caches.
   void (*score)(const void* packed_q, const float* weights, const void* k, int count, int heads,
-                int dim, float* lanes, float* sums);
+                int dim, float* lanes, float* sums, const KeyRows* next);
 };
 
 /// bf16: q and keys are exact in bf16 (kIndexFp8, kIndexMxfp4). wide: everything, in f32.

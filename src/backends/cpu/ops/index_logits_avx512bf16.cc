@@ -85,16 +85,16 @@ void load_mxfp4_row(RowRef row, int dim, uint16_t* out) {
   }
 }
 
-void load_keys(const RowRef* keys, int count, KvFormat format, int dim, void* k) {
+void load_keys(const KeyRows& keys, KvFormat format, int dim, void* k) {
   static const Fp8Tables& tables = fp8_tables();
   auto* out = static_cast<uint16_t*>(k);
   if (format == KvFormat::kIndexMxfp4) {
-    for (int i = 0; i < count; ++i) load_mxfp4_row(keys[i], dim, out + i * dim);
+    for (int i = 0; i < keys.count; ++i) load_mxfp4_row(keys.rows[i], dim, out + i * dim);
     return;
   }
   const ByteTables unit = load_tables(tables.bytes[127]);
-  for (int i = 0; i < count; ++i) {
-    const auto* codes = reinterpret_cast<const uint8_t*>(keys[i].values);
+  for (int i = 0; i < keys.count; ++i) {
+    const auto* codes = reinterpret_cast<const uint8_t*>(keys.rows[i].values);
     for (int d = 0; d < dim; d += 64) {
       __m512i lo, hi;
       convert64(codes + d, unit, lo, hi);
@@ -138,8 +138,9 @@ inline void score_tile(const uint32_t* q, const float* weights, const uint32_t* 
 
 template <int kKeys, int kRegs>
 void score_group(const uint32_t* q, const float* weights, const uint32_t* k, int count, int pairs,
-                 bool first, float* lanes) {
+                 bool first, float* lanes, const KeyRows* next) {
   for (int j = 0; j < count; j += kKeys) {
+    if (first) prefetch_keys(next, j, kKeys);
     score_tile<kKeys, kRegs>(q, weights, k + j * pairs, pairs, first, lanes + j * 16);
   }
 }
@@ -170,7 +171,7 @@ inline __m512 tree16(const float* lanes) {
 }
 
 void score(const void* packed_q, const float* weights, const void* k, int count, int heads, int dim,
-           float* lanes, float* sums) {
+           float* lanes, float* sums, const KeyRows* next) {
   const auto* q = static_cast<const uint32_t*>(packed_q);
   const auto* keys = static_cast<const uint32_t*>(k);
   const int pairs = dim / 2;
@@ -179,16 +180,16 @@ void score(const void* packed_q, const float* weights, const void* k, int count,
     const bool first = h == 0;
     switch (group / 16) {
       case 1:
-        score_group<8, 1>(q, weights + h, keys, count, pairs, first, lanes);
+        score_group<8, 1>(q, weights + h, keys, count, pairs, first, lanes, next);
         break;
       case 2:
-        score_group<8, 2>(q, weights + h, keys, count, pairs, first, lanes);
+        score_group<8, 2>(q, weights + h, keys, count, pairs, first, lanes, next);
         break;
       case 3:
-        score_group<4, 3>(q, weights + h, keys, count, pairs, first, lanes);
+        score_group<4, 3>(q, weights + h, keys, count, pairs, first, lanes, next);
         break;
       default:
-        score_group<4, 4>(q, weights + h, keys, count, pairs, first, lanes);
+        score_group<4, 4>(q, weights + h, keys, count, pairs, first, lanes, next);
     }
     q += pairs * group;
   }

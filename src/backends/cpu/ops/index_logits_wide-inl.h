@@ -60,6 +60,17 @@ inline void mxfp4_row_to_f32(RowRef row, int dim, float* out) {
   }
 }
 
+/// Fetches keys [first, first + count) into L2, beside the scores of the block before them.
+__attribute__((always_inline)) inline void prefetch_keys(const KeyRows* keys, int first,
+                                                         int count) {
+  if (keys == nullptr) return;
+  for (int i = first; i < first + count && i < keys->count; ++i) {
+    const auto* bytes = reinterpret_cast<const char*>(keys->rows[i].values);
+    for (int b = 0; b < keys->value_bytes; b += 64) _mm_prefetch(bytes + b, _MM_HINT_T1);
+    _mm_prefetch(reinterpret_cast<const char*>(keys->rows[i].scales), _MM_HINT_T1);
+  }
+}
+
 // Tree over the 16 lanes of a key.
 inline float tree_sum(const float* lanes) {
   const __m256 eight = _mm256_add_ps(_mm256_loadu_ps(lanes), _mm256_loadu_ps(lanes + 8));
@@ -95,14 +106,14 @@ struct WideIndexKernel {
     }
   }
 
-  static void load_keys(const RowRef* keys, int count, KvFormat format, int dim, void* k) {
-    for (int i = 0; i < count; ++i) {
+  static void load_keys(const KeyRows& keys, KvFormat format, int dim, void* k) {
+    for (int i = 0; i < keys.count; ++i) {
       float* out = static_cast<float*>(k) + i * dim;
-      const auto* bytes = reinterpret_cast<const uint8_t*>(keys[i].values);
+      const auto* bytes = reinterpret_cast<const uint8_t*>(keys.rows[i].values);
       if (format == KvFormat::kIndexFp8) {
         e4m3_to_f32_lanes<L>(bytes, 127, dim, out);
       } else if (format == KvFormat::kIndexMxfp4) {
-        mxfp4_row_to_f32<L>(keys[i], dim, out);
+        mxfp4_row_to_f32<L>(keys.rows[i], dim, out);
       } else {
         std::memcpy(out, bytes, static_cast<size_t>(dim) * 4);
       }
@@ -110,10 +121,11 @@ struct WideIndexKernel {
   }
 
   static void score(const void* packed_q, const float* weights, const void* k, int count, int heads,
-                    int dim, float* lanes, float* sums) {
+                    int dim, float* lanes, float* sums, const KeyRows* next) {
     const float* q = static_cast<const float*>(packed_q);
     for (int h = 0; h < heads; h += kIndexLanes, q += dim * kIndexLanes) {
       for (int j = 0; j < count; j += kKeys) {
+        if (h == 0) prefetch_keys(next, j, kKeys);
         score_tile(q, weights + h, static_cast<const float*>(k) + j * dim, dim, h == 0,
                    lanes + j * kIndexLanes);
       }

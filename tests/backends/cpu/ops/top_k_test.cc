@@ -146,6 +146,22 @@ TEST(TopK, SortedScoresInBothDirections) {
   expect_selection(scores, 30000, {30000}, 512, "descending");
 }
 
+// Every 16th score is large and the rest small: a sample with that stride promises more than there
+// is, and the other way round.
+TEST(TopK, PeriodicScores) {
+  for (const bool large : {true, false}) {
+    for (const int64_t offset : {0, 5}) {
+      std::vector<float> scores(40000);
+      for (size_t i = 0; i < scores.size(); ++i) {
+        const bool special = i % 16 == static_cast<size_t>(offset) && i < 3200;
+        scores[i] = (special == large ? 100.0f : 1.0f) + static_cast<float>(i % 97) * 0.001f;
+      }
+      expect_selection(scores, 40000, {40000}, 1024, "periodic");
+      expect_selection(scores, 20000, {20000, 20000}, 1024, "periodic, two rows");
+    }
+  }
+}
+
 TEST(TopK, MeasuringTouchesNothing) {
   TopKParams params{};
   params.logits = ConstTensor(nullptr, DType::kF32, {4, 1000});
