@@ -10,6 +10,10 @@
 #include "backends/cpu/parallel.h"
 #include "core/fail.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 namespace dsv4::cpu {
 namespace {
 
@@ -345,7 +349,9 @@ std::string why_not_avx2() {
   };
   need(__builtin_cpu_supports("avx2"), "avx2");
   need(__builtin_cpu_supports("fma"), "fma");
-  need(__builtin_cpu_supports("f16c"), "f16c");
+  // clang 14 has no __builtin_cpu_supports("f16c").
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  need(__get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0, "f16c");
   return missing;
 }
 
