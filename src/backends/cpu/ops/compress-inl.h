@@ -10,29 +10,84 @@ DSV4_INLINE Floats pool_score(const PoolRow& row, int64_t i, Lanes lanes) {
   return row.ape == nullptr ? score : score + load(row.ape + i, lanes);
 }
 
-void pool(const PoolRow* rows, int64_t count, int64_t width, float* out) {
-  for_vectors(width, [&](int64_t i, auto lanes) {
-    Floats largest = pool_score(rows[0], i, lanes);
-    for (int64_t k = 1; k < count; ++k) largest = max(largest, pool_score(rows[k], i, lanes));
-    Floats sum = broadcast(0), weighted = broadcast(0);
-    for (int64_t k = 0; k < count; ++k) {
-      const Floats p = exp(pool_score(rows[k], i, lanes) - largest);
-      sum = sum + p;
-      weighted = weighted + p * load(rows[k].value + i, lanes);
+// Channels [begin, begin + 16 kVectors). Several vectors a row: rows are a multiple of 4 KiB apart
+// (gates of 512 and 1024 channels), so they fall into the same cache sets, and every visit of a row
+// should use whole runs of lines.
+template <int kVectors, typename Lanes>
+DSV4_INLINE void pool_channels(const PoolRow* rows, int64_t count, int64_t begin, Lanes lanes,
+                               float* out) {
+  Floats largest[kVectors], sum[kVectors], weighted[kVectors];
+#pragma GCC unroll 4
+  for (int v = 0; v < kVectors; ++v) {
+    largest[v] = pool_score(rows[0], begin + v * kLanes, lanes);
+    sum[v] = weighted[v] = broadcast(0);
+  }
+  for (int64_t k = 1; k < count; ++k) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v)
+      largest[v] = max(largest[v], pool_score(rows[k], begin + v * kLanes, lanes));
+  }
+  for (int64_t k = 0; k < count; ++k) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+      const int64_t i = begin + v * kLanes;
+      const Floats p = exp(pool_score(rows[k], i, lanes) - largest[v]);
+      sum[v] = sum[v] + p;
+      weighted[v] = weighted[v] + p * load(rows[k].value + i, lanes);
     }
-    store(out + i, weighted / sum, lanes);
-  });
+  }
+#pragma GCC unroll 4
+  for (int v = 0; v < kVectors; ++v) store(out + begin + v * kLanes, weighted[v] / sum[v], lanes);
+}
+
+DSV4_KERNEL void pool(const PoolRow* rows, int64_t count, int64_t width, float* out) {
+  constexpr int kVectors = 4;
+  int64_t begin = 0;
+  for (; begin + kVectors * kLanes <= width; begin += kVectors * kLanes)
+    pool_channels<kVectors>(rows, count, begin, Whole{}, out);
+  for_vectors(width - begin,
+              [&](int64_t i, auto lanes) { pool_channels<1>(rows, count, begin + i, lanes, out); });
+}
+
+// Four neighbours after the stages of half 1 and 2: sums in the same order as the plain loops
+// below.
+DSV4_INLINE Quad hadamard_quad(Quad x) {
+  const Quad sign1 = {1, -1, 1, -1}, sign2 = {1, 1, -1, -1};
+  x = __builtin_shufflevector(x, x, 1, 0, 3, 2) + x * sign1;
+  return __builtin_shufflevector(x, x, 2, 3, 0, 1) + x * sign2;
 }
 
 // x <- x H / sqrt(width), H in natural (Sylvester) order; width is a power of two.
 DSV4_INLINE void hadamard_in_place(float* row, int64_t width) {
-  for (int64_t half = 1; half < width; half *= 2) {
-    for (int64_t begin = 0; begin < width; begin += 2 * half) {
-      for (int64_t i = begin; i < begin + half; ++i) {
-        const float a = row[i], b = row[i + half];
-        row[i] = a + b;
-        row[i + half] = a - b;
+  int64_t half = 1;
+  if (width % 4 == 0) {
+    for (int64_t i = 0; i < width; i += 4) {
+      Quad quad;
+      std::memcpy(&quad, row + i, sizeof(quad));
+      quad = hadamard_quad(quad);
+      std::memcpy(row + i, &quad, sizeof(quad));
+    }
+    for (half = 4; half < kLanes && half < width; half *= 2) {
+      for (int64_t begin = 0; begin < width; begin += 2 * half) {
+        for (int64_t i = begin; i < begin + half; i += 4) {
+          Quad a, b;
+          std::memcpy(&a, row + i, sizeof(a));
+          std::memcpy(&b, row + i + half, sizeof(b));
+          const Quad sum = a + b, difference = a - b;
+          std::memcpy(row + i, &sum, sizeof(sum));
+          std::memcpy(row + i + half, &difference, sizeof(difference));
+        }
       }
+    }
+  }
+  for (; half < width; half *= 2) {
+    for (int64_t begin = 0; begin < width; begin += 2 * half) {
+      for_vectors(half, [&](int64_t i, auto lanes) {
+        float *low = row + begin + i, *high = low + half;
+        const Floats a = load(low, lanes), b = load(high, lanes);
+        store(low, a + b, lanes);
+        store(high, a - b, lanes);
+      });
     }
   }
   const Floats factor = broadcast(1.0f / std::sqrt(static_cast<float>(width)));
@@ -46,8 +101,8 @@ DSV4_INLINE void round_row_to_bf16(float* row, int64_t count) {
   });
 }
 
-void norm_entry(float* row, int64_t width, const void* weight, DType weight_dtype, float eps,
-                const RopeTable& rope, bool hadamard, bool round) {
+DSV4_KERNEL void norm_entry(float* row, int64_t width, const void* weight, DType weight_dtype,
+                            float eps, const RopeTable& rope, bool hadamard, bool round) {
   const float factor = inverse_rms(sum_squares(row, width), width, eps);
   scale_by_weight(row, weight, weight_dtype, width, factor, row);
   const int64_t nope = width - 2 * rope.pairs;
@@ -56,15 +111,15 @@ void norm_entry(float* row, int64_t width, const void* weight, DType weight_dtyp
   if (round) round_row_to_bf16(row, width);
 }
 
-void state_row(const float* gates, const float* ape, int64_t half, float* state) {
+DSV4_KERNEL void state_row(const float* gates, const float* ape, int64_t half, float* state) {
   for_vectors(half, [&](int64_t i, auto lanes) {
     store(state + i, load(gates + i, lanes), lanes);
     store(state + half + i, load(gates + half + i, lanes) + load(ape + i, lanes), lanes);
   });
 }
 
-float index_query(const void* head, DType act, int64_t count, const RopeTable& rope, bool hadamard,
-                  IndexQuantise quantise, float* buffer, void* out) {
+DSV4_KERNEL float index_query(const void* head, DType act, int64_t count, const RopeTable& rope,
+                              bool hadamard, IndexQuantise quantise, float* buffer, void* out) {
   with_type(head, act, [&](const auto* from) { rotated(from, count, rope, buffer); });
   if (hadamard) hadamard_in_place(buffer, count);
   if (quantise == IndexQuantise::kNone) {
@@ -75,24 +130,20 @@ float index_query(const void* head, DType act, int64_t count, const RopeTable& r
     return 1.0f;
   }
   auto* to = static_cast<uint16_t*>(out);
-  round_row_to_bf16(buffer, count);
+  const auto rounded_from = [&](int64_t begin) {
+    return [buffer, begin](int64_t i, auto lanes) {
+      return bf16_value(load(buffer + begin + i, lanes));
+    };
+  };
   if (quantise == IndexQuantise::kFp8Row) {
-    constexpr float kAmaxFloor = 1e-4f;
-    const Scale scale = e4m3_scale(amax_of(buffer, count), kAmaxFloor);
-    for_vectors(count, [&](int64_t i, auto lanes) {
-      store(to + i, round_to_e4m3(load(buffer + i, lanes) * broadcast(scale.inverse)), lanes);
-    });
-    return scale.value;
+    constexpr int kVectors = 8;  // index_head_dim 128
+    return quantise_group<E4m3, kVectors, false>(rounded_from(0), count, 1e-4f, to);
   }
   constexpr int64_t kBlock = 32;
   constexpr float kAmaxFloor = 6 * 0x1p-126f;
   for (int64_t begin = 0; begin < count; begin += kBlock) {
     const int64_t size = count - begin < kBlock ? count - begin : kBlock;
-    const Scale scale = scale_for(amax_of(buffer + begin, size), kAmaxFloor, kE2m1Max);
-    for_vectors(size, [&](int64_t i, auto lanes) {
-      const Floats code = round_to_e2m1(load(buffer + begin + i, lanes) * broadcast(scale.inverse));
-      store(to + begin + i, code * broadcast(scale.value), lanes);
-    });
+    quantise_group<E2m1, 2, true>(rounded_from(begin), size, kAmaxFloor, to + begin);
   }
   return 1.0f;
 }

@@ -14,10 +14,10 @@ namespace {
 
 // Bounds of scratch. A tile of tokens owns f32 sums; a group of rows owns the intermediates.
 constexpr int64_t kTileTokens = 2048;
-constexpr int64_t kGroupRows = 1024;
+constexpr int64_t kGroupRows = 256;
 constexpr int64_t kGroupExperts = 128;
 // Columns that one thread adds up: whole cache lines of every row, rows in order.
-constexpr int64_t kSpanCols = 512;
+constexpr int64_t kSpanCols = 1024;
 
 // A token's visit to an expert.
 struct Visit {

@@ -41,8 +41,8 @@ DSV4_INLINE void scale_by_weight(const T* x, const void* weight, DType weight_dt
   });
 }
 
-void rms_norm(const void* x, DType x_dtype, const void* weight, DType weight_dtype, int64_t count,
-              float eps, void* out, DType out_dtype) {
+DSV4_KERNEL void rms_norm(const void* x, DType x_dtype, const void* weight, DType weight_dtype,
+                          int64_t count, float eps, void* out, DType out_dtype) {
   with_type(x, x_dtype, [&](const auto* row) {
     const float factor = inverse_rms(sum_squares(row, count), count, eps);
     with_type(out, out_dtype,
@@ -61,7 +61,8 @@ DSV4_INLINE void rotate(const T* from, const RopeTable& rope, float factor, U* t
   });
 }
 
-void qnorm_rope(void* head, DType act, int64_t count, float eps, const RopeTable& rope) {
+DSV4_KERNEL void qnorm_rope(void* head, DType act, int64_t count, float eps,
+                            const RopeTable& rope) {
   const int64_t nope = count - 2 * rope.pairs;
   with_type(head, act, [&](auto* row) {
     const float factor = inverse_rms(sum_squares(row, count), count, eps);
@@ -72,7 +73,8 @@ void qnorm_rope(void* head, DType act, int64_t count, float eps, const RopeTable
   });
 }
 
-void rope_kv(void* row, DType act, int64_t count, const RopeTable& rope, float* values) {
+DSV4_KERNEL void rope_kv(void* row, DType act, int64_t count, const RopeTable& rope,
+                         float* values) {
   const int64_t nope = count - 2 * rope.pairs;
   with_type(row, act, [&](auto* kv) {
     rotate(kv + nope, rope, 1.0f, kv + nope);
@@ -89,8 +91,8 @@ DSV4_INLINE void rotated(const T* head, int64_t count, const RopeTable& rope, fl
   rotate(head + nope, rope, 1.0f, out + nope);
 }
 
-void inverse_rope(const void* head, DType act, int64_t count, const RopeTable& rope, bool quantise,
-                  float* buffer, void* out, DType out_dtype) {
+DSV4_KERNEL void inverse_rope(const void* head, DType act, int64_t count, const RopeTable& rope,
+                              bool quantise, float* buffer, void* out, DType out_dtype) {
   with_type(head, act, [&](const auto* from) {
     with_type(out, out_dtype, [&](auto* to) {
       const int64_t nope = count - 2 * rope.pairs;
@@ -100,18 +102,23 @@ void inverse_rope(const void* head, DType act, int64_t count, const RopeTable& r
         rotate(from + nope, rope, 1.0f, to + nope);
         return;
       }
-      constexpr int64_t kGroup = 128;
+      // Groups before the rotated tail come straight from the head, the others through `buffer`.
+      constexpr int kVectors = 8;
+      constexpr int64_t kGroup = kVectors * kLanes;
       constexpr float kAmaxFloor = 1e-10f;  // o_proj.md 4
-      rotated(from, count, rope, buffer);
+      const int64_t plain = nope / kGroup * kGroup;
+      rotated(from + plain, count - plain, rope, buffer);
       for (int64_t begin = 0; begin < count; begin += kGroup) {
         const int64_t size = count - begin < kGroup ? count - begin : kGroup;
-        const Scale scale = e4m3_scale(amax_of(buffer + begin, size), kAmaxFloor);
-        for_vectors(size, [&](int64_t i, auto lanes) {
-          const Floats code =
-              round_to_e4m3(load(buffer + begin + i, lanes) * broadcast(scale.inverse));
-          // 2^-9 * 2^-42 at least: nothing flushes to zero in bf16.
-          store(to + begin + i, code * broadcast(scale.value), lanes);
-        });
+        // Codes are 2^-9 at least and scales 2^-42: nothing flushes to zero in bf16.
+        if (begin < plain) {
+          const auto at = [&](int64_t i, auto lanes) { return load(from + begin + i, lanes); };
+          quantise_group<E4m3, kVectors, true>(at, size, kAmaxFloor, to + begin);
+        } else {
+          const float* values = buffer + (begin - plain);
+          const auto at = [&](int64_t i, auto lanes) { return load(values + i, lanes); };
+          quantise_group<E4m3, kVectors, true>(at, size, kAmaxFloor, to + begin);
+        }
       }
     });
   });

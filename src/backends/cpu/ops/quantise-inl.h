@@ -19,11 +19,7 @@ DSV4_INLINE Scale scale_for(float amax, float floor, float qmax) {
   const int exponent = ceil_log2_ratio(amax < floor ? floor : amax, qmax);
   return {exp2_int(exponent), exp2_int(-exponent)};
 }
-DSV4_INLINE Scale e4m3_scale(float amax, float floor) {
-  return scale_for(amax, floor, kE4m3Max);
-}
-
-/// Nearest-even value of E4M3FN, saturating at 448; NaN stays NaN.
+/// Nearest-even value of E4M3FN, saturating at 448; x is finite.
 DSV4_INLINE Floats round_to_e4m3(const Floats& x) {
   const Floats size = min(broadcast(kE4m3Max), magnitude(x));
   // Normal numbers: drop 20 mantissa bits. Below 2^-6 the grid is 2^-9, the spacing of floats at
@@ -33,18 +29,69 @@ DSV4_INLINE Floats round_to_e4m3(const Floats& x) {
       floats_of((bits + broadcast_bits(0x7ffffu) + ((bits >> 20) & broadcast_bits(1))) &
                 broadcast_bits(0xfff00000u));
   const Floats subnormal = (size + broadcast(0x1p14f)) - broadcast(0x1p14f);
-  const Floats value = select(size < broadcast(0x1p-6f), subnormal, normal);
-  return select(is_nan(x), x, with_sign(value, x));
+  return with_sign(select(size < broadcast(0x1p-6f), subnormal, normal), x);
 }
 
-/// Nearest-even value of E2M1, saturating at 6; NaN stays NaN. Grid 0.5 below 2, 1 below 4, else 2:
+/// Nearest-even value of E2M1, saturating at 6; x is finite. Grid 0.5 below 2, 1 below 4, else 2:
 /// the spacings of floats at 2^22, 2^23 and 2^24.
 DSV4_INLINE Floats round_to_e2m1(const Floats& x) {
   const Floats size = min(broadcast(kE2m1Max), magnitude(x));
   const Floats offset =
       select(size < broadcast(2.0f), broadcast(0x1p22f),
              select(size < broadcast(4.0f), broadcast(0x1p23f), broadcast(0x1p24f)));
-  return select(is_nan(x), x, with_sign((size + offset) - offset, x));
+  return with_sign((size + offset) - offset, x);
+}
+
+/// How a group of values is quantised.
+struct E4m3 {
+  static constexpr float kMax = kE4m3Max;
+  static DSV4_INLINE Floats round(const Floats& x) { return round_to_e4m3(x); }
+};
+struct E2m1 {
+  static constexpr float kMax = kE2m1Max;
+  static DSV4_INLINE Floats round(const Floats& x) { return round_to_e2m1(x); }
+};
+
+template <typename Format, bool kDequantise, typename Lanes, typename T>
+DSV4_INLINE void store_quantised(const Floats& x, const Scale& scale, T* out, Lanes lanes) {
+  const Floats code = Format::round(x * broadcast(scale.inverse));
+  store_exact(out, kDequantise ? code * broadcast(scale.value) : code, lanes);
+}
+
+/// Quantises `count` values from `load_at(i, lanes)`, i = 0, 16, ...: one scale; the rounded
+/// values, times the scale when `kDequantise`, go to `out`, exact in bf16. With a NaN or infinity
+/// among them all become NaN. Groups of exactly 16 * kVectors values stay in registers between the
+/// search for the largest and the rounding. @return the scale.
+template <typename Format, int kVectors, bool kDequantise, typename LoadAt, typename T>
+DSV4_INLINE float quantise_group(LoadAt load_at, int64_t count, float floor, T* out) {
+  if (count == kVectors * kLanes) {
+    Floats value[kVectors];
+    Bits largest = broadcast_bits(0);
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) {
+      value[v] = load_at(v * kLanes, Whole{});
+      largest = max_magnitude(largest, value[v]);
+    }
+    const Scale scale = scale_for(max_lane(largest), floor, Format::kMax);
+    if (scale.value == scale.value) {
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v)
+        store_quantised<Format, kDequantise>(value[v], scale, out + v * kLanes, Whole{});
+      return scale.value;
+    }
+  }
+  Bits largest = broadcast_bits(0);
+  for_vectors(count,
+              [&](int64_t i, auto lanes) { largest = max_magnitude(largest, load_at(i, lanes)); });
+  const Scale scale = scale_for(max_lane(largest), floor, Format::kMax);
+  for_vectors(count, [&](int64_t i, auto lanes) {
+    if (scale.value == scale.value) {
+      store_quantised<Format, kDequantise>(load_at(i, lanes), scale, out + i, lanes);
+    } else {
+      store(out + i, broadcast(scale.value), lanes);
+    }
+  });
+  return scale.value;
 }
 
 }  // namespace dsv4::cpu::DSV4_ROWWISE_ISA

@@ -8,27 +8,27 @@
 
 namespace dsv4::cpu::DSV4_ROWWISE_ISA {
 
-void exp_row(float* values, int64_t count) {
+DSV4_KERNEL void exp_row(float* values, int64_t count) {
   for_vectors(count, [&](int64_t i, auto lanes) {
     store(values + i, exp(load(values + i, lanes)), lanes);
   });
 }
 
-void sigmoid_row(float* values, int64_t count) {
+DSV4_KERNEL void sigmoid_row(float* values, int64_t count) {
   for_vectors(count, [&](int64_t i, auto lanes) {
     store(values + i, sigmoid(load(values + i, lanes)), lanes);
   });
 }
 
-void sqrt_softplus(const float* logits, int64_t count, float* out) {
+DSV4_KERNEL void sqrt_softplus(const float* logits, int64_t count, float* out) {
   for_vectors(count, [&](int64_t i, auto lanes) {
     store(out + i, softplus(load(logits + i, lanes)), lanes);
   });
   for (int64_t i = 0; i < count; ++i) out[i] = std::sqrt(out[i]);
 }
 
-void swiglu(const float* g, const float* u, float limit, float weight, int64_t count, void* out,
-            DType act) {
+DSV4_KERNEL void swiglu(const float* g, const float* u, float limit, float weight, int64_t count,
+                        void* out, DType act) {
   const bool clamp = limit > 0;
   const Floats high = broadcast(limit), low = broadcast(-limit);
   with_type(out, act, [&](auto* to) {
@@ -43,13 +43,13 @@ void swiglu(const float* g, const float* u, float limit, float weight, int64_t c
   });
 }
 
-void add(const float* x, int64_t count, float* sum) {
+DSV4_KERNEL void add(const float* x, int64_t count, float* sum) {
   for_vectors(count, [&](int64_t i, auto lanes) {
     store(sum + i, load(sum + i, lanes) + load(x + i, lanes), lanes);
   });
 }
 
-void convert(const void* x, DType x_dtype, int64_t count, void* out, DType out_dtype) {
+DSV4_KERNEL void convert(const void* x, DType x_dtype, int64_t count, void* out, DType out_dtype) {
   with_type(x, x_dtype, [&](const auto* from) {
     with_type(out, out_dtype, [&](auto* to) {
       for_vectors(count,

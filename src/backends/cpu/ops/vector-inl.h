@@ -13,6 +13,9 @@
 namespace dsv4::cpu::DSV4_ROWWISE_ISA {
 
 #define DSV4_INLINE inline __attribute__((always_inline))
+// For the kernels that the table names: every lambda below them becomes part of their body. One
+// that stays out of line would read its captures through memory, and again after every store.
+#define DSV4_KERNEL __attribute__((flatten))
 
 constexpr int64_t kLanes = 16;
 constexpr size_t kPartBytes = DSV4_ROWWISE_VECTOR_BYTES;
@@ -24,7 +27,7 @@ constexpr size_t kPartLanes = kPartBytes / 4;
 typedef float FloatPart __attribute__((vector_size(kPartBytes)));
 typedef uint32_t BitsPart __attribute__((vector_size(kPartBytes)));
 typedef int32_t MaskPart __attribute__((vector_size(kPartBytes)));
-typedef uint16_t HalfPart __attribute__((vector_size(kPartBytes / 2)));
+typedef uint16_t WordPart __attribute__((vector_size(kPartBytes)));  // halves of the lanes
 struct Floats {
   FloatPart part[kParts];
 };
@@ -64,7 +67,7 @@ DSV4_INLINE Floats operator/(const Floats& a, const Floats& b) {
   return DSV4_PARTS(Floats, a.part[i] / b.part[i]);
 }
 DSV4_INLINE Floats broadcast(float value) {
-  return DSV4_PARTS(Floats, FloatPart{} + value);
+  return DSV4_PARTS(Floats, value - FloatPart{});
 }
 DSV4_INLINE Mask operator<(const Floats& a, const Floats& b) {
   return DSV4_PARTS(Mask, (MaskPart)(a.part[i] < b.part[i]));
@@ -144,10 +147,49 @@ DSV4_INLINE Floats load(const float* from, Whole) {
   std::memcpy(&out, from, sizeof(out));
   return out;
 }
+
+// bf16 in memory: runs of at least 16 bytes (8-byte vectors are taken apart by g++), each of one or
+// two parts. Widening interleaves with zeros, narrowing takes the upper halves: one permute each.
+constexpr size_t kRunBytes = kPartBytes / 2 < 16 ? 16 : kPartBytes / 2;
+constexpr size_t kRunElems = kRunBytes / 2;
+constexpr size_t kRunParts = kRunElems / kPartLanes;
+constexpr size_t kRuns = kLanes / kRunElems;
+typedef uint16_t Run __attribute__((vector_size(kRunBytes)));
+struct Runs {
+  Run run[kRuns];
+};
+
+template <size_t kOffset, size_t... I>
+DSV4_INLINE FloatPart widen(const Run& run, std::index_sequence<I...>) {
+  return (FloatPart)__builtin_shufflevector(run, Run{},
+                                            (I % 2 == 0 ? kRunElems : kOffset + I / 2)...);
+}
+template <size_t... P>
+DSV4_INLINE Floats widen(const Runs& runs, std::index_sequence<P...>) {
+  return {{widen<P % kRunParts * kPartLanes>(runs.run[P / kRunParts],
+                                             std::make_index_sequence<2 * kPartLanes>{})...}};
+}
+template <size_t... I>
+DSV4_INLINE Run upper_halves(const WordPart& first, const WordPart& last,
+                             std::index_sequence<I...>) {
+  return __builtin_shufflevector(first, last, (2 * I + 1)...);
+}
+template <size_t... R>
+DSV4_INLINE Runs upper_halves(const Bits& bits, std::index_sequence<R...>) {
+  return {{upper_halves((WordPart)bits.part[R * kRunParts],
+                        (WordPart)bits.part[R * kRunParts + kRunParts - 1],
+                        std::make_index_sequence<kRunElems>{})...}};
+}
+
 DSV4_INLINE Floats load(const uint16_t* from, Whole) {  // bf16
-  HalfPart half[kParts];
-  std::memcpy(half, from, sizeof(half));
-  return floats_of(DSV4_PARTS(Bits, __builtin_convertvector(half[i], BitsPart) << 16));
+  Runs runs;
+  std::memcpy(&runs, from, sizeof(runs));
+  return widen(runs, std::make_index_sequence<kParts>{});
+}
+// The upper halves of the lanes.
+DSV4_INLINE void store_upper(uint16_t* to, const Bits& bits) {
+  const Runs runs = upper_halves(bits, std::make_index_sequence<kRuns>{});
+  std::memcpy(to, &runs, sizeof(runs));
 }
 DSV4_INLINE void store(float* to, const Floats& value, Whole) {
   std::memcpy(to, &value, sizeof(value));
@@ -163,12 +205,15 @@ DSV4_INLINE Floats bf16_value(const Floats& value) {
   return floats_of(round_to_bf16(value) & broadcast_bits(0xffff0000u));
 }
 DSV4_INLINE void store(uint16_t* to, const Floats& value, Whole) {
-  const Bits rounded = round_to_bf16(value) >> 16;
-  struct Halves {
-    HalfPart part[kParts];
-  };
-  const Halves half = DSV4_PARTS(Halves, __builtin_convertvector(rounded.part[i], HalfPart));
-  std::memcpy(to, &half, sizeof(half));
+  store_upper(to, round_to_bf16(value));
+}
+
+/// For values that bf16 holds exactly: no rounding.
+DSV4_INLINE void store_exact(uint16_t* to, const Floats& value, Whole) {
+  store_upper(to, bits_of(value));
+}
+DSV4_INLINE void store_exact(float* to, const Floats& value, Whole) {
+  store(to, value, Whole{});
 }
 
 template <typename T>
@@ -181,6 +226,13 @@ template <typename T>
 DSV4_INLINE void store(T* to, const Floats& value, First first) {
   T buffer[kLanes];
   store(buffer, value, Whole{});
+  std::memcpy(to, buffer, static_cast<size_t>(first.count) * sizeof(T));
+}
+
+template <typename T>
+DSV4_INLINE void store_exact(T* to, const Floats& value, First first) {
+  T buffer[kLanes];
+  store_exact(buffer, value, Whole{});
   std::memcpy(to, buffer, static_cast<size_t>(first.count) * sizeof(T));
 }
 
@@ -240,20 +292,26 @@ DSV4_INLINE float sum_lanes(const Floats& value) {
   return (sum[0] + sum[2]) + (sum[1] + sum[3]);
 }
 
-/// Largest magnitude of a row; above infinity in bit order (a NaN) when any value is NaN: integer
-/// maxima of magnitude bits order floats and lose no NaN.
-DSV4_INLINE float amax_of(const float* values, int64_t count) {
-  Bits largest = broadcast_bits(0);
-  for_vectors(count, [&](int64_t i, auto lanes) {
-    const Bits bits = bits_of(load(values + i, lanes)) & broadcast_bits(0x7fffffffu);
-    // Signed comparison is right as the sign bit is clear.
-    const Mask larger =
-        DSV4_PARTS(Mask, (MaskPart)((MaskPart)largest.part[i] < (MaskPart)bits.part[i]));
-    largest = select(larger, bits, largest);
-  });
-  uint32_t lanes[kLanes], out = 0;
-  std::memcpy(lanes, &largest, sizeof(lanes));
-  for (uint32_t lane : lanes) out = lane > out ? lane : out;
+/// Magnitude bits compared as integers: they order floats, and any NaN is larger than infinity.
+DSV4_INLINE Bits max_magnitude(const Bits& largest, const Floats& value) {
+  const Bits bits = bits_of(value) & broadcast_bits(0x7fffffffu);
+  // Signed comparison is right as the sign bit is clear.
+  const Mask larger =
+      DSV4_PARTS(Mask, (MaskPart)((MaskPart)largest.part[i] < (MaskPart)bits.part[i]));
+  return select(larger, bits, largest);
+}
+typedef int32_t QuadBits __attribute__((vector_size(16)));
+DSV4_INLINE QuadBits larger_of(QuadBits a, QuadBits b) {
+  return a < b ? b : a;
+}
+/// The float whose bits are the largest of the lanes.
+DSV4_INLINE float max_lane(const Bits& magnitudes) {
+  QuadBits quad[4];
+  std::memcpy(quad, &magnitudes, sizeof(quad));
+  const QuadBits largest = larger_of(larger_of(quad[0], quad[2]), larger_of(quad[1], quad[3]));
+  const int32_t low = largest[0] < largest[2] ? largest[2] : largest[0];
+  const int32_t high = largest[1] < largest[3] ? largest[3] : largest[1];
+  const int32_t out = low < high ? high : low;
   float result;
   std::memcpy(&result, &out, sizeof(result));
   return result;
@@ -273,11 +331,21 @@ DSV4_INLINE float sum_squares(const T* row, int64_t count) {
     a2 = a2 + x2 * x2;
     a3 = a3 + x3 * x3;
   }
-  for_vectors(count - i, [&](int64_t j, auto lanes) {
-    const Floats x = load(row + i + j, lanes);
-    Floats& sum = j == 0 ? a0 : j == kLanes ? a1 : j == 2 * kLanes ? a2 : a3;
-    sum = sum + x * x;
-  });
+  // At most three whole vectors and a part are left.
+  const auto add = [&](Floats& sum) {
+    if (i + kLanes <= count) {
+      const Floats x = load(row + i, Whole{});
+      sum = sum + x * x;
+    } else if (i < count) {
+      const Floats x = load(row + i, First{count - i});
+      sum = sum + x * x;
+    }
+    i += kLanes;
+  };
+  add(a0);
+  add(a1);
+  add(a2);
+  add(a3);
   return sum_lanes((a0 + a1) + (a2 + a3));
 }
 

@@ -111,12 +111,12 @@ std::vector<std::byte> run_pre(Runner& runner, Site& site, Storage& streams, int
 }
 
 TEST_P(HyperConnections, PreMatchesDouble) {
-  const auto [n, hidden, tokens, act] = GetParam();
+  const int64_t n = GetParam().n, hidden = GetParam().hidden, tokens = GetParam().tokens;
+  const DType act = GetParam().act;
   Site site(n, hidden, false, 20);
   Storage streams(act, random_floats(tokens * n * hidden, 30, 2.0f));
-  const auto bytes = same_bytes_everywhere([&](Runner& runner) {
-    return run_pre(runner, site, streams, GetParam().tokens, GetParam().act);
-  });
+  const auto bytes = same_bytes_everywhere(
+      [&](Runner& runner) { return run_pre(runner, site, streams, tokens, act); });
   size_t at = 0;
   const Storage y = read(bytes, at, act, tokens * hidden);
   const Storage post = read(bytes, at, DType::kF32, tokens * n);
@@ -163,7 +163,8 @@ TEST_P(HyperConnections, PreMatchesDouble) {
 
 // Bits of a token do not depend on how many others are in the call (tiles of tokens, passes).
 TEST_P(HyperConnections, PreOfATokenAloneIsTheSame) {
-  const auto [n, hidden, tokens, act] = GetParam();
+  const int64_t n = GetParam().n, hidden = GetParam().hidden, tokens = GetParam().tokens;
+  const DType act = GetParam().act;
   Site site(n, hidden, false, 20);
   const std::vector<float> values = random_floats(tokens * n * hidden, 30, 2.0f);
   Storage streams(act, values);
@@ -182,18 +183,18 @@ TEST_P(HyperConnections, PreOfATokenAloneIsTheSame) {
 }
 
 TEST_P(HyperConnections, PostMatchesDouble) {
-  const auto [n, hidden, tokens, act] = GetParam();
+  const int64_t n = GetParam().n, hidden = GetParam().hidden, tokens = GetParam().tokens;
+  const DType act = GetParam().act;
   Storage f(act, random_floats(tokens * hidden, 40));
   Storage post(DType::kF32, random_floats(tokens * n, 41));
   Storage comb(DType::kF32, random_floats(tokens * n * n, 42));
   const Storage before(act, random_floats(tokens * n * hidden, 43));
   const auto bytes = same_bytes_everywhere([&](Runner& runner) {
-    const Case& c = GetParam();
     Storage streams = before;
-    runner.ops().hc_post({.f = f.view({c.tokens, c.hidden}),
-                          .post = post.view({c.tokens, c.n}),
-                          .comb = comb.view({c.tokens, c.n, c.n}),
-                          .streams = streams.view({c.tokens, c.n, c.hidden})},
+    runner.ops().hc_post({.f = f.view({tokens, hidden}),
+                          .post = post.view({tokens, n}),
+                          .comb = comb.view({tokens, n, n}),
+                          .streams = streams.view({tokens, n, hidden})},
                          runner.context());
     return streams.bytes;
   });
@@ -217,17 +218,17 @@ TEST_P(HyperConnections, PostMatchesDouble) {
 }
 
 TEST_P(HyperConnections, HeadMatchesDouble) {
-  const auto [n, hidden, tokens, act] = GetParam();
+  const int64_t n = GetParam().n, hidden = GetParam().hidden, tokens = GetParam().tokens;
+  const DType act = GetParam().act;
   Site site(n, hidden, true, 50);
   Storage streams(act, random_floats(tokens * n * hidden, 60, 2.0f));
   const auto bytes = same_bytes_everywhere([&](Runner& runner) {
-    const Case& c = GetParam();
-    Storage y(c.act, c.tokens * c.hidden);
-    runner.ops().hc_head({.streams = streams.view({c.tokens, c.n, c.hidden}),
+    Storage y(act, tokens * hidden);
+    runner.ops().hc_head({.streams = streams.view({tokens, n, hidden}),
                           .weights = site.weights(),
                           .norm_eps = kEps,
                           .hc_eps = kEps,
-                          .y = y.view({c.tokens, c.hidden})},
+                          .y = y.view({tokens, hidden})},
                          runner.context());
     return y.bytes;
   });

@@ -258,7 +258,10 @@ void rotate(std::vector<double>& row, const std::vector<float>& frequencies, int
 }
 
 TEST_P(QnormRopeCases, MatchesDoubleAndWritesTheCache) {
-  const auto [act, tokens, heads, head_dim, rope_dim] = GetParam();
+  const DType act = GetParam().act;
+  const int64_t tokens = GetParam().tokens, heads = GetParam().heads;
+  const int64_t head_dim = GetParam().head_dim;
+  const int32_t rope_dim = GetParam().rope_dim;
   const std::vector<float> frequencies = plain_frequencies(160000, rope_dim / 2);
   const std::vector<int32_t> positions = some_positions(tokens);
   const Storage q0(act, random_floats(tokens * heads * head_dim, 7));
@@ -334,7 +337,10 @@ TEST_P(QnormRopeCases, MatchesDoubleAndWritesTheCache) {
 }
 
 TEST_P(QnormRopeCases, InverseUndoesTheRotation) {
-  const auto [act, tokens, heads, head_dim, rope_dim] = GetParam();
+  const DType act = GetParam().act;
+  const int64_t tokens = GetParam().tokens, heads = GetParam().heads;
+  const int64_t head_dim = GetParam().head_dim;
+  const int32_t rope_dim = GetParam().rope_dim;
   const std::vector<float> frequencies = plain_frequencies(10000, rope_dim / 2);
   const std::vector<int32_t> positions = some_positions(tokens);
   Storage o(act, random_floats(tokens * heads * head_dim, 9, 3.0f));
