@@ -96,7 +96,7 @@ class CheckpointSource final : public TensorSource {
     return owned_.back().get();
   }
 
-  // ---- names: every tensor of the files gets its released name -------------------------------
+  // ---- names: every tensor of the files gets its released name ----
 
   void recognise_names(const std::vector<ExpectedTensor>& expected, Problems& problems) {
     std::unordered_map<std::string, const std::string*> released;
@@ -187,7 +187,7 @@ class CheckpointSource final : public TensorSource {
     }
   }
 
-  // ---- shapes and storage --------------------------------------------------------------------
+  // ---- shapes and storage ----
 
   void accept(const std::vector<ExpectedTensor>& expected, Problems& problems) {
     const auto first_mtp = tensors_.lower_bound("mtp.");
@@ -296,7 +296,7 @@ class CheckpointSource final : public TensorSource {
     stored.view.dtype = DType::kF8E8M0;
   }
 
-  // ---- values --------------------------------------------------------------------------------
+  // ---- values ----
 
   void check_values(const std::vector<ExpectedTensor>& expected, Problems& problems) const {
     if (!problems.empty()) return;  // a tensor of another shape has no meaningful positions

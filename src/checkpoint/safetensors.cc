@@ -85,14 +85,19 @@ Description read_description(const json& object, int64_t data_bytes, const std::
 
   const json& shape = object["shape"];
   if (!shape.is_array()) corrupt(where, "shape", "an array of sizes", shape);
+  // Extents of 0 count as 1 here, so that strides and partial products of a view fit as well.
   int64_t size = out.type->bytes;
+  bool empty = false;
   for (const json& value : shape) {
     const std::optional<int64_t> extent = non_negative(value);
-    const std::optional<int64_t> product = extent ? checked_mul(size, *extent) : std::nullopt;
+    const std::optional<int64_t> product =
+        extent ? checked_mul(size, std::max<int64_t>(*extent, 1)) : std::nullopt;
     if (!product) corrupt(where, "shape", "sizes whose product in bytes fits 63 bits", shape);
     size = *product;
+    empty |= *extent == 0;
     out.shape.push_back(*extent);
   }
+  if (empty) size = 0;
 
   const json& offsets = object["data_offsets"];
   const bool pair = offsets.is_array() && offsets.size() == 2;
@@ -149,8 +154,7 @@ ConstTensor make_view(const Description& description, const std::byte* data) {
   for (int i = view.rank - 1; i >= 0; --i) {
     view.shape[i] = description.shape[static_cast<size_t>(i)];
     view.strides[i] = stride;
-    // Overflows only when another extent is 0, and then nothing is ever addressed.
-    stride = checked_mul(stride, view.shape[i]).value_or(0);
+    stride *= view.shape[i];
   }
   return view;
 }

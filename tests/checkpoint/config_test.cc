@@ -86,8 +86,7 @@ TEST(Config, LayerKindsCarryTheirRope) {
                [&] { config.layer_kind(4); });
 }
 
-// ---- variations that are accepted
-// ----------------------------------------------------------------
+// ---- variations that are accepted ----
 
 ModelConfig parse_with(const std::function<void(json&)>& change) {
   json document = small_config_json();
@@ -139,8 +138,7 @@ TEST(Config, AcceptsWhatReleasesDifferIn) {
   EXPECT_EQ(hca_only.distinct_ratios(), (std::vector<int>{128}));
 }
 
-// ---- what is refused
-// -----------------------------------------------------------------------------
+// ---- what is refused ----
 
 struct BadConfig {
   const char* name;

@@ -14,6 +14,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "core/numbers.h"
 #include "dsv4/checkpoint.h"
 #include "dsv4/error.h"
 
@@ -175,6 +176,22 @@ inline StoredTensors tensors_of(const TensorSource& source, const ModelConfig& c
 inline StoredTensors small_checkpoint(FormulaStorage storage = FormulaStorage::kReleased) {
   const ModelConfig config = small_config();
   return tensors_of(*formula_source(expected_tensors(config), 7, storage), config);
+}
+
+/// Opens `tensors` as the single file of a checkpoint of small_config().
+inline std::unique_ptr<TensorSource> open_small(const TempDir& dir, const StoredTensors& tensors) {
+  write_tensors(dir.file("model.safetensors"), tensors);
+  return open_checkpoint(dir.path(), small_config());
+}
+
+/// UE8M0 bytes as the floats that they stand for.
+inline StoredTensor scales_to_f32(const StoredTensor& e8m0) {
+  StoredTensor out{"F32", e8m0.shape, ""};
+  for (char byte : e8m0.bytes) {
+    const float value = e8m0_to_f32(static_cast<uint8_t>(byte));
+    out.bytes.append(reinterpret_cast<const char*>(&value), sizeof(value));
+  }
+  return out;
 }
 
 }  // namespace dsv4::testing

@@ -119,7 +119,7 @@ TEST(Formula, ScaleFollowsFanIn) {
   EXPECT_EQ(formula_rule("norm.weight", 64).offset, 1.0);
 }
 
-// ---- released storage ------------------------------------------------------------------------
+// ---- released storage ----
 
 /// Compares a quantised tensor with its bf16 values, element by element, by the scalar encoders.
 void check_quantised(DType dtype, int64_t rows, int64_t cols, int block_rows, int block_cols) {

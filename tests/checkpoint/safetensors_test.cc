@@ -161,8 +161,7 @@ TEST(Safetensors, WriterNamesWhatItCannotWrite) {
   EXPECT_TRUE(std::filesystem::is_empty(dir.path()));
 }
 
-// ---- files that lie
-// ------------------------------------------------------------------------------
+// ---- files that lie ----
 
 struct BadFile {
   const char* name;
@@ -244,6 +243,11 @@ const std::vector<BadFile> kBadFiles = {
      {"'t'", "shape", "63 bits"}},
     {"BytesOverflow",
      one_tensor(R"({"dtype":"I64","shape":[2305843009213693952],"data_offsets":[0,0]})"),
+     kCorrupt,
+     {"'t'", "shape", "63 bits"}},
+    {"OverflowHiddenByAZero",
+     one_tensor(R"({"dtype":"F32","shape":[0,4611686018427387904,4611686018427387904],
+                    "data_offsets":[0,0]})"),
      kCorrupt,
      {"'t'", "shape", "63 bits"}},
     {"SizeWrapsToZero",
