@@ -62,20 +62,14 @@ DSV4_INLINE void hadamard_in_place(float* row, int64_t width) {
   int64_t half = 1;
   if (width % 4 == 0) {
     for (int64_t i = 0; i < width; i += 4) {
-      Quad quad;
-      std::memcpy(&quad, row + i, sizeof(quad));
-      quad = hadamard_quad(quad);
-      std::memcpy(row + i, &quad, sizeof(quad));
+      write(row + i, hadamard_quad(read<Quad>(row + i)));
     }
     for (half = 4; half < kLanes && half < width; half *= 2) {
       for (int64_t begin = 0; begin < width; begin += 2 * half) {
         for (int64_t i = begin; i < begin + half; i += 4) {
-          Quad a, b;
-          std::memcpy(&a, row + i, sizeof(a));
-          std::memcpy(&b, row + i + half, sizeof(b));
-          const Quad sum = a + b, difference = a - b;
-          std::memcpy(row + i, &sum, sizeof(sum));
-          std::memcpy(row + i + half, &difference, sizeof(difference));
+          const Quad a = read<Quad>(row + i), b = read<Quad>(row + i + half);
+          write(row + i, a + b);
+          write(row + i + half, a - b);
         }
       }
     }

@@ -102,23 +102,34 @@ DSV4_KERNEL void inverse_rope(const void* head, DType act, int64_t count, const 
         rotate(from + nope, rope, 1.0f, to + nope);
         return;
       }
-      // Groups before the rotated tail come straight from the head, the others through `buffer`.
-      constexpr int kVectors = 8;
-      constexpr int64_t kGroup = kVectors * kLanes;
+      // All scales of up to four groups first: a scale is a long chain of dependent instructions,
+      // and four of them overlap. Groups before the rotated tail come straight from the head, the
+      // others through `buffer`.
+      constexpr int64_t kGroup = 128, kBatch = 4;
       constexpr float kAmaxFloor = 1e-10f;  // o_proj.md 4
       const int64_t plain = nope / kGroup * kGroup;
       rotated(from + plain, count - plain, rope, buffer);
-      for (int64_t begin = 0; begin < count; begin += kGroup) {
-        const int64_t size = count - begin < kGroup ? count - begin : kGroup;
-        // Codes are 2^-9 at least and scales 2^-42: nothing flushes to zero in bf16.
-        if (begin < plain) {
-          const auto at = [&](int64_t i, auto lanes) { return load(from + begin + i, lanes); };
-          quantise_group<E4m3, kVectors, true>(at, size, kAmaxFloor, to + begin);
-        } else {
-          const float* values = buffer + (begin - plain);
-          const auto at = [&](int64_t i, auto lanes) { return load(values + i, lanes); };
-          quantise_group<E4m3, kVectors, true>(at, size, kAmaxFloor, to + begin);
+      const auto for_groups = [&](int64_t first, auto f) {
+        for (int64_t g = 0; g < kBatch && first + g * kGroup < count; ++g) {
+          const int64_t begin = first + g * kGroup;
+          const int64_t size = count - begin < kGroup ? count - begin : kGroup;
+          if (begin < plain) {
+            f(g, begin, size, [&](int64_t i, auto lanes) { return load(from + begin + i, lanes); });
+          } else {
+            const float* values = buffer + (begin - plain);
+            f(g, begin, size, [&](int64_t i, auto lanes) { return load(values + i, lanes); });
+          }
         }
+      };
+      for (int64_t first = 0; first < count; first += kBatch * kGroup) {
+        Scale scales[kBatch];
+        for_groups(first, [&](int64_t g, int64_t, int64_t size, auto load_at) {
+          scales[g] = group_scale<E4m3>(load_at, size, kAmaxFloor);
+        });
+        // Codes are 2^-9 at least and scales 2^-42: nothing flushes to zero in bf16.
+        for_groups(first, [&](int64_t g, int64_t begin, int64_t size, auto load_at) {
+          store_group<E4m3, true>(load_at, size, scales[g], to + begin);
+        });
       }
     });
   });

@@ -19,23 +19,26 @@ DSV4_INLINE Scale scale_for(float amax, float floor, float qmax) {
   const int exponent = ceil_log2_ratio(amax < floor ? floor : amax, qmax);
   return {exp2_int(exponent), exp2_int(-exponent)};
 }
-/// Nearest-even value of E4M3FN, saturating at 448; x is finite.
+// No clamp below: a scale of scale_for leaves |x| <= qmax (1 + 2^-22), its two roundings included,
+// which rounds to qmax (the next numbers of the grids would be 480 and 8).
+
+/// Nearest-even value of E4M3FN for |x| <= 448 (1 + 2^-22).
 DSV4_INLINE Floats round_to_e4m3(const Floats& x) {
-  const Floats size = min(broadcast(kE4m3Max), magnitude(x));
-  // Normal numbers: drop 20 mantissa bits. Below 2^-6 the grid is 2^-9, the spacing of floats at
-  // 2^14: an addition rounds to it.
-  const Bits bits = bits_of(size);
+  // Normal numbers: drop 20 mantissa bits, the sign bit is not concerned. Below 2^-6 the grid is
+  // 2^-9, the spacing of floats at 2^14: an addition rounds to it.
+  const Bits bits = bits_of(x);
   const Floats normal =
       floats_of((bits + broadcast_bits(0x7ffffu) + ((bits >> 20) & broadcast_bits(1))) &
                 broadcast_bits(0xfff00000u));
-  const Floats subnormal = (size + broadcast(0x1p14f)) - broadcast(0x1p14f);
-  return with_sign(select(size < broadcast(0x1p-6f), subnormal, normal), x);
+  const Floats size = magnitude(x);
+  const Floats subnormal = with_sign((size + broadcast(0x1p14f)) - broadcast(0x1p14f), x);
+  return select(size < broadcast(0x1p-6f), subnormal, normal);
 }
 
-/// Nearest-even value of E2M1, saturating at 6; x is finite. Grid 0.5 below 2, 1 below 4, else 2:
-/// the spacings of floats at 2^22, 2^23 and 2^24.
+/// Nearest-even value of E2M1 for |x| <= 6 (1 + 2^-22). Grid 0.5 below 2, 1 below 4, else 2: the
+/// spacings of floats at 2^22, 2^23 and 2^24.
 DSV4_INLINE Floats round_to_e2m1(const Floats& x) {
-  const Floats size = min(broadcast(kE2m1Max), magnitude(x));
+  const Floats size = magnitude(x);
   const Floats offset =
       select(size < broadcast(2.0f), broadcast(0x1p22f),
              select(size < broadcast(4.0f), broadcast(0x1p23f), broadcast(0x1p24f)));
@@ -56,6 +59,29 @@ template <typename Format, bool kDequantise, typename Lanes, typename T>
 DSV4_INLINE void store_quantised(const Floats& x, const Scale& scale, T* out, Lanes lanes) {
   const Floats code = Format::round(x * broadcast(scale.inverse));
   store_exact(out, kDequantise ? code * broadcast(scale.value) : code, lanes);
+}
+
+/// The scale of `count` values from `load_at(i, lanes)`, i = 0, 16, ...
+template <typename Format, typename LoadAt>
+DSV4_INLINE Scale group_scale(LoadAt load_at, int64_t count, float floor) {
+  Bits largest = broadcast_bits(0);
+  for_vectors(count,
+              [&](int64_t i, auto lanes) { largest = max_magnitude(largest, load_at(i, lanes)); });
+  return scale_for(max_lane(largest), floor, Format::kMax);
+}
+
+/// The rounded values, times the scale when `kDequantise`: exact in bf16. All NaN where the scale
+/// is.
+template <typename Format, bool kDequantise, typename LoadAt, typename T>
+DSV4_INLINE void store_group(LoadAt load_at, int64_t count, const Scale& scale, T* out) {
+  if (!(scale.value == scale.value)) {
+    for_vectors(count,
+                [&](int64_t i, auto lanes) { store(out + i, broadcast(scale.value), lanes); });
+    return;
+  }
+  for_vectors(count, [&](int64_t i, auto lanes) {
+    store_quantised<Format, kDequantise>(load_at(i, lanes), scale, out + i, lanes);
+  });
 }
 
 /// Quantises `count` values from `load_at(i, lanes)`, i = 0, 16, ...: one scale; the rounded

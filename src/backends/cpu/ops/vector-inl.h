@@ -48,6 +48,11 @@ template <typename Out, typename F>
 DSV4_INLINE Out from_parts(F f) {
   return from_parts<Out>(f, std::make_index_sequence<kParts>{});
 }
+// f(0), f(1), ... over the parts.
+template <typename F, size_t... I>
+DSV4_INLINE void for_parts(F f, std::index_sequence<I...>) {
+  (f(I), ...);
+}
 #define DSV4_PARTS(Out, expression)              \
   from_parts<Out>([&]([[maybe_unused]] size_t i) \
                       __attribute__((always_inline)) { return (expression); })
@@ -142,10 +147,25 @@ DSV4_INLINE void for_vectors(int64_t count, F f) {
   if (i < count) f(i, First{count - i});
 }
 
-DSV4_INLINE Floats load(const float* from, Whole) {
-  Floats out;
+// One register at a time: g++ copies a struct of several through smaller pieces on the stack, and
+// the loads that follow wait for all of them.
+template <typename Register>
+DSV4_INLINE Register read(const void* from) {
+  Register out;
   std::memcpy(&out, from, sizeof(out));
   return out;
+}
+template <typename Register>
+DSV4_INLINE void write(void* to, const Register& value) {
+  std::memcpy(to, &value, sizeof(value));
+}
+
+DSV4_INLINE Floats load(const float* from, Whole) {
+  return DSV4_PARTS(Floats, read<FloatPart>(from + i * kPartLanes));
+}
+DSV4_INLINE void store(float* to, const Floats& value, Whole) {
+  for_parts([&](size_t i) { write(to + i * kPartLanes, value.part[i]); },
+            std::make_index_sequence<kParts>{});
 }
 
 // bf16 in memory: runs of at least 16 bytes (8-byte vectors are taken apart by g++), each of one or
@@ -182,17 +202,15 @@ DSV4_INLINE Runs upper_halves(const Bits& bits, std::index_sequence<R...>) {
 }
 
 DSV4_INLINE Floats load(const uint16_t* from, Whole) {  // bf16
-  Runs runs;
-  std::memcpy(&runs, from, sizeof(runs));
+  const Runs runs = from_parts<Runs>([&](size_t i) { return read<Run>(from + i * kRunElems); },
+                                     std::make_index_sequence<kRuns>{});
   return widen(runs, std::make_index_sequence<kParts>{});
 }
 // The upper halves of the lanes.
 DSV4_INLINE void store_upper(uint16_t* to, const Bits& bits) {
   const Runs runs = upper_halves(bits, std::make_index_sequence<kRuns>{});
-  std::memcpy(to, &runs, sizeof(runs));
-}
-DSV4_INLINE void store(float* to, const Floats& value, Whole) {
-  std::memcpy(to, &value, sizeof(value));
+  for_parts([&](size_t i) { write(to + i * kRunElems, runs.run[i]); },
+            std::make_index_sequence<kRuns>{});
 }
 
 /// Upper halves hold the bf16 value, nearest-even; NaN stays NaN (quiet).
@@ -241,14 +259,15 @@ struct Pairs {
   Floats even, odd;
 };
 DSV4_INLINE Pairs load_pairs(const uint16_t* from, Whole) {
-  Bits words;  // little-endian: the even element is the low half
-  std::memcpy(&words, from, sizeof(words));
+  // Little-endian: the even element is the low half.
+  const Bits words = DSV4_PARTS(Bits, read<BitsPart>(from + 2 * i * kPartLanes));
   return {floats_of(words << 16), floats_of(words & broadcast_bits(0xffff0000u))};
 }
 DSV4_INLINE void store_pairs(uint16_t* to, const Pairs& pairs, Whole) {
   const Bits words =
       (round_to_bf16(pairs.even) >> 16) | (round_to_bf16(pairs.odd) & broadcast_bits(0xffff0000u));
-  std::memcpy(to, &words, sizeof(words));
+  for_parts([&](size_t i) { write(to + 2 * i * kPartLanes, words.part[i]); },
+            std::make_index_sequence<kParts>{});
 }
 DSV4_INLINE Pairs load_pairs(const float* from, Whole) {
   float even[kLanes], odd[kLanes];
@@ -286,9 +305,10 @@ typedef float Quad __attribute__((vector_size(16)));
 
 /// The lane tree of the file comment.
 DSV4_INLINE float sum_lanes(const Floats& value) {
-  Quad quad[4];
-  std::memcpy(quad, &value, sizeof(quad));
-  const Quad sum = (quad[0] + quad[2]) + (quad[1] + quad[3]);
+  alignas(64) float lanes[kLanes];
+  store(lanes, value, Whole{});
+  const Quad sum = (read<Quad>(lanes) + read<Quad>(lanes + 8)) +
+                   (read<Quad>(lanes + 4) + read<Quad>(lanes + 12));
   return (sum[0] + sum[2]) + (sum[1] + sum[3]);
 }
 
@@ -306,15 +326,15 @@ DSV4_INLINE QuadBits larger_of(QuadBits a, QuadBits b) {
 }
 /// The float whose bits are the largest of the lanes.
 DSV4_INLINE float max_lane(const Bits& magnitudes) {
-  QuadBits quad[4];
-  std::memcpy(quad, &magnitudes, sizeof(quad));
-  const QuadBits largest = larger_of(larger_of(quad[0], quad[2]), larger_of(quad[1], quad[3]));
+  alignas(64) float lanes[kLanes];
+  store(lanes, floats_of(magnitudes), Whole{});
+  const QuadBits largest =
+      larger_of(larger_of(read<QuadBits>(lanes), read<QuadBits>(lanes + 8)),
+                larger_of(read<QuadBits>(lanes + 4), read<QuadBits>(lanes + 12)));
   const int32_t low = largest[0] < largest[2] ? largest[2] : largest[0];
   const int32_t high = largest[1] < largest[3] ? largest[3] : largest[1];
   const int32_t out = low < high ? high : low;
-  float result;
-  std::memcpy(&result, &out, sizeof(result));
-  return result;
+  return read<float>(&out);
 }
 
 /// sum x^2 over a row of bf16 (uint16_t) or float.
