@@ -19,6 +19,12 @@ struct Shape {
   int32_t pooled() const { return (overlap ? 2 : 1) * ratio; }
 };
 
+void PrintTo(const Shape& shape, std::ostream* out) {
+  *out << "ratio " << shape.ratio << (shape.overlap ? " overlapping" : "") << ", width "
+       << shape.width << (shape.hadamard ? ", Hadamard" : "") << ", "
+       << kv_format_name(shape.format);
+}
+
 // Sequences with all their gates; steps feed any part of them.
 class Compression {
  public:

@@ -92,6 +92,10 @@ struct Case {
   int64_t n, hidden, tokens;
   DType act;
 };
+void PrintTo(const Case& value, std::ostream* out) {
+  *out << value.n << " streams of " << value.hidden << ", " << value.tokens << " tokens, "
+       << (value.act == DType::kBf16 ? "bf16" : "f32");
+}
 class HyperConnections : public ::testing::TestWithParam<Case> {};
 
 std::vector<std::byte> run_pre(Runner& runner, Site& site, Storage& streams, int64_t tokens,

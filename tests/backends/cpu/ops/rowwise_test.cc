@@ -235,6 +235,11 @@ struct RopeCase {
   int32_t rope_dim;
 };
 
+void PrintTo(const RopeCase& value, std::ostream* out) {
+  *out << (value.act == DType::kBf16 ? "bf16" : "f32") << " [" << value.tokens << ", "
+       << value.heads << ", " << value.head_dim << "], rope_dim " << value.rope_dim;
+}
+
 class QnormRopeCases : public ::testing::TestWithParam<RopeCase> {};
 
 std::vector<int32_t> some_positions(int64_t tokens) {
@@ -535,6 +540,14 @@ TEST(Route, TiesGoToTheSmallerIdAndNanIsLast) {
   EXPECT_EQ(route_all(logits, 1, 8, 3, &bias, nullptr, {}).ids, (std::vector<int32_t>{1, 2, 3}));
   EXPECT_EQ(route_all(logits, 1, 8, 7, &bias, nullptr, {}).ids,
             (std::vector<int32_t>{0, 1, 2, 3, 5, 6, 7}));
+}
+
+// A later, better expert pushes out the largest of equal ids, not the smallest.
+TEST(Route, TiesSurviveALateWinner) {
+  Storage logits(DType::kF32, std::vector<float>{5, 5, 5, 9});
+  Storage bias(DType::kF32, std::vector<float>(4, 0.0f));
+  EXPECT_EQ(route_all(logits, 1, 4, 2, &bias, nullptr, {}).ids, (std::vector<int32_t>{0, 3}));
+  EXPECT_EQ(route_all(logits, 1, 4, 3, &bias, nullptr, {}).ids, (std::vector<int32_t>{0, 1, 3}));
 }
 
 TEST(Route, BiasSelectsButDoesNotWeigh) {
