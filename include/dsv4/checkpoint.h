@@ -43,10 +43,18 @@ class TensorSource {
 };
 
 /// Opens DIR/model.safetensors.index.json with its shards, or DIR/model.safetensors; maps the files
-/// and checks every tensor of expected_tensors(config) (name, shape, dtype, bounds, finite scales).
-/// Released names and Hugging Face names (spec/model.md 6.5) are accepted; `get` answers to
-/// released names.
-/// @throws Error kNotFound, kDataCorrupt, kUnsupported: one error naming file, tensor, expected and
+/// and checks that every tensor of expected_tensors(config) is there, and nothing else.
+///
+/// Names: released, or those of the transformers library (spec/model.md 6.5), routed experts then
+/// stacked and unquantised, MTP layers absent; `get` answers to released names.
+/// Storage: as the table says, or bf16 or f32 in place of a quantised or bf16 matrix (then without
+/// scale). Converted into owned memory: f32 scales that are powers of two, bf16 where the table has
+/// f32, i32 expert ids.
+/// Values: FP8 block scales must not be 255, expert ids must exist. Below 1 GiB all tensors are
+/// searched for NaN too; larger ones are not, since that would read the whole checkpoint.
+/// The files must not be changed while the source lives.
+/// @throws Error kNotFound (folder, file, tensor), kDataCorrupt, kUnsupported (a dtype, scales that
+/// are no powers of two): one error that lists the first problems with file, tensor, expected and
 /// given.
 std::unique_ptr<TensorSource> open_checkpoint(const std::string& directory,
                                               const ModelConfig& config);

@@ -48,7 +48,7 @@ struct ModelConfig {
   int64_t o_lora_rank = 0;
   int o_groups = 0;
   int sliding_window = 0;
-  std::vector<int> compress_ratios;  ///< per layer, then one per MTP layer (may be longer)
+  std::vector<int> compress_ratios;  ///< per layer, then up to 3 for MTP layers; 1 is read as 0
   double rope_theta = 0;
   double compress_rope_theta = 0;
   double rope_factor = 1;
