@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <cstdio>
 #include <cstring>
 #include <map>
@@ -227,12 +228,13 @@ Result measure(const Options& options, const ModelConfig& config, const std::str
       fill(*layer, sequence, context - tokens);
     }
   };
-  Result result{.kind = kind_name,
-                .what = tokens == 1 ? "decode" : "prefill",
-                .context = context,
-                .batch = batch,
-                .tokens = tokens,
-                .work = work_of(config, kind, layer->options().numerics, context, tokens, batch)};
+  Result result;
+  result.kind = kind_name;
+  result.what = tokens == 1 ? "decode" : "prefill";
+  result.context = context;
+  result.batch = batch;
+  result.tokens = tokens;
+  result.work = work_of(config, kind, layer->options().numerics, context, tokens, batch);
   result.limits = layer->device().measure_limits();
   once();
   rewind();
@@ -316,6 +318,12 @@ int run(Options& options) {
   for (int batch : options.batches) {
     if (batch < 1) fail(ErrorCode::kInvalidArgument, "--batches ", batch, ", expected 1 or more");
   }
+  if (options.prefill < 0) {
+    fail(ErrorCode::kInvalidArgument, "--prefill ", options.prefill, ", expected 0 or more");
+  }
+  if (!std::isfinite(options.seconds) || options.seconds < 0) {
+    fail(ErrorCode::kInvalidArgument, "--seconds ", options.seconds, ", expected 0 or more");
+  }
   // Decoding past the model's longest context by the repeats of the measurement is fine here.
   ModelConfig roomy = config;
   roomy.max_position_embeddings =
@@ -379,15 +387,23 @@ Command add_bench(CLI::App& app) {
   attention->add_option("--kinds", options->kinds, "Layer kinds: sliding, csa, hca")
       ->capture_default_str()
       ->delimiter(',');
-  attention->add_option("--contexts", options->contexts, "Contexts of decode")
+  check_number<int64_t>(
+      attention->add_option("--contexts", options->contexts, "Contexts of decode"))
       ->capture_default_str()
       ->delimiter(',');
-  attention->add_option("--batches", options->batches, "Sequences decoded at once")
+  check_number<int>(
+      attention->add_option("--batches", options->batches, "Sequences decoded at once"))
       ->capture_default_str()
       ->delimiter(',');
-  attention->add_option("--prefill", options->prefill, "Tokens of the prefill; 0: none")
+  check_number<int>(
+      attention->add_option("--prefill", options->prefill, "Tokens of the prefill; 0: none"))
       ->capture_default_str();
-  attention->add_option("--seconds", options->seconds, "Time per case")->capture_default_str();
+  check_number<double>(attention->add_option("--seconds", options->seconds, "Time per case"))
+      ->capture_default_str();
+  attention->footer(
+      "Example:\n"
+      "  dsv4 bench attention --config configs/v4-flash.json --kinds csa --contexts 1024,8192 "
+      "--prefill 0");
   return {command, [options] { return run(*options); }};
 }
 
