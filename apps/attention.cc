@@ -1,5 +1,6 @@
 #include <charconv>
 #include <cstdio>
+#include <filesystem>
 #include <nlohmann/json.hpp>
 
 #include "checkpoint/safetensors.h"
@@ -84,6 +85,9 @@ std::vector<float> read_hidden(const Options& options, const ModelConfig& config
       fail(ErrorCode::kInvalidArgument, "--hidden ", options.hidden, ": length ", length,
            ", expected 1 to ", config.max_position_embeddings);
     }
+    check_fits(
+        2.0 * static_cast<double>(length) * static_cast<double>(config.hidden_size) * sizeof(float),
+        "--hidden " + options.hidden + " with its output");
     const uint64_t key = formula_key(concat("x.", length), static_cast<uint64_t>(seed));
     out.resize(static_cast<size_t>(length * config.hidden_size));
     for (size_t i = 0; i < out.size(); ++i) {
@@ -91,10 +95,14 @@ std::vector<float> read_hidden(const Options& options, const ModelConfig& config
     }
     return out;
   }
-  // FILE[:TENSOR]: the colon is looked for after the last slash, so that paths with drive-like
-  // names work.
-  const size_t slash = options.hidden.rfind('/');
-  const size_t colon = options.hidden.find(':', slash == std::string::npos ? 0 : slash);
+  // FILE[:TENSOR]: names of files and of tensors may both hold colons and slashes
+  // ("layer0/attn_in"), so the longest part that is a file decides.
+  size_t colon = std::string::npos;
+  while (!std::filesystem::exists(options.hidden.substr(0, colon)) && colon != 0) {
+    const size_t next = options.hidden.rfind(':', colon == std::string::npos ? colon : colon - 1);
+    if (next == std::string::npos) break;
+    colon = next;
+  }
   const std::string path = options.hidden.substr(0, colon);
   const SafetensorsFile file(path);
   std::string name = colon == std::string::npos ? "" : options.hidden.substr(colon + 1);
@@ -121,6 +129,7 @@ std::vector<float> read_hidden(const Options& options, const ModelConfig& config
 }
 
 int run(Options& options) {
+  check_output("--out", options.out);
   const ModelConfig config = ModelConfig::load(options.config);
   const LayerKind kind = layer_kind_of(config, options.kind);
   if (options.chunk_given && options.chunk < 1) {
@@ -189,11 +198,19 @@ Command add_attention(CLI::App& app) {
       ->add_option("-o,--out", options->out,
                    "Output file: attn_out, and with --taps every step's result")
       ->required();
-  command
-      ->add_option("--chunk", options->chunk, "Tokens per step (default 512); never changes a bit")
+  check_number<int>(command->add_option("--chunk", options->chunk,
+                                        "Tokens per step (default 512); never changes a bit"))
       ->each([options](const std::string&) { options->chunk_given = true; });
   command->add_flag("--taps", options->taps,
                     "Also write q, kv, compressed, index_scores, topk, attn_before_o, attn_in");
+  command->footer(
+      "All results are [tokens, ...] f32 but topk [tokens, index_topk] i32 (ascending, -1 last).\n"
+      "index_scores [tokens, entries] is -inf where a token does not see the entry.\n"
+      "Examples:\n"
+      "  dsv4 attention --config configs/v4-flash.json --kind csa --weights formula:1 "
+      "--hidden formula:200:1 -o csa.safetensors\n"
+      "  dsv4 attention --config models/tiny-shakespeare --kind hca --weights "
+      "models/tiny-shakespeare:2 --hidden in.safetensors:x -o hca.safetensors --taps");
   return {command, [options] { return run(*options); }};
 }
 

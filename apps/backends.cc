@@ -2,6 +2,7 @@
 #include <nlohmann/json.hpp>
 
 #include "command_line.h"
+#include "core/fail.h"
 #include "dsv4/backend.h"
 
 namespace dsv4::cli {
@@ -17,6 +18,29 @@ std::string join(const std::vector<std::string>& parts) {
   return out;
 }
 
+// All backends, or those of --device and --attention-backend.
+std::vector<BackendReport> selected(const CommonOptions& common,
+                                    const std::vector<BackendReport>& all) {
+  const DeviceId device = DeviceId::parse(common.device);
+  std::vector<BackendReport> out;
+  std::vector<std::string> names;
+  bool known = common.attention_backend.empty();
+  for (const BackendReport& report : all) {
+    const bool named =
+        common.attention_backend.empty() || report.descriptor->name == common.attention_backend;
+    names.emplace_back(report.descriptor->name);
+    known = known || named;
+    if (named && (!common.device_given || report.descriptor->platform == device.platform)) {
+      out.push_back(report);
+    }
+  }
+  if (!known) {
+    fail(ErrorCode::kInvalidArgument, "--attention-backend \"", common.attention_backend,
+         "\", expected one of ", join(names));
+  }
+  return out;
+}
+
 int run(Options& options) {
   std::optional<ModelConfig> config;
   if (!options.common.model.empty()) {
@@ -27,7 +51,7 @@ int run(Options& options) {
                                  .kv_cache_dtype = engine_options.kv_cache_dtype,
                                  .numerics = engine_options.numerics};
   const std::vector<BackendReport> reports =
-      describe_backends(config ? &*config : nullptr, request);
+      selected(options.common, describe_backends(config ? &*config : nullptr, request));
   if (options.common.json) {
     nlohmann::json out = nlohmann::json::array();
     for (const BackendReport& report : reports) {
@@ -74,6 +98,11 @@ Command add_backends(CLI::App& app) {
       "backends", "Devices and backends: usable, or every reason why not; with -m for that model");
   auto options = std::make_shared<Options>();
   add_common_options(*command, options->common, ModelOption::kOptional);
+  command->footer(
+      "--device shows the backends of that platform only, --attention-backend that one only.\n"
+      "Examples:\n"
+      "  dsv4 backends\n"
+      "  dsv4 backends -m models/tiny-shakespeare --kv-cache-dtype bf16 --json");
   return {command, [options] { return run(*options); }};
 }
 

@@ -2,6 +2,8 @@
 
 #include <unistd.h>
 
+#include <charconv>
+#include <cmath>
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
@@ -33,6 +35,32 @@ EngineOptions CommonOptions::engine_options(const StepLimits& limits) const {
   return out;
 }
 
+namespace {
+
+template <typename Number>
+std::string number_problem(const std::string& text) {
+  constexpr bool kReal = std::is_floating_point_v<Number>;
+  Number value{};
+  const char* end = text.data() + text.size();
+  const auto [stop, error] = std::from_chars(text.data(), end, value);
+  if (!text.empty() && error == std::errc() && stop == end) return "";
+  if (kReal) return concat("\"", text, "\" is not a number");
+  return concat("\"", text, "\", expected a whole number from ", std::numeric_limits<Number>::min(),
+                " to ", std::numeric_limits<Number>::max());
+}
+
+}  // namespace
+
+template <typename Number>
+CLI::Option* check_number(CLI::Option* option) {
+  return option->check(CLI::Validator(
+      [](std::string& text) { return number_problem<Number>(text); }, std::string()));
+}
+template CLI::Option* check_number<int>(CLI::Option*);
+template CLI::Option* check_number<int64_t>(CLI::Option*);
+template CLI::Option* check_number<uint64_t>(CLI::Option*);
+template CLI::Option* check_number<double>(CLI::Option*);
+
 void add_common_options(CLI::App& command, CommonOptions& options, ModelOption model) {
   if (model != ModelOption::kNone) {
     CLI::Option* option =
@@ -43,7 +71,8 @@ void add_common_options(CLI::App& command, CommonOptions& options, ModelOption m
     if (model == ModelOption::kRequired) option->required();
   }
   command.add_option("--device", options.device, "cpu, cuda:N, rocm:N or rocm:emulated")
-      ->capture_default_str();
+      ->capture_default_str()
+      ->each([&options](const std::string&) { options.device_given = true; });
   command.add_option(
       "--attention-backend", options.attention_backend,
       "CPU_DSV4, FLASHMLA_SPARSE_DSV4, FLASHINFER_MLA_SPARSE_DSV4 or ROCM_FLASHMLA_SPARSE_DSV4; "
@@ -57,7 +86,8 @@ void add_common_options(CLI::App& command, CommonOptions& options, ModelOption m
                   "serving (FP8 caches and activations), reference (as DeepSeek's own code) or "
                   "exact (float32)")
       ->capture_default_str();
-  command.add_option("--threads", options.threads, "CPU threads, 1 or more; default: all cores")
+  check_number<int>(command.add_option("--threads", options.threads,
+                                       "CPU threads, 1 or more; default: all cores"))
       ->each([&options](const std::string&) { options.threads_given = true; });
   command.add_flag("--json", options.json, "Print one JSON object");
 }
@@ -79,6 +109,11 @@ std::vector<int32_t> read_prompt(const PromptOptions& options, const ModelConfig
   }
   std::vector<int32_t> ids;
   if (!options.ids_file.empty()) {
+    std::error_code ignored;
+    if (fs::is_directory(options.ids_file, ignored)) {
+      fail(ErrorCode::kInvalidArgument, options.ids_file,
+           ": is a folder, expected a file with a JSON array of token ids");
+    }
     std::ifstream file(options.ids_file, std::ios::binary);
     if (!file) fail(ErrorCode::kNotFound, options.ids_file, ": cannot be read");
     const std::string text((std::istreambuf_iterator<char>(file)),
@@ -122,6 +157,44 @@ std::vector<int32_t> read_prompt(const PromptOptions& options, const ModelConfig
          ", but vocab_size is ", config.vocab_size);
   }
   return ids;
+}
+
+void check_output(const std::string& option, const std::string& path) {
+  const auto refuse = [&](const char* why) {
+    fail(ErrorCode::kInvalidArgument, option, " \"", path, "\": ", why,
+         ", expected a path to write");
+  };
+  if (path.empty()) refuse("no file name");
+  std::error_code ignored;
+  if (fs::is_directory(path, ignored)) refuse("is a folder");
+  const fs::path parent = fs::path(path).parent_path();
+  const fs::path folder = parent.empty() ? fs::path(".") : parent;
+  if (!fs::is_directory(folder, ignored)) refuse("its folder does not exist");
+  if (access(folder.c_str(), W_OK | X_OK) != 0) refuse("its folder cannot be written to");
+}
+
+int64_t host_memory_bytes() {
+  return static_cast<int64_t>(sysconf(_SC_PHYS_PAGES)) *
+         static_cast<int64_t>(sysconf(_SC_PAGE_SIZE));
+}
+
+void check_fits(double bytes, const std::string& what) {
+  const auto available = static_cast<double>(host_memory_bytes());
+  if (bytes <= available) return;
+  fail(ErrorCode::kOutOfMemory, what, " does not fit: ", human_bytes(bytes),
+       " needed, this machine has ", human_bytes(available));
+}
+
+void check_model_fits(const ModelSource& source, const ModelConfig& config,
+                      const EngineOptions& options, double extra_bytes) {
+  double bytes = extra_bytes;
+  // Files are mapped: the system can drop their pages, so that only speed suffers.
+  for (const MemoryPlan::Part& part : plan_memory(config, options).parts) {
+    if (source.is_formula || !part.name.starts_with("weights")) {
+      bytes += static_cast<double>(part.bytes);
+    }
+  }
+  check_fits(bytes, source.text);
 }
 
 ProgressLine::ProgressLine() : enabled_(isatty(STDERR_FILENO) == 1) {}

@@ -19,6 +19,7 @@ class UsageError : public std::runtime_error {
 struct CommonOptions {
   std::string model;
   std::string device = "cpu";
+  bool device_given = false;
   std::string attention_backend;
   std::string kv_cache_dtype = "auto";
   std::string numerics = "serving";
@@ -29,6 +30,11 @@ struct CommonOptions {
   /// Engine options for `limits`; checks words and threads. @throws Error kInvalidArgument.
   EngineOptions engine_options(const StepLimits& limits) const;
 };
+
+/// Makes `option` refuse text that is not a number of type Number, written out in full: CLI11
+/// itself takes "" for 0, wraps "-1" to 2^64 - 1 and clamps what is too large. Returns `option`.
+template <typename Number>
+CLI::Option* check_number(CLI::Option* option);
 
 enum class ModelOption { kRequired, kOptional, kNone };
 /// Adds -m, --device, --attention-backend, --kv-cache-dtype, --numerics, --threads, --json to a
@@ -44,10 +50,23 @@ struct PromptOptions {
 void add_prompt_options(CLI::App& command, PromptOptions& options);
 /// Token ids of the prompt: a JSON array as it is, or the begin token and the encoded text.
 /// @throws Error kInvalidArgument: no tokenizer, an empty array, ids that are no integers or
-/// outside the vocabulary.
+/// outside the vocabulary; kNotFound: a file that cannot be read.
 std::vector<int32_t> read_prompt(const PromptOptions& options, const ModelConfig& config,
                                  const std::string& model);
-/// The prompt's length is needed before the model is loaded, so the tokenizer is opened on its own.
+
+/// Refuses a path that write_safetensors() could not write to, before any work is done for it.
+/// @param option  name for the message: "--out". @throws Error kInvalidArgument.
+void check_output(const std::string& option, const std::string& path);
+
+/// Physical memory of this machine.
+int64_t host_memory_bytes();
+/// Refuses what needs more than the machine has, instead of being killed half way.
+/// @param what  for the message: "the model", "the logits". @throws Error kOutOfMemory.
+void check_fits(double bytes, const std::string& what);
+/// The same for a model: its weights count only where they are made (formula), not where they are
+/// mapped from files; `extra_bytes` are what the command keeps beside it.
+void check_model_fits(const ModelSource& source, const ModelConfig& config,
+                      const EngineOptions& options, double extra_bytes);
 
 /// Writes a progress line to stderr, only when that is a terminal.
 class ProgressLine {

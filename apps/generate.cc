@@ -4,6 +4,7 @@
 #include "command_line.h"
 #include "core/fail.h"
 #include "dsv4/tokenizer.h"
+#include "engine/sampler.h"
 
 namespace dsv4::cli {
 namespace {
@@ -23,6 +24,7 @@ int run(Options& options) {
     fail(ErrorCode::kInvalidArgument, "-n ", options.generate.max_new_tokens,
          ", expected 0 or more");
   }
+  const Sampler checked(options.generate.sampling);  // bad options are refused before loading
   constexpr int64_t kMaxStepTokens = 512;
   const auto length = static_cast<int64_t>(prompt.size());
   StepLimits limits;
@@ -30,10 +32,11 @@ int run(Options& options) {
   limits.max_seqs = 1;
   limits.max_context = length + options.generate.max_new_tokens;
 
+  const EngineOptions engine_options = options.common.engine_options(limits);
+  check_model_fits(source, config, engine_options, 0);
   ProgressLine line;
   const Progress progress = line.callback();
-  const std::unique_ptr<Engine> engine =
-      Engine::load(source, options.common.engine_options(limits), progress);
+  const std::unique_ptr<Engine> engine = Engine::load(source, engine_options, progress);
   const Tokenizer* tokenizer = engine->tokenizer();
   const bool stream = !options.common.json;
   std::optional<StreamDecoder> decoder;
@@ -89,21 +92,30 @@ Command add_generate(CLI::App& app) {
   add_common_options(*command, options->common, ModelOption::kRequired);
   add_prompt_options(*command, options->prompt);
   GenerateOptions& generate = options->generate;
-  command->add_option("-n,--num-tokens", generate.max_new_tokens, "New tokens at most")
+  check_number<int>(
+      command->add_option("-n,--num-tokens", generate.max_new_tokens, "New tokens at most"))
       ->capture_default_str();
-  command->add_option("--temp", generate.sampling.temperature, "Temperature; 0 is greedy")
+  check_number<double>(
+      command->add_option("--temp", generate.sampling.temperature, "Temperature; 0 is greedy"))
       ->capture_default_str();
-  command
-      ->add_option("--top-p", generate.sampling.top_p,
-                   "Keep the likeliest tokens up to this mass, in (0, 1]")
+  check_number<double>(command->add_option("--top-p", generate.sampling.top_p,
+                                           "Keep the likeliest tokens up to this mass, in (0, 1]"))
       ->capture_default_str();
-  command->add_option("--top-k", generate.sampling.top_k, "Keep this many likeliest tokens; 0: all")
+  check_number<int>(command->add_option("--top-k", generate.sampling.top_k,
+                                        "Keep this many likeliest tokens; 0: all"))
       ->capture_default_str();
-  command
-      ->add_option("--seed", generate.sampling.seed,
-                   "Seed of the draws; the same seed gives the same text")
+  check_number<uint64_t>(
+      command->add_option("--seed", generate.sampling.seed,
+                          "Seed of the draws; the same seed gives the same text"))
       ->capture_default_str();
   command->add_flag("--stats", options->stats, "Print device, kernels and speeds to stderr");
+  command->footer(
+      "Text goes to stdout as it is made; progress goes to stderr, only when that is a terminal.\n"
+      "--json prints prompt_ids, ids, text, stopped_at_eos and timings instead.\n"
+      "Examples:\n"
+      "  dsv4 generate -m models/tiny-shakespeare -p 'JULIET:' -n 60 --stats\n"
+      "  dsv4 generate -m models/tiny-shakespeare -p 'JULIET:' --temp 0.8 --top-p 0.9 --seed 7\n"
+      "  dsv4 generate -m formula:models/tiny-shakespeare:1 --ids prompt.json -n 4 --json");
   return {command, [options] { return run(*options); }};
 }
 

@@ -117,6 +117,10 @@ Command add_inspect(CLI::App& app) {
       "inspect", "Config, tensors checked against the table, bytes per part, KV bytes per token");
   auto options = std::make_shared<Options>();
   add_common_options(*command, options->common, ModelOption::kRequired);
+  command->footer(
+      "Examples:\n"
+      "  dsv4 inspect -m models/tiny-shakespeare\n"
+      "  dsv4 inspect -m formula:configs/v4-pro.json --json");
   return {command, [options] { return run(*options); }};
 }
 

@@ -14,14 +14,23 @@ struct Options {
   PromptOptions prompt;
   std::string out;
   std::string taps;
+  bool taps_given = false;
   int64_t last = 0;
   bool last_given = false;
   int chunk = 0;
   bool chunk_given = false;
-  int64_t decode_from = -1;
+  int64_t decode_from = 0;
+  bool decode_from_given = false;
 };
 
 int run(Options& options) {
+  check_output("--out", options.out);
+  if (options.taps_given) {
+    check_output("--taps", options.taps);
+    if (options.taps == options.out) {
+      throw UsageError("--taps and --out name the same file: " + options.out);
+    }
+  }
   const ModelSource source = ModelSource::parse(options.common.model);
   const ModelConfig config = ModelConfig::load(source.path);
   const std::vector<int32_t> ids = read_prompt(options.prompt, config, options.common.model);
@@ -33,23 +42,26 @@ int run(Options& options) {
   if (options.chunk_given && options.chunk < 1) {
     fail(ErrorCode::kInvalidArgument, "--chunk ", options.chunk, ", expected 1 or more");
   }
-  if (options.decode_from != -1 && (options.decode_from < 0 || options.decode_from > length)) {
+  if (options.decode_from_given && (options.decode_from < 0 || options.decode_from > length)) {
     fail(ErrorCode::kInvalidArgument, "--decode-from ", options.decode_from, ", expected 0 to ",
          length);
   }
   const int64_t first = options.last_given ? length - options.last : 0;
-  const int64_t decode_from = options.decode_from == -1 ? length : options.decode_from;
+  const int64_t decode_from = options.decode_from_given ? options.decode_from : length;
   constexpr int64_t kDefaultChunk = 512;
   const int64_t chunk = std::min(length, options.chunk_given ? options.chunk : kDefaultChunk);
 
   EngineOptions engine_options =
       options.common.engine_options({static_cast<int>(chunk), 1, length});
   engine_options.max_logits = static_cast<int>(chunk);
+  check_model_fits(
+      source, config, engine_options,
+      static_cast<double>(length - first) * static_cast<double>(config.vocab_size) * sizeof(float));
   ProgressLine line;
   const Progress progress = line.callback();
   const std::unique_ptr<Engine> engine = Engine::load(source, engine_options, progress);
   TapCollector taps;
-  const ForwardOptions forward{options.taps.empty() ? nullptr : &taps, nullptr};
+  const ForwardOptions forward{options.taps_given ? &taps : nullptr, nullptr};
   const SequenceId sequence = engine->create_sequence();
   std::vector<float> logits;
   logits.reserve(static_cast<size_t>((length - first) * config.vocab_size));
@@ -69,7 +81,7 @@ int run(Options& options) {
       options.out,
       {{"logits", ConstTensor(logits.data(), DType::kF32, {length - first, config.vocab_size})},
        {"positions", ConstTensor(positions.data(), DType::kI32, {length - first})}});
-  if (!options.taps.empty()) write_safetensors(options.taps, taps.tensors());
+  if (options.taps_given) write_safetensors(options.taps, taps.tensors());
 
   // Mean loss of the tokens that follow, where the text has them.
   double loss = 0;
@@ -108,16 +120,29 @@ Command add_logits(CLI::App& app) {
       ->add_option("-o,--out", options->out,
                    "Output file: logits [P, vocab] f32, positions [P] i32")
       ->required();
-  command->add_option("--last", options->last, "Only the last N positions")
+  check_number<int64_t>(command->add_option("--last", options->last, "Only the last N positions"))
       ->each([options](const std::string&) { options->last_given = true; });
-  command
-      ->add_option("--chunk", options->chunk,
-                   "Tokens of the prompt per step (default 512); never changes a bit")
+  check_number<int>(
+      command->add_option("--chunk", options->chunk,
+                          "Tokens of the prompt per step (default 512); never changes a bit"))
       ->each([options](const std::string&) { options->chunk_given = true; });
-  command->add_option("--decode-from", options->decode_from,
-                      "Feed the tokens from this position on one by one");
-  command->add_option("--taps", options->taps,
-                      "Also write layer<N>/<name> for every intermediate result");
+  check_number<int64_t>(
+      command->add_option("--decode-from", options->decode_from,
+                          "Feed the tokens from this position on one by one; never changes a bit"))
+      ->each([options](const std::string&) { options->decode_from_given = true; });
+  command
+      ->add_option("--taps", options->taps,
+                   "Also write layer<N>/<name> for every intermediate result to this file")
+      ->each([options](const std::string&) { options->taps_given = true; });
+  command->footer(
+      "Row p of `logits` scores the token after position positions[p]. Names of the taps: attn_in, "
+      "q, kv,\n"
+      "compressed, index_scores, topk, attn_before_o, attn_out, expert_ids, expert_weights, "
+      "mlp_out, streams_out.\n"
+      "Examples:\n"
+      "  dsv4 logits -m models/tiny-shakespeare -p 'JULIET:' -o logits.safetensors\n"
+      "  dsv4 logits -m models/tiny-shakespeare --ids ids.json -o last.safetensors --last 16 "
+      "--numerics exact");
   return {command, [options] { return run(*options); }};
 }
 

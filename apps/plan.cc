@@ -1,5 +1,3 @@
-#include <unistd.h>
-
 #include <cstdio>
 #include <nlohmann/json.hpp>
 
@@ -16,11 +14,6 @@ struct Options {
   int seqs = 1;
   int step_tokens = 512;
 };
-
-int64_t host_memory_bytes() {
-  return static_cast<int64_t>(sysconf(_SC_PHYS_PAGES)) *
-         static_cast<int64_t>(sysconf(_SC_PAGE_SIZE));
-}
 
 int run(Options& options) {
   if (options.common.model.empty() == options.config.empty()) {
@@ -80,12 +73,19 @@ Command add_plan(CLI::App& app) {
   auto options = std::make_shared<Options>();
   add_common_options(*command, options->common, ModelOption::kOptional);
   command->add_option("--config", options->config, "config.json instead of a model folder");
-  command
-      ->add_option("--ctx", options->context, "Tokens of each sequence, prompt and answer together")
+  check_number<int64_t>(command->add_option("--ctx", options->context,
+                                            "Tokens of each sequence, prompt and answer together"))
       ->required();
-  command->add_option("--seqs", options->seqs, "Sequences at once")->capture_default_str();
-  command->add_option("--step-tokens", options->step_tokens, "Tokens of one step at most")
+  check_number<int>(command->add_option("--seqs", options->seqs, "Sequences at once"))
       ->capture_default_str();
+  check_number<int>(
+      command->add_option("--step-tokens", options->step_tokens, "Tokens of one step at most"))
+      ->capture_default_str();
+  command->footer(
+      "Exit code 1 when it does not fit.\n"
+      "Examples:\n"
+      "  dsv4 plan -m models/tiny-shakespeare --ctx 4096 --seqs 8\n"
+      "  dsv4 plan --config configs/v4-flash.json --ctx 1048576 --json");
   return {command, [options] { return run(*options); }};
 }
 

@@ -34,6 +34,11 @@ Command add_tokenize(CLI::App& app) {
       ->required();
   command->add_option("text", options->text, "Text to encode")->required();
   command->add_flag("--json", options->json, "Print one JSON object: ids, pieces");
+  command->footer(
+      "Spellings of special tokens inside the text become these tokens. A text that begins with a "
+      "dash goes after --.\n"
+      "Example:\n"
+      "  dsv4 tokenize -m models/tiny-shakespeare 'Romeo, Romeo' --json");
   return {command, [options] { return run(*options); }};
 }
 
