@@ -3,9 +3,11 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 seconds=${1:-60}
-scripts/build.sh fuzz
-for target in build/fuzz/tests/fuzz/*_fuzz; do
-  name=$(basename "$target" _fuzz)
+mapfile -t targets < <(basename -s .cc tests/fuzz/*_fuzz.cc)
+scripts/build.sh fuzz "${targets[@]}"
+for target in "${targets[@]}"; do
+  name=${target%_fuzz}
+  target=build/fuzz/tests/fuzz/$target
   corpus=$(mktemp -d)
   echo "fuzz: $name, $seconds s"
   "$target" -max_total_time="$seconds" -timeout=20 -rss_limit_mb=4096 -max_len=65536 -print_final_stats=0 -verbosity=0 \

@@ -94,7 +94,11 @@ TEST(Layer, DuplicateNamesAreRefused) {
   const auto source =
       formula_source(expected_attention_tensors(config, kind, "a."), 1, FormulaStorage::kReleased);
   const AttentionWeights weights = bind_attention(*source, config, kind, "a.");
-  AttentionArgs args{.config = &config, .kind = kind, .name = "layers.0.attn", .weights = &weights};
+  AttentionArgs args;
+  args.config = &config;
+  args.kind = kind;
+  args.name = "layers.0.attn";
+  args.weights = &weights;
   args.device = &harness.device();
   args.names = &names;
   const auto first = cpu::CpuAttention::create(args);
