@@ -7,5 +7,5 @@ scripts/setup.sh --ci
 cmake -S . -B build/clang -DCMAKE_EXPORT_COMPILE_COMMANDS=ON >/dev/null
 # Per-ISA kernel files are left out: the intrinsics headers alone cost minutes, and their names follow the same headers.
 mapfile -t files < <(git ls-files 'src/*.cc' 'apps/*.cc' | grep -vE '_(avx2|avx512|avx512bf16)\.cc$')
-printf '%s\n' "${files[@]}" | xargs -P "$(nproc)" -n 4 clang-tidy -p build/clang --quiet --warnings-as-errors='*' \
-  2>/dev/null
+printf '%s\n' "${files[@]}" |
+  xargs -P "$(nproc)" -n 4 clang-tidy -p build/clang --quiet --warnings-as-errors='*' 2>/dev/null

@@ -15,6 +15,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+/* NOLINTBEGIN(readability-identifier-naming): C names */
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -157,3 +158,4 @@ dsv4_status dsv4_attention_forward(dsv4_attention* attention, const int64_t* seq
 #endif
 
 #endif /* DSV4_C_API_H_ */
+/* NOLINTEND(readability-identifier-naming) */

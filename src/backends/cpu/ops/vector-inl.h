@@ -134,7 +134,7 @@ DSV4_INLINE Mask is_nan(const Floats& a) {
 // ---- is not touched.
 
 struct Whole {
-  static constexpr int64_t count = kLanes;
+  static constexpr int64_t count = kLanes;  // NOLINT: named as in First, for templates over both
 };
 struct First {
   int64_t count;
