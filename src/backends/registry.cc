@@ -10,8 +10,8 @@
 #include "backends/amd/driver.h"
 #include "backends/cpu/cpu_attention.h"
 #include "backends/cpu/cpu_device.h"
-#include "backends/nvidia/descriptors.h"
 #include "backends/nvidia/driver.h"
+#include "backends/nvidia/nvidia.h"
 #include "core/fail.h"
 
 namespace dsv4 {
@@ -23,12 +23,13 @@ std::string nothing_missing() {
 
 // Within a platform the first that fits is taken when a request names none.
 std::vector<BackendEntry>& registry() {
-  static std::vector<BackendEntry> entries = {
-      {&cpu::CpuAttention::static_descriptor(), nothing_missing, cpu::CpuAttention::create},
-      {&nvidia::flashmla_descriptor(), nvidia::why_not_here, nullptr},
-      {&nvidia::flashinfer_descriptor(), nvidia::why_not_here, nullptr},
-      {&amd::rocm_aiter_descriptor(), amd::why_not_here, nullptr},
-  };
+  static std::vector<BackendEntry> entries = [] {
+    std::vector<BackendEntry> out{
+        {&cpu::CpuAttention::static_descriptor(), nothing_missing, cpu::CpuAttention::create}};
+    for (const BackendEntry& entry : nvidia::backend_entries()) out.push_back(entry);
+    out.push_back({&amd::rocm_aiter_descriptor(), amd::why_not_here, nullptr});
+    return out;
+  }();
   return entries;
 }
 
@@ -112,7 +113,7 @@ std::unique_ptr<Device> open_device(const DeviceId& id, int num_threads) {
       }
     }
   }
-  // No GPU kernels exist in this version, so there is no memory or stream to hand out either.
+  if (reasons.empty() && id.platform == Platform::kCuda) return nvidia::open_device(id.index);
   fail(ErrorCode::kUnsupported, "device ", id.str(), " cannot be used: ", join_reasons(reasons));
 }
 

@@ -6,6 +6,7 @@
 
 #include "backends/cpu/parallel.h"
 #include "core/fail.h"
+#include "ops/forced_candidates.h"
 
 namespace dsv4::cpu {
 namespace {
@@ -28,23 +29,6 @@ int64_t scratch_bytes(const ScratchLimits& limits) {
   return std::max({linear_scratch_bytes(limits), attend_scratch_bytes(limits),
                    index_logits_scratch_bytes(limits), top_k_scratch_bytes(limits),
                    rowwise_scratch_bytes(limits), moe_scratch_bytes(limits)});
-}
-
-// Splits "family:name,family:name"; empty parts are skipped.
-std::vector<std::pair<std::string_view, std::string_view>> parse_forced(std::string_view text) {
-  std::vector<std::pair<std::string_view, std::string_view>> out;
-  while (!text.empty()) {
-    const size_t comma = std::min(text.find(','), text.size());
-    const std::string_view part = text.substr(0, comma);
-    text.remove_prefix(std::min(comma + 1, text.size()));
-    if (part.empty()) continue;
-    const size_t colon = part.find(':');
-    if (colon == std::string_view::npos) {
-      fail(ErrorCode::kInvalidArgument, "DSV4_KERNEL: \"", part, "\", expected family:name");
-    }
-    out.emplace_back(part.substr(0, colon), part.substr(colon + 1));
-  }
-  return out;
 }
 
 }  // namespace
@@ -70,29 +54,8 @@ Ops make_ops(std::string_view forced) {
   ops.map_slots = map_slots;
   ops.moe = moe;
   ops.scratch_bytes = scratch_bytes;
-  std::string_view installed;
-  for (const Candidate& candidate : candidates()) {
-    if (candidate.family == installed || !candidate.why_not().empty()) continue;
-    candidate.install(ops);
-    installed = candidate.family;
-  }
-  for (const auto& [family, name] : parse_forced(forced)) {
-    const Candidate* found = nullptr;
-    std::string known;
-    for (const Candidate& candidate : candidates()) {
-      known += concat(known.empty() ? "" : ", ", candidate.family, ":", candidate.name);
-      if (candidate.family == family && candidate.name == name) found = &candidate;
-    }
-    if (found == nullptr) {
-      fail(ErrorCode::kInvalidArgument, "DSV4_KERNEL: no kernel ", family, ":", name,
-           "; there are ", known);
-    }
-    if (const std::string reason = found->why_not(); !reason.empty()) {
-      fail(ErrorCode::kUnsupported, "DSV4_KERNEL: ", family, ":", name,
-           " cannot run here: ", reason);
-    }
-    found->install(ops);
-  }
+  install_candidates(ops, candidates(), forced,
+                     [](const Candidate& candidate) { return candidate.why_not(); });
   return ops;
 }
 

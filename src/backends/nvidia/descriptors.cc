@@ -1,12 +1,24 @@
 #include "backends/nvidia/descriptors.h"
 
+#include <algorithm>
+
 #include "backends/nvidia/driver.h"
 
 namespace dsv4::nvidia {
 namespace {
 
-// Set by CMake from DSV4_ENABLE_CUDA.
-constexpr bool kHostBuilt = DSV4_HAS_CUDA_HOST != 0;
+// Set by CMake: "sm_80,compute_80,sm_90a,sm_120"; empty in a build without CUDA.
+constexpr std::string_view kBuiltFor = DSV4_CUDA_ARCHITECTURES;
+
+std::vector<std::string> split(std::string_view list) {
+  std::vector<std::string> out;
+  while (!list.empty()) {
+    const size_t comma = std::min(list.find(','), list.size());
+    out.emplace_back(list.substr(0, comma));
+    list.remove_prefix(std::min(comma + 1, list.size()));
+  }
+  return out;
+}
 
 AttentionDescriptor common() {
   AttentionDescriptor out;
@@ -20,8 +32,10 @@ AttentionDescriptor common() {
   out.head_sizes = {512};
   out.compress_ratios = {0, 4, 128};
   out.growing_block_tokens = {256};
-  out.not_built = kHostBuilt ? "host side built; kernels are not part of this version"
-                             : "not built in (configure with -DDSV4_ENABLE_CUDA=ON)";
+  out.architectures = split(kBuiltFor);
+  if (out.architectures.empty()) {
+    out.not_built = "not built in (configure with -DDSV4_ENABLE_CUDA=ON)";
+  }
   return out;
 }
 

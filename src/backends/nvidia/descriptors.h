@@ -1,4 +1,5 @@
-// The two NVIDIA backends as data. Their kernels are not part of this version.
+// The two NVIDIA backends as data, the same in builds with and without CUDA but for
+// `architectures`.
 #pragma once
 #include <string>
 
@@ -11,7 +12,7 @@ const AttentionDescriptor& flashmla_descriptor();
 /// FLASHINFER_MLA_SPARSE_DSV4: plain bf16 or per-tensor FP8 rows.
 const AttentionDescriptor& flashinfer_descriptor();
 
-/// Why neither runs here: not built, no kernels, no driver, no device.
+/// Why neither runs here: not built, no driver, no device. Empty when a device is there.
 std::string why_not_here();
 
 }  // namespace dsv4::nvidia

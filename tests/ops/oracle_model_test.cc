@@ -1,6 +1,6 @@
 // The operations around attention against the oracle: embedding, hyper-connections, routing,
 // experts.
-#include "tests/backends/cpu/ops/oracle_testing.h"
+#include "tests/ops/oracle_testing.h"
 
 namespace dsv4::testing {
 namespace {
@@ -292,9 +292,7 @@ TEST_P(OracleModelOps, Route) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Candidates, OracleModelOps,
-                         ::testing::ValuesIn(cpu::rowwise_candidates().begin(),
-                                             cpu::rowwise_candidates().end()),
+INSTANTIATE_TEST_SUITE_P(Candidates, OracleModelOps, ::testing::ValuesIn(op_candidates("rowwise")),
                          candidate_name);
 
 }  // namespace

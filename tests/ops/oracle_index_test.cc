@@ -1,7 +1,7 @@
 // The indexer against the oracle: scores of every candidate, selection, slots.
 #include <limits>
 
-#include "tests/backends/cpu/ops/oracle_testing.h"
+#include "tests/ops/oracle_testing.h"
 
 namespace dsv4::testing {
 namespace {
@@ -20,6 +20,7 @@ TEST_P(OracleIndexLogits, EveryFormatAgrees) {
     SCOPED_TRACE(::testing::Message() << kv_format_name(which.format) << ", " << which.heads
                                       << " heads, " << which.rows_per_block << " rows a block");
     const bool exact = which.format == KvFormat::kIndexF32;
+    if (exact && !this->exact()) continue;
     const DType act = exact ? DType::kF32 : DType::kBf16;
     constexpr int kSeqs = 2, kEntries = 150, kTokens = 9, kRatio = 4;
     const int columns = (kEntries + which.rows_per_block - 1) / which.rows_per_block;
@@ -102,21 +103,11 @@ TEST_P(OracleIndexLogits, EveryFormatAgrees) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Candidates, OracleIndexLogits,
-                         ::testing::ValuesIn(cpu::index_logits_candidates().begin(),
-                                             cpu::index_logits_candidates().end()),
-                         candidate_name);
+                         ::testing::ValuesIn(op_candidates("index_logits")), candidate_name);
 
-class OracleSelection : public ::testing::Test {
- protected:
-  OracleSelection() : device_(cpu::open_cpu_device(2)), memory_(*device_) {
-    ops_ = cpu::make_ops("");
-  }
-  std::unique_ptr<Device> device_;
-  Ops ops_;
-  DeviceMemory memory_;
-};
+class OracleTopK : public CandidateTest {};
 
-TEST_F(OracleSelection, TopKOrdersByScoreThenIndex) {
+TEST_P(OracleTopK, OrdersByScoreThenIndex) {
   constexpr int kTokens = 40, kEntries = 700;
   Random random(5);
   std::vector<float> logits(kTokens * kEntries);
@@ -137,21 +128,20 @@ TEST_F(OracleSelection, TopKOrdersByScoreThenIndex) {
   }
   for (int k : {1, 64, 512, 1024}) {
     const std::vector<int32_t> blank(static_cast<size_t>(kTokens * k), -7);
-    int32_t* indices = memory_.put(blank);
-    int32_t* length = memory_.put(std::vector<int32_t>(kTokens, -7));
+    int32_t* indices = memory().put(blank);
+    int32_t* length = memory().put(std::vector<int32_t>(kTokens, -7));
     ScratchLimits limits;
     limits.max_tokens = kTokens;
     limits.max_entries = kEntries;
     limits.index_topk = k;
-    limits.num_threads = 2;
     const TopKParams params{
-        .logits = ConstTensor(memory_.put(logits), DType::kF32, {kTokens, kEntries}),
-        .end = memory_.put(end),
+        .logits = ConstTensor(memory().put(logits), DType::kF32, {kTokens, kEntries}),
+        .end = memory().put(end),
         .topk_indices = Tensor(indices, DType::kI32, {kTokens, k}),
         .topk_length = length};
-    run_op_with({device_.get(), &ops_}, ops_.top_k, params, ops_.scratch_bytes(limits));
-    const std::vector<int32_t> actual = memory_.get(indices, int64_t{kTokens} * k);
-    const std::vector<int32_t> actual_length = memory_.get(length, kTokens);
+    run(ops_.top_k, params, limits);
+    const std::vector<int32_t> actual = memory().get(indices, int64_t{kTokens} * k);
+    const std::vector<int32_t> actual_length = memory().get(length, kTokens);
     for (int t = 0; t < kTokens; ++t) {
       const Vector scores(logits.begin() + t * kEntries, logits.begin() + t * kEntries + end[t]);
       std::vector<int32_t> expected = oracle::top_k(scores, k);
@@ -162,10 +152,14 @@ TEST_F(OracleSelection, TopKOrdersByScoreThenIndex) {
           << "token " << t << ", k " << k;
     }
   }
-  EXPECT_TRUE(memory_.guards_intact());
 }
 
-TEST_F(OracleSelection, MapSlotsFollowsTheBlockTable) {
+INSTANTIATE_TEST_SUITE_P(Candidates, OracleTopK, ::testing::ValuesIn(op_candidates("top_k")),
+                         candidate_name);
+
+class OracleMapSlots : public CandidateTest {};
+
+TEST_P(OracleMapSlots, FollowsTheBlockTable) {
   constexpr int kTokens = 7, kTopk = 20, kColumns = 9, kRows = 64;
   Random random(6);
   const std::vector<int32_t> table = random.permutation(3 * kColumns);
@@ -174,15 +168,15 @@ TEST_F(OracleSelection, MapSlotsFollowsTheBlockTable) {
   for (int i = 0; i < kTokens * kTopk; ++i) {
     indices.push_back(i % 6 == 5 ? -1 : static_cast<int32_t>(random.below(kColumns * kRows)));
   }
-  int32_t* slots = memory_.put(std::vector<int32_t>(indices.size(), -7));
+  int32_t* slots = memory().put(std::vector<int32_t>(indices.size(), -7));
   const MapSlotsParams params{
-      .topk_indices = ConstTensor(memory_.put(indices), DType::kI32, {kTokens, kTopk}),
-      .token_to_seq = memory_.put(token_to_seq),
-      .blocks = {memory_.put(table), kColumns, kColumns, kRows * 4},
+      .topk_indices = ConstTensor(memory().put(indices), DType::kI32, {kTokens, kTopk}),
+      .token_to_seq = memory().put(token_to_seq),
+      .blocks = {memory().put(table), kColumns, kColumns, kRows * 4},
       .rows_per_block = kRows,
       .slots = Tensor(slots, DType::kI32, {kTokens, kTopk})};
-  run_op_with({device_.get(), &ops_}, ops_.map_slots, params, 0);
-  const std::vector<int32_t> actual = memory_.get(slots, kTokens * kTopk);
+  run(ops_.map_slots, params, {});
+  const std::vector<int32_t> actual = memory().get(slots, kTokens * kTopk);
   for (size_t i = 0; i < indices.size(); ++i) {
     const int seq = token_to_seq[i / kTopk];
     const int32_t expected =  // cache_layouts.md 6
@@ -192,6 +186,9 @@ TEST_F(OracleSelection, MapSlotsFollowsTheBlockTable) {
     EXPECT_EQ(actual[i], expected) << i;
   }
 }
+
+INSTANTIATE_TEST_SUITE_P(Candidates, OracleMapSlots, ::testing::ValuesIn(op_candidates("rowwise")),
+                         candidate_name);
 
 }  // namespace
 }  // namespace dsv4::testing

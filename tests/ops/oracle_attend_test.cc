@@ -1,10 +1,10 @@
-// Every attend candidate of the CPU, forced in turn, through the suite of the canonical reduction.
+// Every attend candidate of every device, forced in turn, through the suite of the canonical
+// reduction.
 #include <gtest/gtest.h>
 
 #include <ostream>
 
-#include "backends/cpu/candidates.h"
-#include "backends/cpu/cpu_device.h"
+#include "tests/testing/op_candidates.h"
 #include "tests/testing/reduction_suite.h"
 
 namespace dsv4::testing {
@@ -17,19 +17,21 @@ const std::vector<AttendCase>& all_cases() {
 }
 
 struct Param {
-  cpu::Candidate candidate;
+  OpCandidate candidate;
   size_t case_idx;
 };
 
 void PrintTo(const Param& param, std::ostream* out) {
-  *out << param.candidate.family << ":" << param.candidate.name << ", "
-       << all_cases()[param.case_idx].name;
+  *out << param.candidate.label() << ", " << all_cases()[param.case_idx].name;
 }
 
 std::vector<Param> params() {
   std::vector<Param> out;
-  for (const cpu::Candidate& candidate : cpu::attend_candidates()) {
-    for (size_t i = 0; i < all_cases().size(); ++i) out.push_back({candidate, i});
+  for (const OpCandidate& candidate : op_candidates("attend")) {
+    for (size_t i = 0; i < all_cases().size(); ++i) {
+      if (all_cases()[i].activation == DType::kF32 && !candidate.exact) continue;
+      out.push_back({candidate, i});
+    }
   }
   return out;
 }
@@ -37,13 +39,14 @@ std::vector<Param> params() {
 class OracleAttend : public ::testing::TestWithParam<Param> {
  protected:
   void SetUp() override {
-    if (const std::string reason = candidate().why_not(); !reason.empty()) {
-      GTEST_SKIP() << candidate().name << ": " << reason;
+    if (!candidate().why_not.empty()) {
+      GTEST_SKIP() << candidate().label() << ": " << candidate().why_not;
     }
-    candidate().install(ops_);
-    device_ = cpu::open_cpu_device(2);
+    OpenedCandidate opened = open_candidate(candidate(), 2);
+    ops_ = opened.ops;
+    device_ = std::move(opened.device);
   }
-  const cpu::Candidate& candidate() const { return GetParam().candidate; }
+  const OpCandidate& candidate() const { return GetParam().candidate; }
   const AttendCase& which() const { return all_cases()[GetParam().case_idx]; }
   Subject subject() { return {device_.get(), &ops_}; }
 
@@ -64,10 +67,11 @@ TEST_P(OracleAttend, CornerCases) {
 }
 
 TEST_P(OracleAttend, BitsDoNotDependOnThreads) {
+  if (candidate().platform != Platform::kCpu) GTEST_SKIP() << "threads are the CPU's";
   const std::vector<AttendToken> tokens = edge_tokens(which());
   const AttendResult two = run_attend(subject(), which(), tokens, {});
   for (int threads : {1, 5}) {
-    device_ = cpu::open_cpu_device(threads);
+    device_ = open_candidate(candidate(), threads).device;
     const AttendResult other = run_attend(subject(), which(), tokens, {});
     EXPECT_EQ(two.out, other.out) << threads << " threads";
     EXPECT_EQ(two.lse, other.lse) << threads << " threads";
@@ -76,7 +80,7 @@ TEST_P(OracleAttend, BitsDoNotDependOnThreads) {
 
 INSTANTIATE_TEST_SUITE_P(Candidates, OracleAttend, ::testing::ValuesIn(params()),
                          [](const ::testing::TestParamInfo<Param>& info) {
-                           return std::string(info.param.candidate.name) + "_" +
+                           return info.param.candidate.label() + "_" +
                                   all_cases()[info.param.case_idx].name;
                          });
 

@@ -1,5 +1,5 @@
 // linear against the oracle: every candidate, weight format, activation type and output type.
-#include "tests/backends/cpu/ops/oracle_testing.h"
+#include "tests/ops/oracle_testing.h"
 
 namespace dsv4::testing {
 namespace {
@@ -148,9 +148,7 @@ TEST_P(OracleLinear, EveryFormatAgrees) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Candidates, OracleLinear,
-                         ::testing::ValuesIn(cpu::linear_candidates().begin(),
-                                             cpu::linear_candidates().end()),
+INSTANTIATE_TEST_SUITE_P(Candidates, OracleLinear, ::testing::ValuesIn(op_candidates("linear")),
                          candidate_name);
 
 }  // namespace

@@ -1,5 +1,5 @@
 // Norms, rotations, the window cache write and the quantised inverse rotation against the oracle.
-#include "tests/backends/cpu/ops/oracle_testing.h"
+#include "tests/ops/oracle_testing.h"
 
 namespace dsv4::testing {
 namespace {
@@ -311,9 +311,7 @@ TEST_P(OracleNormRope, IndexQuery) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Candidates, OracleNormRope,
-                         ::testing::ValuesIn(cpu::rowwise_candidates().begin(),
-                                             cpu::rowwise_candidates().end()),
+INSTANTIATE_TEST_SUITE_P(Candidates, OracleNormRope, ::testing::ValuesIn(op_candidates("rowwise")),
                          candidate_name);
 
 }  // namespace

@@ -1,7 +1,7 @@
 // The compressor against the oracle: sequences fed in chunks through the state ring, every format.
 #include <set>
 
-#include "tests/backends/cpu/ops/oracle_testing.h"
+#include "tests/ops/oracle_testing.h"
 
 namespace dsv4::testing {
 namespace {
@@ -249,9 +249,7 @@ TEST_P(OracleCompress, ChunksThroughTheStateRing) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Candidates, OracleCompress,
-                         ::testing::ValuesIn(cpu::rowwise_candidates().begin(),
-                                             cpu::rowwise_candidates().end()),
+INSTANTIATE_TEST_SUITE_P(Candidates, OracleCompress, ::testing::ValuesIn(op_candidates("rowwise")),
                          candidate_name);
 
 }  // namespace

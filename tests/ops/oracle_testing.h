@@ -1,45 +1,33 @@
-// Shared by the oracle tests of the CPU's operations: every candidate of a family, forced in turn,
-// and bounds of quantised results.
+// Shared by the oracle tests of the operations: every candidate of a family on every device, forced
+// in turn, and bounds of quantised results.
 #pragma once
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <cmath>
 #include <memory>
-#include <ostream>
 #include <set>
 #include <string>
 #include <vector>
 
-#include "backends/cpu/candidates.h"
-#include "backends/cpu/cpu_device.h"
 #include "tests/oracle/layer_parts.h"
 #include "tests/oracle/numbers.h"
 #include "tests/testing/device_memory.h"
+#include "tests/testing/op_candidates.h"
 #include "tests/testing/random.h"
 #include "tests/testing/tolerance.h"
-
-namespace dsv4::cpu {
-
-/// What a failing parameterised test says of its parameter.
-inline void PrintTo(const Candidate& candidate, std::ostream* out) {
-  *out << candidate.family << ":" << candidate.name;
-}
-
-}  // namespace dsv4::cpu
 
 namespace dsv4::testing {
 
 /// One candidate of one family; the others of the table are the machine's best.
-class CandidateTest : public ::testing::TestWithParam<cpu::Candidate> {
+class CandidateTest : public ::testing::TestWithParam<OpCandidate> {
  protected:
   void SetUp() override {
-    const cpu::Candidate& candidate = GetParam();
-    if (const std::string reason = candidate.why_not(); !reason.empty()) {
-      GTEST_SKIP() << candidate.name << ": " << reason;
-    }
-    device_ = cpu::open_cpu_device(kThreads);
-    ops_ = cpu::make_ops(std::string(candidate.family) + ":" + std::string(candidate.name));
+    if (!GetParam().why_not.empty())
+      GTEST_SKIP() << GetParam().label() << ": " << GetParam().why_not;
+    OpenedCandidate opened = open_candidate(GetParam(), kThreads);
+    device_ = std::move(opened.device);
+    ops_ = opened.ops;
     memory_ = std::make_unique<DeviceMemory>(*device_);
   }
   void TearDown() override {
@@ -47,6 +35,8 @@ class CandidateTest : public ::testing::TestWithParam<cpu::Candidate> {
     EXPECT_TRUE(memory_->guards_intact());
   }
   static constexpr int kThreads = 2;
+  /// Does it take f32 activations and caches?
+  bool exact() const { return GetParam().exact; }
   Subject subject() const { return {device_.get(), &ops_}; }
   /// Runs with the scratch that Ops::scratch_bytes answers for `limits`.
   template <typename Params>
@@ -68,8 +58,8 @@ class CandidateTest : public ::testing::TestWithParam<cpu::Candidate> {
   std::unique_ptr<DeviceMemory> memory_;
 };
 
-inline std::string candidate_name(const ::testing::TestParamInfo<cpu::Candidate>& info) {
-  return std::string(info.param.name);
+inline std::string candidate_name(const ::testing::TestParamInfo<OpCandidate>& info) {
+  return info.param.label();
 }
 
 inline Vector normal_values(Random& random, int64_t count, double scale) {

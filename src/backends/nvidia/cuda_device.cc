@@ -1,0 +1,124 @@
+#include "backends/nvidia/cuda_device.h"
+
+#include <algorithm>
+#include <cstdlib>
+
+#include "attention/descriptor.h"
+#include "backends/nvidia/candidates.h"
+#include "backends/nvidia/driver.h"
+#include "backends/nvidia/ops/gpu_check.h"
+
+namespace dsv4::nvidia {
+namespace {
+
+// Makes `index` the device of the calling thread; the caller's choice comes back at the end.
+class UseDevice {
+ public:
+  explicit UseDevice(int index) {
+    DSV4_CUDA_CHECK(cudaGetDevice(&before_));
+    if (before_ != index) DSV4_CUDA_CHECK(cudaSetDevice(index));
+    changed_ = before_ != index;
+  }
+  ~UseDevice() {
+    if (changed_) cudaSetDevice(before_);
+  }
+  UseDevice(const UseDevice&) = delete;
+  UseDevice& operator=(const UseDevice&) = delete;
+
+ private:
+  int before_ = 0;
+  bool changed_ = false;
+};
+
+class CudaDevice final : public Device {
+ public:
+  CudaDevice(int index, const DeviceInfo& info) : index_(index), info_(info) {
+    DSV4_CUDA_CHECK(cudaSetDevice(index));
+    DSV4_CUDA_CHECK(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
+    const char* forced = std::getenv("DSV4_KERNEL");
+    forced_ = forced == nullptr ? "" : forced;
+    ops_ = make_ops(info.capability, forced_);
+  }
+  ~CudaDevice() override { cudaStreamDestroy(stream_); }
+
+  DeviceId id() const override { return {Platform::kCuda, index_}; }
+  std::string description() const override {
+    std::string out =
+        concat(info_.name, " (", architecture_name(Platform::kCuda, info_.capability), ")");
+    std::string_view last_family;
+    for (const Candidate& candidate : candidates()) {
+      if (candidate.family == last_family || !candidate.why_not(info_.capability).empty()) continue;
+      out +=
+          concat(last_family.empty() ? ", kernels " : " ", candidate.family, ":", candidate.name);
+      last_family = candidate.family;
+    }
+    if (!forced_.empty()) out += concat(", DSV4_KERNEL=", forced_);
+    return out;
+  }
+
+  Buffer allocate(int64_t bytes) override {
+    DSV4_CHECK(bytes >= 0);
+    const UseDevice use(index_);
+    void* data = nullptr;
+    const cudaError_t code = cudaMalloc(&data, static_cast<size_t>(std::max<int64_t>(bytes, 1)));
+    if (code == cudaErrorMemoryAllocation) {
+      cudaGetLastError();  // the failure is reported here; later launches are not to blame
+      size_t free_bytes = 0, total_bytes = 0;
+      cudaMemGetInfo(&free_bytes, &total_bytes);
+      fail(ErrorCode::kOutOfMemory, id().str(), ": ", bytes, " bytes could not be allocated, ",
+           free_bytes, " of ", total_bytes, " are free");
+    }
+    if (code != cudaSuccess) cuda_failed(code, "cudaMalloc", __FILE__, __LINE__);
+    const int index = index_;
+    return Buffer(data, bytes, [index](void* memory) {
+      int before = 0;
+      cudaGetDevice(&before);
+      cudaSetDevice(index);
+      cudaFree(memory);
+      cudaSetDevice(before);
+    });
+  }
+  void copy_to_device(void* device, const void* host, int64_t bytes, Stream stream) override {
+    copy(device, host, bytes, cudaMemcpyHostToDevice, stream);
+  }
+  void copy_to_host(void* host, const void* device, int64_t bytes, Stream stream) override {
+    copy(host, device, bytes, cudaMemcpyDeviceToHost, stream);
+  }
+  void copy_on_device(void* to, const void* from, int64_t bytes, Stream stream) override {
+    copy(to, from, bytes, cudaMemcpyDeviceToDevice, stream);
+  }
+  void synchronize(Stream stream) override {
+    const UseDevice use(index_);
+    DSV4_CUDA_CHECK(cudaStreamSynchronize(stream_of(stream)));
+  }
+  bool reads_host_memory() const override { return false; }
+  Stream default_stream() override { return {stream_}; }
+  const Ops& ops() const override { return ops_; }
+
+ private:
+  void copy(void* to, const void* from, int64_t bytes, cudaMemcpyKind kind, Stream stream) {
+    if (bytes <= 0) return;
+    const UseDevice use(index_);
+    DSV4_CUDA_CHECK(cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), kind, stream_of(stream)));
+  }
+
+  int index_;
+  DeviceInfo info_;
+  cudaStream_t stream_ = nullptr;
+  Ops ops_;
+  std::string forced_;
+};
+
+}  // namespace
+
+std::unique_ptr<Device> open_cuda_device(int index) {
+  const DeviceSearch search = find_devices();
+  if (index < 0 || static_cast<size_t>(index) >= search.devices.size()) {
+    fail(ErrorCode::kUnsupported, "cuda:", index, ": ",
+         search.devices.empty() ? search.why_none
+                                : concat("there are ", search.devices.size(), " devices"));
+  }
+  return std::make_unique<CudaDevice>(index, search.devices[static_cast<size_t>(index)]);
+}
+
+}  // namespace dsv4::nvidia
