@@ -62,11 +62,13 @@ class StepPlan {
 
   /// Refreshes the plan for `batch`; tokens of a sequence are adjacent, in batch order. Every
   /// sequence must have been reserved its tokens. Tokens up to `padded_tokens` (0: none) are
-  /// padding: slot -1, no visible rows.
+  /// padding: slot -1, no visible rows. With `for_recording` the host numbers that choose grids are
+  /// those of the limits, so that work recorded with this plan (Device::record) fits every later
+  /// batch that is updated the same way with as many tokens, padding included.
   /// @throws Error kInvalidArgument naming the limit that the batch exceeds; the plan keeps its old
   /// content then.
   void update(std::span<const BatchEntry> batch, const KvCachePool& pool, Stream stream,
-              int padded_tokens = 0);
+              int padded_tokens = 0, bool for_recording = false);
 
   const PlanView& view() const;
   const StepLimits& limits() const;

@@ -66,6 +66,15 @@ struct DeviceLimits {
   }
 };
 
+/// Recorded work of a stream: one launch replays it with the same addresses, grids and host
+/// numbers.
+class RecordedWork {
+ public:
+  virtual ~RecordedWork() = default;
+  /// Enqueues everything that was recorded. @throws Error kDeviceError.
+  virtual void launch(Stream stream) = 0;
+};
+
 /// A place where weights, caches and steps live. Made by `open_device` (dsv4/backend.h).
 class Device {
  public:
@@ -87,6 +96,15 @@ class Device {
   /// from the file.
   virtual bool reads_host_memory() const = 0;
   virtual Stream default_stream() = 0;
+  virtual bool can_record() const { return false; }
+  /// Records what `body` enqueues on `stream`, without running it; null where the device cannot.
+  /// `body` must not wait for the device, allocate, or copy host memory, and should have run once
+  /// before (kernels are loaded when first used).
+  /// @throws Error kDeviceError; what `body` throws.
+  virtual std::unique_ptr<RecordedWork> record(Stream stream, const std::function<void()>& body) {
+    (void)stream, (void)body;
+    return nullptr;
+  }
   /// Host threads that operations of this device use; scratch memory depends on it.
   virtual int num_threads() const { return 1; }
   virtual const Ops& ops() const = 0;

@@ -161,7 +161,7 @@ struct StepPlan::Impl {
   }
 
   void update(std::span<const BatchEntry> batch, const KvCachePool& pool, Stream stream,
-              int padded_tokens) {
+              int padded_tokens, bool for_recording) {
     check(batch, pool, padded_tokens);
     int32_t tokens = 0, max_query = 0;
     int64_t max_context = 0;
@@ -189,11 +189,13 @@ struct StepPlan::Impl {
       max_query = std::max(max_query, num_tokens);
       max_context = std::max(max_context, context + num_tokens);
     }
-    staging[layout.query_start + static_cast<int64_t>(batch.size())] = tokens;
+    // Sequences after the last one have no tokens.
+    for (auto s = static_cast<int64_t>(batch.size()); s <= limits.max_seqs; ++s)
+      staging[layout.query_start + s] = tokens;
     view.num_tokens = std::max(tokens, padded_tokens);
-    view.num_seqs = static_cast<int32_t>(batch.size());
-    view.max_query_len = max_query;
-    view.max_context = max_context;
+    view.num_seqs = for_recording ? limits.max_seqs : static_cast<int32_t>(batch.size());
+    view.max_query_len = for_recording ? view.num_tokens : max_query;
+    view.max_context = for_recording ? limits.max_context : max_context;
     // Only the rows in use travel: growing tables of a million tokens are 16 KiB a sequence.
     const int64_t bytes =
         (layout.growing_table + static_cast<int64_t>(batch.size()) * layout.growing_columns) *
@@ -218,8 +220,8 @@ StepPlan::StepPlan(const ModelConfig& config, const StepLimits& limits,
 StepPlan::~StepPlan() = default;
 
 void StepPlan::update(std::span<const BatchEntry> batch, const KvCachePool& pool, Stream stream,
-                      int padded_tokens) {
-  impl_->update(batch, pool, stream, padded_tokens);
+                      int padded_tokens, bool for_recording) {
+  impl_->update(batch, pool, stream, padded_tokens, for_recording);
 }
 
 const PlanView& StepPlan::view() const {

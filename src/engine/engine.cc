@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <charconv>
 #include <filesystem>
+#include <map>
 #include <thread>
 
 #include "checkpoint/bind.h"
@@ -129,6 +130,8 @@ struct Engine::Impl {
   Buffer logits;      // [max_logits, vocab] f32 on the device
   std::vector<int32_t> host_ids, host_rows;
   std::vector<float> host_logits;  // devices that the host cannot read
+  // Decode steps by number of tokens: the first one runs as it is, the second one is recorded.
+  std::map<int64_t, std::unique_ptr<RecordedWork>> recorded_steps;
 
   Device& device() { return *resolved.device; }
 };
@@ -298,12 +301,27 @@ ConstTensor Engine::step(std::span<const Feed> feeds, const ForwardOptions& opti
                         num_tokens * int64_t{sizeof(int32_t)}, stream);
   device.copy_to_device(impl.logit_rows.data(), impl.host_rows.data(),
                         num_logits * int64_t{sizeof(int32_t)}, stream);
-  impl.plan->update(batch, *impl.pool, stream);
+  // One new token and its logits for every sequence: the same work at every step.
+  const bool is_decode =
+      num_tokens == static_cast<int64_t>(feeds.size()) && num_logits == num_tokens;
+  const bool record =
+      is_decode && device.can_record() && options.taps == nullptr && options.observer == nullptr;
+  impl.plan->update(batch, *impl.pool, stream, 0, record);
   Tensor logits(impl.logits.data(), DType::kF32, {num_logits, impl.config.vocab_size});
-  impl.model->forward(*impl.plan, *impl.pool,
-                      reinterpret_cast<const int32_t*>(impl.token_ids.data()),
-                      reinterpret_cast<const int32_t*>(impl.logit_rows.data()), num_logits, logits,
-                      {impl.workspace.data(), impl.workspace.bytes()}, stream, options);
+  const auto forward = [&] {
+    impl.model->forward(*impl.plan, *impl.pool,
+                        reinterpret_cast<const int32_t*>(impl.token_ids.data()),
+                        reinterpret_cast<const int32_t*>(impl.logit_rows.data()), num_logits,
+                        logits, {impl.workspace.data(), impl.workspace.bytes()}, stream, options);
+  };
+  if (const auto [at, is_first] = record ? impl.recorded_steps.try_emplace(num_tokens)
+                                         : std::pair{impl.recorded_steps.end(), true};
+      is_first) {
+    forward();
+  } else {
+    if (at->second == nullptr) at->second = device.record(stream, forward);
+    at->second->launch(stream);
+  }
   for (const BatchEntry& entry : batch) impl.pool->advance(entry.sequence, entry.num_tokens);
   if (!device.reads_host_memory()) {
     device.copy_to_host(impl.host_logits.data(), logits.data, logits.num_bytes(), stream);

@@ -44,11 +44,13 @@ struct LayerCase {
   Numerics numerics;
   oracle::Roundings roundings;
   int ratio, heads, groups;
+  LayerTarget target = {};
   bool exact() const { return numerics.activation == DType::kF32; }
 };
 
 void PrintTo(const LayerCase& which, std::ostream* out) {
-  *out << which.name << " ratio " << which.ratio << ", " << which.heads << " heads";
+  *out << which.target.backend << " " << which.name << " ratio " << which.ratio << ", "
+       << which.heads << " heads";
 }
 
 std::vector<LayerCase> layer_cases() {
@@ -68,7 +70,11 @@ std::vector<LayerCase> layer_cases() {
                           LayerCase{"exact", kExact, oracle::kExact, 0, 4, 2}, bf16, fp8}) {
     for (int ratio : {0, 4, 128}) {
       which.ratio = ratio;
-      out.push_back(which);
+      for (const LayerTarget& target : layer_targets()) {
+        if (!unsupported(which.numerics, target.descriptor()).empty()) continue;
+        which.target = target;
+        out.push_back(which);
+      }
     }
   }
   return out;
@@ -87,7 +93,8 @@ class LayerOracle : public ::testing::TestWithParam<LayerCase> {
 
   std::unique_ptr<LayerHarness> make_layer(const Numerics& numerics) const {
     return std::make_unique<LayerHarness>(small_config(which().heads, which().groups),
-                                          which().ratio, numerics, StepLimits{140, 1, 320});
+                                          which().ratio, numerics, StepLimits{140, 1, 320},
+                                          TensorParallel{}, which().target);
   }
   const LayerCase& which() const { return GetParam(); }
   DType act() const { return which().numerics.activation; }
@@ -127,6 +134,9 @@ class LayerOracle : public ::testing::TestWithParam<LayerCase> {
 };
 
 void LayerOracle::SetUp() {
+  if (const std::string reason = which().target.why_not(); !reason.empty()) {
+    GTEST_SKIP() << which().target.backend << ": " << reason;
+  }
   const ModelConfig config = small_config(which().heads, which().groups);
   harness_ = make_layer(which().numerics);
   const LayerKind kind = harness_->layer().kind();
@@ -465,7 +475,7 @@ TEST_P(LayerOracle, Agrees) {
 
 INSTANTIATE_TEST_SUITE_P(Cases, LayerOracle, ::testing::ValuesIn(layer_cases()),
                          [](const ::testing::TestParamInfo<LayerCase>& info) {
-                           return std::string(info.param.name) + "_" +
+                           return info.param.target.label() + "_" + info.param.name + "_" +
                                   (info.param.ratio == 0   ? "sliding"
                                    : info.param.ratio == 4 ? "csa"
                                                            : "hca");

@@ -206,9 +206,10 @@ inline void LayerRecord::keep_step(LayerHarness& harness, const StepTaps& taps, 
 
   // Rows that the step wrote, where the plan put them. With `row` [elems], the bytes must be those
   // of the oracle's encoder.
-  const auto read_row = [&](const CacheView& cache, int64_t slot, const double* row) {
+  const auto read_row = [&](std::vector<std::byte>& image, const CacheView& cache, int64_t slot,
+                            const double* row) {
     const oracle::RowLayout layout = layout_of(cache.format);
-    const oracle::Page page{reinterpret_cast<uint8_t*>(cache.base) +
+    const oracle::Page page{reinterpret_cast<uint8_t*>(image.data()) +
                                 slot / cache.rows_per_block * cache.block_stride_bytes,
                             cache.rows_per_block, layout, cache.row_elems};
     const int64_t at = slot % cache.rows_per_block;
@@ -224,22 +225,31 @@ inline void LayerRecord::keep_step(LayerHarness& harness, const StepTaps& taps, 
   };
   const PlanView& plan = harness.plan().view();
   const LayerCaches caches = harness.pool().caches(0);
+  const std::vector<int32_t> positions = harness.download(plan.positions, tokens);
+  const std::vector<int64_t> window_slots = harness.download(plan.window_slot_mapping, tokens);
+  std::vector<std::byte> window = harness.download(caches.window);
   for (int64_t t = 0; t < tokens; ++t) {
-    ASSERT_EQ(plan.positions[t], begin + t);
-    append(window_rows,
-           read_row(caches.window, plan.window_slot_mapping[t], kv.row(begin + t).data()), dim);
+    const auto i = static_cast<size_t>(t);
+    ASSERT_EQ(positions[i], begin + t);
+    append(window_rows, read_row(window, caches.window, window_slots[i], kv.row(begin + t).data()),
+           dim);
   }
   if (ratio == 0) return;
   append(compressed, taps.at("compressed").values, dim);
-  const RatioPlan& ratio_plan = *plan.ratio(ratio);
+  const std::vector<int64_t> entry_slots =
+      harness.download(plan.ratio(ratio)->slot_mapping, tokens);
+  std::vector<std::byte> compressed_image = harness.download(caches.compressed), index_image;
+  if (ratio == 4) index_image = harness.download(caches.index);
   int64_t entry = first_entry;
   for (int64_t t = 0; t < tokens; ++t) {
-    const int64_t slot = ratio_plan.slot_mapping[t];
+    const int64_t slot = entry_slots[static_cast<size_t>(t)];
     ASSERT_EQ(slot >= 0, (begin + t + 1) % ratio == 0) << begin + t;
     if (slot < 0) continue;
-    append(compressed_rows, read_row(caches.compressed, slot, compressed.row(entry++).data()), dim);
+    append(compressed_rows,
+           read_row(compressed_image, caches.compressed, slot, compressed.row(entry++).data()),
+           dim);
     if (ratio == 4)
-      append(index_rows, read_row(caches.index, slot, nullptr), config.index_head_dim);
+      append(index_rows, read_row(index_image, caches.index, slot, nullptr), config.index_head_dim);
   }
   ASSERT_EQ(entry, last_entry);
   if (ratio != 4) return;

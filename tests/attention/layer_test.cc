@@ -10,7 +10,9 @@ namespace dsv4 {
 namespace {
 
 using testing::formula_hidden;
+using testing::layer_targets;
 using testing::LayerHarness;
+using testing::LayerTarget;
 using testing::small_config;
 
 // Outputs of 2 and 4 ranks add up to the whole. In `exact` only the order of the f32 sums over
@@ -74,14 +76,20 @@ TEST(TensorParallel, RefusesWhatDoesNotDivide) {
 // Every head count works without padding, all kinds; a head's output does not depend on how many
 // others there are.
 TEST(Heads, AnyCount) {
-  for (int heads : {1, 2, 3, 7, 16, 33, 64, 128}) {
-    for (int ratio : {0, 4, 128}) {
-      const ModelConfig config = small_config(heads, 1);
-      LayerHarness harness(config, ratio, kServing, {140, 1, 140});
-      const std::vector<float> out = harness.forward(harness.pool().create().value(),
-                                                     formula_hidden(140, config.hidden_size, 3));
-      for (float value : out)
-        ASSERT_TRUE(std::isfinite(value)) << heads << " heads, ratio " << ratio;
+  for (const LayerTarget& target : layer_targets()) {
+    if (!target.why_not().empty()) continue;
+    Numerics numerics = kServing;
+    numerics.kv = target.descriptor().native_format;
+    for (int heads : {1, 2, 3, 7, 16, 33, 64, 128}) {
+      for (int ratio : {0, 4, 128}) {
+        const ModelConfig config = small_config(heads, 1);
+        LayerHarness harness(config, ratio, numerics, {140, 1, 140}, {}, target);
+        const std::vector<float> out = harness.forward(harness.pool().create().value(),
+                                                       formula_hidden(140, config.hidden_size, 3));
+        for (float value : out)
+          ASSERT_TRUE(std::isfinite(value))
+              << target.backend << ", " << heads << " heads, ratio " << ratio;
+      }
     }
   }
 }
@@ -101,9 +109,10 @@ TEST(Layer, DuplicateNamesAreRefused) {
   args.weights = &weights;
   args.device = &harness.device();
   args.names = &names;
-  const auto first = cpu::CpuAttention::create(args);
+  const AttentionDescriptor& descriptor = harness.layer().descriptor();
+  const auto first = create_attention(descriptor, args);
   try {
-    cpu::CpuAttention::create(args);
+    create_attention(descriptor, args);
     FAIL() << "the second layer of a name must be refused";
   } catch (const Error& error) {
     EXPECT_NE(std::string(error.what()).find("duplicate layer"), std::string::npos);

@@ -8,6 +8,7 @@
 
 #include "backends/cpu/candidates.h"
 #include "core/fail.h"
+#include "dsv4/backend.h"
 #include "dsv4/engine.h"
 
 namespace dsv4 {
@@ -28,9 +29,48 @@ std::vector<int32_t> some_ids(int64_t length, uint32_t seed) {
   return out;
 }
 
-EngineOptions default_options(int64_t length, const Numerics& numerics = kServing) {
+// Backends of this build on the first device of their platform.
+std::vector<const AttentionDescriptor*> built_backends() {
+  std::vector<const AttentionDescriptor*> out;
+  for (const BackendEntry& entry : backends()) {
+    if (entry.create != nullptr) out.push_back(entry.descriptor);
+  }
+  return out;
+}
+
+// Tests of one backend.
+template <typename Base>
+class OnBackend : public Base {
+ protected:
+  void use(const AttentionDescriptor* descriptor) {
+    backend_ = descriptor;
+    for (const BackendEntry& entry : backends()) {
+      if (entry.descriptor != descriptor) continue;
+      if (const std::string reason = entry.why_not_here(); !reason.empty()) {
+        GTEST_SKIP() << descriptor->name << ": " << reason;
+      }
+    }
+  }
+  EngineOptions default_options(int64_t length, const Numerics& numerics = kServing) const;
+  /// Those of serving, reference and exact that the backend takes.
+  std::vector<const Numerics*> numerics() const {
+    std::vector<const Numerics*> out;
+    for (const Numerics* numerics : {&kServing, &kReference, &kExact}) {
+      Numerics native = *numerics;
+      if (native.activation == DType::kBf16) native.kv = backend_->native_format;
+      if (unsupported(native, *backend_).empty()) out.push_back(numerics);
+    }
+    return out;
+  }
+  const AttentionDescriptor* backend_ = nullptr;
+};
+
+template <typename Base>
+EngineOptions OnBackend<Base>::default_options(int64_t length, const Numerics& numerics) const {
   EngineOptions options;
   options.numerics = numerics;
+  options.device = DeviceId{backend_->platform, 0}.str();
+  options.attention_backend = backend_->name;
   options.threads = 2;
   options.limits = {1000, 4, length};
   options.max_logits = 1000;
@@ -75,11 +115,19 @@ class ForcedKernel {
   ~ForcedKernel() { unsetenv("DSV4_KERNEL"); }
 };
 
-class Lengths : public testing::TestWithParam<int> {};
+class Lengths
+    : public OnBackend<testing::TestWithParam<std::tuple<const AttentionDescriptor*, int>>> {
+ protected:
+  void SetUp() override { use(std::get<0>(GetParam())); }
+};
+class Invariance : public OnBackend<testing::TestWithParam<const AttentionDescriptor*>> {
+ protected:
+  void SetUp() override { use(GetParam()); }
+};
 
 // Every length modulo 4 and around the 128 boundaries: in one piece, in chunks, token by token.
 TEST_P(Lengths, ChunksDoNotMatter) {
-  const int length = GetParam();
+  const int length = std::get<1>(GetParam());
   const auto engine = Engine::load(ModelSource::parse(model_path()), default_options(length));
   const std::vector<int32_t> ids = some_ids(length, 1);
   const Rows whole = run(*engine, ids, {1000});
@@ -90,13 +138,19 @@ TEST_P(Lengths, ChunksDoNotMatter) {
   expect_same_bits(run(*engine, ids, {5, 1, 130, 2}), whole, "uneven chunks");
 }
 INSTANTIATE_TEST_SUITE_P(All, Lengths,
-                         testing::Values(1, 2, 3, 4, 5, 8, 63, 64, 65, 126, 127, 128, 129, 130, 131,
-                                         255, 256, 257, 258, 259, 260, 261, 383, 384, 385));
+                         testing::Combine(testing::ValuesIn(built_backends()),
+                                          testing::Values(1, 2, 3, 4, 5, 8, 63, 64, 65, 126, 127,
+                                                          128, 129, 130, 131, 255, 256, 257, 258,
+                                                          259, 260, 261, 383, 384, 385)),
+                         [](const auto& info) {
+                           return concat(std::get<0>(info.param)->class_name, "_",
+                                         std::get<1>(info.param));
+                         });
 
 // Long enough that the indexer selects (from position 259 on) and that windows move over several
 // blocks.
-TEST(Invariance, LongPromptInChunks) {
-  for (const Numerics* numerics : {&kServing, &kReference, &kExact}) {
+TEST_P(Invariance, LongPromptInChunks) {
+  for (const Numerics* numerics : this->numerics()) {
     const int length = 1100;
     const auto engine =
         Engine::load(ModelSource::parse(model_path()), default_options(length, *numerics));
@@ -113,7 +167,7 @@ TEST(Invariance, LongPromptInChunks) {
   }
 }
 
-TEST(Invariance, OtherSequencesInTheBatchDoNotMatter) {
+TEST_P(Invariance, OtherSequencesInTheBatchDoNotMatter) {
   const std::vector<std::vector<int32_t>> prompts{some_ids(300, 3), some_ids(129, 4),
                                                   some_ids(7, 5), some_ids(270, 6)};
   const auto engine = Engine::load(ModelSource::parse(model_path()), default_options(400));
@@ -157,7 +211,7 @@ TEST(Invariance, OtherSequencesInTheBatchDoNotMatter) {
   }
 }
 
-TEST(Invariance, BlocksDoNotMatter) {
+TEST_P(Invariance, BlocksDoNotMatter) {
   const std::vector<int32_t> ids = some_ids(420, 7);
   Rows expected;
   struct Case {
@@ -186,7 +240,8 @@ TEST(Invariance, BlocksDoNotMatter) {
   }
 }
 
-TEST(Invariance, ThreadsDoNotMatter) {
+TEST_P(Invariance, ThreadsDoNotMatter) {
+  if (backend_->platform != Platform::kCpu) GTEST_SKIP() << "a property of the CPU's kernels";
   const std::vector<int32_t> ids = some_ids(330, 9);
   for (const Numerics* numerics : {&kServing, &kReference, &kExact}) {
     Rows expected;
@@ -202,7 +257,8 @@ TEST(Invariance, ThreadsDoNotMatter) {
 }
 
 // Every candidate kernel, forced in turn, gives the bits of the best one.
-TEST(Invariance, KernelsDoNotMatter) {
+TEST_P(Invariance, KernelsDoNotMatter) {
+  if (backend_->platform != Platform::kCpu) GTEST_SKIP() << "a property of the CPU's kernels";
   const std::vector<int32_t> ids = some_ids(276, 10);  // the indexer selects from position 259 on
   for (const Numerics* numerics : {&kServing, &kReference, &kExact}) {
     Rows expected;
@@ -224,7 +280,7 @@ TEST(Invariance, KernelsDoNotMatter) {
 }
 
 // A prefix shared by fork gives the bits of a sequence that computed it.
-TEST(Invariance, ForkedPrefixGivesTheSameBits) {
+TEST_P(Invariance, ForkedPrefixGivesTheSameBits) {
   for (int64_t prefix : {4, 130, 256, 301}) {
     const std::vector<int32_t> ids = some_ids(prefix + 60, 11);
     const auto engine = Engine::load(ModelSource::parse(model_path()), default_options(400));
@@ -245,6 +301,9 @@ TEST(Invariance, ForkedPrefixGivesTheSameBits) {
                      "fork at " + std::to_string(prefix));
   }
 }
+
+INSTANTIATE_TEST_SUITE_P(All, Invariance, testing::ValuesIn(built_backends()),
+                         [](const auto& info) { return std::string(info.param->class_name); });
 
 }  // namespace
 }  // namespace dsv4

@@ -30,6 +30,25 @@ class UseDevice {
   bool changed_ = false;
 };
 
+// An instantiated CUDA graph.
+class RecordedGraph final : public RecordedWork {
+ public:
+  RecordedGraph(int device, cudaGraph_t graph) : device_(device) {
+    const cudaError_t code = cudaGraphInstantiate(&exec_, graph, 0);
+    cudaGraphDestroy(graph);
+    DSV4_CUDA_CHECK(code);
+  }
+  ~RecordedGraph() override { cudaGraphExecDestroy(exec_); }
+  void launch(Stream stream) override {
+    const UseDevice use(device_);
+    DSV4_CUDA_CHECK(cudaGraphLaunch(exec_, stream_of(stream)));
+  }
+
+ private:
+  int device_;
+  cudaGraphExec_t exec_ = nullptr;
+};
+
 class CudaDevice final : public Device {
  public:
   CudaDevice(int index, const DeviceInfo& info) : index_(index), info_(info) {
@@ -93,6 +112,22 @@ class CudaDevice final : public Device {
   }
   bool reads_host_memory() const override { return false; }
   Stream default_stream() override { return {stream_}; }
+  bool can_record() const override { return true; }
+  std::unique_ptr<RecordedWork> record(Stream stream, const std::function<void()>& body) override {
+    const UseDevice use(index_);
+    cudaGraph_t graph = nullptr;
+    DSV4_CUDA_CHECK(cudaStreamBeginCapture(stream_of(stream), cudaStreamCaptureModeThreadLocal));
+    try {
+      body();
+    } catch (...) {
+      cudaStreamEndCapture(stream_of(stream), &graph);
+      if (graph != nullptr) cudaGraphDestroy(graph);
+      cudaGetLastError();
+      throw;
+    }
+    DSV4_CUDA_CHECK(cudaStreamEndCapture(stream_of(stream), &graph));
+    return std::make_unique<RecordedGraph>(index_, graph);
+  }
   const Ops& ops() const override { return ops_; }
 
  private:

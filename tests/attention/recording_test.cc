@@ -1,0 +1,60 @@
+// A step recorded once (one CUDA graph) replays with new lengths, slots and inputs: same bits as
+// steps that run one by one.
+#include <gtest/gtest.h>
+
+#include <cstring>
+
+#include "tests/attention/layer_harness.h"
+
+namespace dsv4::testing {
+namespace {
+
+class Recording : public ::testing::TestWithParam<std::tuple<LayerTarget, int>> {};
+
+TEST_P(Recording, ReplaysWithNewLengths) {
+  const auto& [target, ratio] = GetParam();
+  if (const std::string reason = target.why_not(); !reason.empty()) {
+    GTEST_SKIP() << target.backend << ": " << reason;
+  }
+  Numerics numerics = kServing;
+  numerics.kv = target.descriptor().native_format;
+  const ModelConfig config = small_config(8, 2);
+  const StepLimits limits{250, 2, 600};
+  LayerHarness eager(config, ratio, numerics, limits, {}, target);
+  LayerHarness recorded(config, ratio, numerics, limits, {}, target);
+  if (!eager.device().can_record()) GTEST_SKIP() << target.device << " records nothing";
+
+  // Two sequences take turns: the recorded step must follow the plan to other blocks and slots.
+  // The second prompt ends where the indexer begins to leave entries out (position 259).
+  const int64_t prompts[] = {250, 120};
+  SequenceId eager_ids[2], recorded_ids[2];
+  const auto expect_same = [&](const std::vector<float>& a, const std::vector<float>& b,
+                               const std::string& what) {
+    ASSERT_EQ(a.size(), b.size());
+    EXPECT_EQ(std::memcmp(a.data(), b.data(), a.size() * sizeof(float)), 0) << what;
+  };
+  for (int s = 0; s < 2; ++s) {
+    eager_ids[s] = eager.pool().create().value();
+    recorded_ids[s] = recorded.pool().create().value();
+    const std::vector<float> hidden = formula_hidden(prompts[s], config.hidden_size, 21 + s);
+    expect_same(recorded.forward_recorded(recorded_ids[s], hidden),
+                eager.forward(eager_ids[s], hidden), "prompt");
+  }
+  for (int step = 0; step < 40; ++step) {
+    const int s = step % 2;
+    const std::vector<float> hidden = formula_hidden(1, config.hidden_size, 100 + step);
+    expect_same(recorded.forward_recorded(recorded_ids[s], hidden),
+                eager.forward(eager_ids[s], hidden), "step " + std::to_string(step));
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Targets, Recording,
+                         ::testing::Combine(::testing::ValuesIn(layer_targets()),
+                                            ::testing::Values(0, 4, 128)),
+                         [](const auto& info) {
+                           return std::get<0>(info.param).label() + "_" +
+                                  std::to_string(std::get<1>(info.param));
+                         });
+
+}  // namespace
+}  // namespace dsv4::testing
