@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <cstring>
 #include <map>
+#include <mutex>
 #include <nlohmann/json.hpp>
 #include <thread>
 
@@ -129,44 +130,55 @@ void fill(SingleLayer& layer, SequenceId sequence, int64_t context) {
       fail(ErrorCode::kOutOfMemory, "bench: no room for ", context, " tokens");
     pool.advance(sequence, count);
   }
-  const auto fill_rows = [&](const CacheView& cache, int64_t rows, auto&& slot_of) {
+  Device& device = layer.device();
+  const Stream stream = device.default_stream();
+  std::mutex copying;  // pages are encoded on all threads, copied one by one
+  // `blocks` are the physical blocks of the first `rows` rows.
+  const auto fill_rows = [&](const CacheView& cache, int64_t rows,
+                             std::span<const int32_t> blocks) {
     if (!cache || rows == 0) return;
     const int threads = std::max(1, layer.options().threads);
     std::vector<std::thread> workers;
     for (int worker = 0; worker < threads; ++worker) {
       workers.emplace_back([&, worker] {
         std::vector<float> row(static_cast<size_t>(cache.row_elems));
-        for (int64_t r = worker; r < rows; r += threads) {
-          Values values(static_cast<uint64_t>(r) + 7);
-          for (float& value : row) value = values.next();
-          encode_row(cache, slot_of(r), row.data());
+        std::vector<std::byte> page(
+            static_cast<size_t>(page_bytes(cache.format, cache.rows_per_block, cache.row_elems)));
+        CacheView one = cache;
+        one.base = page.data();
+        one.num_blocks = 1;
+        const int64_t count = (rows + cache.rows_per_block - 1) / cache.rows_per_block;
+        for (int64_t b = worker; b < count; b += threads) {
+          const int64_t begin = b * cache.rows_per_block;
+          for (int64_t r = begin; r < std::min<int64_t>(rows, begin + cache.rows_per_block); ++r) {
+            Values values(static_cast<uint64_t>(r) + 7);
+            for (float& value : row) value = values.next();
+            encode_row(one, r - begin, row.data());
+          }
+          const std::lock_guard<std::mutex> lock(copying);
+          device.copy_to_device(
+              cache.base + blocks[static_cast<size_t>(b)] * cache.block_stride_bytes, page.data(),
+              static_cast<int64_t>(page.size()), stream);
+          device.synchronize(stream);
         }
       });
     }
     for (std::thread& worker : workers) worker.join();
   };
   const auto window = pool.window_blocks(sequence);
-  const int64_t window_rows = context - window.first_token;
-  fill_rows(caches.window, window_rows, [&](int64_t r) {
-    return int64_t{window.blocks[static_cast<size_t>(r / caches.window.rows_per_block)]} *
-               caches.window.rows_per_block +
-           r % caches.window.rows_per_block;
-  });
-  const auto growing = pool.growing_blocks(sequence);
+  fill_rows(caches.window, context - window.first_token, window.blocks);
   const int ratio = layer.kind().compress_ratio;
   for (const CacheView& cache : {caches.compressed, caches.index}) {
-    fill_rows(cache, ratio == 0 ? 0 : context / ratio, [&](int64_t r) {
-      return int64_t{growing[static_cast<size_t>(r / cache.rows_per_block)]} *
-                 cache.rows_per_block +
-             r % cache.rows_per_block;
-    });
+    fill_rows(cache, ratio == 0 ? 0 : context / ratio, pool.growing_blocks(sequence));
   }
   for (const StateView& state : {caches.state, caches.index_state}) {
     if (!state) continue;
     Values values(11);
-    float* ring = state.base + pool.state_slot(sequence) * state.slot_stride_elems;
-    for (int64_t i = 0; i < int64_t{state.ring_rows} * state.row_elems; ++i)
-      ring[i] = values.next();
+    std::vector<float> ring(static_cast<size_t>(int64_t{state.ring_rows} * state.row_elems));
+    for (float& value : ring) value = values.next();
+    device.copy_to_device(state.base + pool.state_slot(sequence) * state.slot_stride_elems,
+                          ring.data(), static_cast<int64_t>(ring.size() * sizeof(float)), stream);
+    device.synchronize(stream);
   }
 }
 

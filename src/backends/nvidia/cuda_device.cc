@@ -6,6 +6,7 @@
 #include "attention/descriptor.h"
 #include "backends/nvidia/candidates.h"
 #include "backends/nvidia/driver.h"
+#include "backends/nvidia/limits.h"
 #include "backends/nvidia/ops/gpu_check.h"
 
 namespace dsv4::nvidia {
@@ -129,6 +130,10 @@ class CudaDevice final : public Device {
     return std::make_unique<RecordedGraph>(index_, graph);
   }
   const Ops& ops() const override { return ops_; }
+  DeviceLimits measure_limits() override {
+    const UseDevice use(index_);
+    return nvidia::measure_limits(*this);
+  }
 
  private:
   void copy(void* to, const void* from, int64_t bytes, cudaMemcpyKind kind, Stream stream) {
