@@ -201,7 +201,8 @@ struct StepPlan::Impl {
         (layout.growing_table + static_cast<int64_t>(batch.size()) * layout.growing_columns) *
         int64_t{sizeof(int32_t)};
     device.copy_to_device(sequence_memory.data(), staging.data(), bytes, stream);
-    const OpContext context{stream, nullptr, &device.ops()};
+    Arena no_scratch(sequence_memory.data(), 0);  // the operation takes none
+    const OpContext context{stream, &no_scratch, &device.ops()};
     device.ops().expand_plan({.plan = view, .sliding_window = config.sliding_window}, context);
   }
 };
