@@ -43,13 +43,6 @@ struct TensorParallel {
   int size = 1;
 };
 
-/// New tokens of one sequence in a step; they follow the KvCachePool::length tokens that the
-/// sequence has.
-struct BatchEntry {
-  SequenceId sequence;
-  int32_t num_tokens;
-};
-
 /// Addresses, ranges and slots of one step, shared by all layers. Allocates once, at construction.
 class StepPlan {
  public:

@@ -80,6 +80,13 @@ int64_t page_bytes(KvFormat format, int64_t rows, int row_elems);
 
 using SequenceId = int64_t;
 
+/// New tokens of one sequence in a step; they follow the KvCachePool::length tokens that the
+/// sequence has.
+struct BatchEntry {
+  SequenceId sequence;
+  int32_t num_tokens;
+};
+
 struct PoolLimits {
   int64_t total_tokens = 0;  ///< tokens of all sequences: any max_seqs sequences with that many
                              ///< tokens in total fit (what blocks round up comes on top)
@@ -126,6 +133,10 @@ class KvCachePool {
   /// holds beyond that. All or nothing: false when blocks ran out; the reservation stays as it was.
   /// Window blocks that no later token can see are given back first.
   bool reserve(SequenceId sequence, int64_t new_tokens);
+  /// reserve() for every sequence of a step, all or nothing: after an error the sequences before
+  /// the refused one hold no reservation.
+  /// @throws Error kOutOfMemory naming the first sequence without room and the free blocks.
+  void reserve_step(std::span<const BatchEntry> batch);
   /// Tells that the first `tokens` of the reserved ones have been written by a step.
   /// @throws Error kInvalidArgument when fewer are reserved.
   void advance(SequenceId sequence, int64_t tokens);

@@ -188,7 +188,6 @@ void DeepseekV4Attention::select(Step& step) const {
                        .positions = plan.positions,
                        .format = layer.numerics.index,
                        .hadamard = layer.numerics.index_hadamard,
-                       .index_scale = config.index_scale(),
                        .q_out = step.index_q_quantised,
                        .weights_out = step.index_weights_folded},
                       context);

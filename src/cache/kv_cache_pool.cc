@@ -306,6 +306,23 @@ bool KvCachePool::reserve(SequenceId sequence, int64_t new_tokens) {
   return impl_->reserve(impl_->find(sequence), new_tokens);
 }
 
+void KvCachePool::reserve_step(std::span<const BatchEntry> batch) {
+  size_t reserved = 0;
+  try {
+    for (; reserved < batch.size(); ++reserved) {
+      const auto& [sequence, num_tokens] = batch[reserved];
+      if (reserve(sequence, num_tokens)) continue;
+      const PoolUsage now = usage();
+      fail(ErrorCode::kOutOfMemory, "no room for ", num_tokens, " tokens of sequence ", sequence,
+           ": ", now.growing_blocks_free, " of ", now.growing_blocks, " growing blocks and ",
+           now.window_blocks_free, " of ", now.window_blocks, " window blocks are free");
+    }
+  } catch (...) {
+    for (const BatchEntry& entry : batch.first(reserved)) reserve(entry.sequence, 0);
+    throw;
+  }
+}
+
 void KvCachePool::advance(SequenceId sequence, int64_t tokens) {
   Sequence& entry = impl_->find(sequence);
   if (tokens < 0 || tokens > entry.reserved) {

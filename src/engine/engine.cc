@@ -277,17 +277,7 @@ ConstTensor Engine::step(std::span<const Feed> feeds, const ForwardOptions& opti
     fail(ErrorCode::kInvalidArgument, num_logits, " rows of logits in one step, the limit is ",
          impl.resolved.max_logits);
   }
-  for (size_t i = 0; i < batch.size(); ++i) {
-    const BatchEntry& entry = batch[i];
-    if (impl.pool->reserve(entry.sequence, entry.num_tokens)) continue;
-    const PoolUsage usage = impl.pool->usage();
-    // Give back what the sequences before it were reserved: a refused step changes nothing.
-    for (size_t j = 0; j < i; ++j) impl.pool->reserve(batch[j].sequence, 0);
-    fail(ErrorCode::kOutOfMemory, "no room for ", entry.num_tokens, " tokens of sequence ",
-         entry.sequence, ": ", usage.growing_blocks_free, " of ", usage.growing_blocks,
-         " growing blocks and ", usage.window_blocks_free, " of ", usage.window_blocks,
-         " window blocks are free");
-  }
+  impl.pool->reserve_step(batch);
 
   impl.host_ids.clear();
   impl.host_rows.clear();

@@ -33,11 +33,13 @@ ResolvedOptions resolve_options(const ModelConfig& config, const EngineOptions& 
   out.max_logits = options.max_logits == 0 ? options.limits.max_seqs : options.max_logits;
   out.max_logits = std::min(out.max_logits, options.limits.max_tokens);
   const DeviceId id = DeviceId::parse(options.device);
-  const AttentionSelection selection = select_attention(config, target_of(id),
-                                                        {.backend = options.attention_backend,
-                                                         .kv_cache_dtype = options.kv_cache_dtype,
-                                                         .numerics = options.numerics,
-                                                         .tensor_parallel_size = 1});
+  const AttentionSelection selection =
+      select_attention(config, target_of(id),
+                       {.backend = options.attention_backend,
+                        .kv_cache_dtype = options.kv_cache_dtype,
+                        .numerics = options.numerics,
+                        .tensor_parallel_size = 1,
+                        .growing_block_tokens = options.growing_block_tokens});
   if (selection.descriptor == nullptr) fail(ErrorCode::kUnsupported, selection.message());
   out.descriptor = selection.descriptor;
   options.numerics = selection.numerics;

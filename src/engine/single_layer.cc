@@ -146,12 +146,7 @@ void SingleLayer::forward(std::span<const BatchEntry> batch, ConstTensor hidden,
     fail(ErrorCode::kInvalidArgument, "a step of ", tokens, " tokens, the limit is ",
          resolved.limits.max_tokens);
   }
-  for (size_t i = 0; i < batch.size(); ++i) {
-    if (impl.pool->reserve(batch[i].sequence, batch[i].num_tokens)) continue;
-    for (size_t j = 0; j < i; ++j) impl.pool->reserve(batch[j].sequence, 0);
-    fail(ErrorCode::kOutOfMemory, "no room for ", batch[i].num_tokens, " tokens of sequence ",
-         batch[i].sequence);
-  }
+  impl.pool->reserve_step(batch);
   const DType act = resolved.numerics.activation;
   const int64_t bytes = tokens * impl.config.hidden_size * size_of(act);
   convert_rows(hidden, impl.staging.data(), act);

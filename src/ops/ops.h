@@ -183,7 +183,6 @@ struct IndexQueryParams {
   const int32_t* positions;
   KvFormat format;  // kIndexFp8, kIndexMxfp4, kIndexF32
   bool hadamard;
-  float index_scale;  // (index_heads * index_dim)^-0.5
   Tensor q_out;       // [T, index_heads, index_dim]: CPU: bf16 holding the quantised values without
                       // FP8's scale (f32 in kIndexF32)
   Tensor weights_out;  // [T, index_heads] f32, all factors folded in

@@ -11,6 +11,7 @@
 
 #include "cache/block_allocator.h"
 #include "cache/kv_format.h"
+#include "core/fail.h"
 #include "dsv4/cache.h"
 #include "dsv4/error.h"
 #include "tests/testing/host_device.h"
@@ -259,6 +260,36 @@ TEST(KvCachePool, ReservationIsExactAndAllOrNothing) {
   EXPECT_NE(error_of([&] { pool.reserve(a, -1); }).find("invalid argument"), std::string::npos);
   EXPECT_NE(error_of([&] { pool.reserve(a, INT64_MAX); }).find("invalid argument"),
             std::string::npos);
+}
+
+TEST(KvCachePool, StepIsReservedWhollyOrNotAtAll) {
+  HostDevice device;
+  KvCachePool pool(small_specs(), small_limits(), device);
+  const SequenceId a = pool.create().value(), b = pool.create().value();
+  const PoolUsage empty = pool.usage();
+  const auto expect_empty = [&] {
+    EXPECT_EQ(pool.usage().growing_blocks_free, empty.growing_blocks_free);
+    EXPECT_EQ(pool.usage().window_blocks_free, empty.window_blocks_free);
+    EXPECT_NE(error_of([&] { pool.advance(a, 1); }).find("the 0 reserved"), std::string::npos);
+  };
+  const std::vector<BatchEntry> too_many{{a, 4}, {b, 1000}};
+  EXPECT_EQ(
+      error_of([&] { pool.reserve_step(too_many); }),
+      concat("out of memory: no room for 1000 tokens of sequence ", b, ": ",
+             empty.growing_blocks - 1, " of ", empty.growing_blocks, " growing blocks and ",
+             empty.window_blocks - 1, " of ", empty.window_blocks, " window blocks are free"));
+  expect_empty();
+  const std::vector<BatchEntry> unknown{{a, 4}, {b + 1, 1}};
+  EXPECT_NE(error_of([&] { pool.reserve_step(unknown); }).find("is unknown"), std::string::npos);
+  expect_empty();
+
+  const std::vector<BatchEntry> step{{a, 4}, {b, 9}};
+  pool.reserve_step(step);
+  EXPECT_EQ(pool.growing_blocks(a).size(), 1u);
+  EXPECT_EQ(pool.growing_blocks(b).size(), 2u);
+  pool.advance(a, 4);
+  pool.advance(b, 9);
+  pool.reserve_step({});
 }
 
 TEST(KvCachePool, SequencesRunOutOfSlots) {

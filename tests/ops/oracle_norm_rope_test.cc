@@ -232,7 +232,6 @@ TEST_P(OracleNormRope, IndexQuery) {
              .positions = memory().put(positions),
              .format = format,
              .hadamard = hadamard,
-             .index_scale = static_cast<float>(factor),
              .q_out = q_out,
              .weights_out = weights_out},
             limits);

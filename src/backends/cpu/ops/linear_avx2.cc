@@ -221,19 +221,71 @@ __attribute__((noinline)) void expand_fp8_general(const WeightRow& row, Lanes la
   }
 }
 
-// E4M3 shifted into f16 is 2^-8 of its value, so one multiplication by 2^8 * scale finishes it.
-// That factor is a float up to this scale; larger ones, and NaN codes, take the general way.
+// A code that is neither zero, subnormal nor NaN becomes bf16 by a shift and an addition to its
+// exponent; that stays in bf16's normal range for scales from here ...
+constexpr uint8_t kMinFastScale = 7;
+// ... to here, where 2^8 * scale is still a float, too (expand_fp8_careful).
 constexpr uint8_t kMaxFastScale = 246;
 
+DSV4_INLINE bool has_fast_scale(const Weight& w, uint8_t scale) {
+  return w.block_cols % kLinearGroup == 0 && scale <= kMaxFastScale;
+}
+
+// 128 columns with any codes. Into memory, not into a sink: the sink's accumulators would have to
+// live there, too.
 template <Lanes kLanes>
-struct Fp8Kind {
+__attribute__((noinline)) void expand_fp8_careful(const WeightRow& row, int64_t k, uint8_t scale,
+                                                  const uint8_t* from, float* values) {
+  const __m256i magnitude = _mm256_set1_epi8(0x7f);
+  __m256i nan = _mm256_setzero_si256();
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    nan = _mm256_or_si256(
+        nan, _mm256_cmpeq_epi8(_mm256_and_si256(load(from + 32 * i), magnitude), magnitude));
+  }
+  if (!has_fast_scale(*row.w, scale) || _mm256_movemask_epi8(nan) != 0) {
+    expand_fp8_general(row, kLanes, k, values);
+    return;
+  }
+  // E4M3 shifted into f16 is 2^-8 of its value, so one multiplication by 2^8 * scale finishes it.
+  const __m256 factor = _mm256_set1_ps(exp2_int(scale - 127 + 8));
   // 16 words with a code in the high byte (the low byte is dropped) -> 16 values.
-  static DSV4_INLINE void convert(__m256i words, __m256 factor, __m256& low, __m256& high) {
+  const auto store = [&](int step, __m256i words) {
     // The arithmetic shift copies the sign; the mask removes the copy and what was below.
     const __m256i half = _mm256_and_si256(_mm256_srai_epi16(words, 1),
                                           _mm256_set1_epi16(static_cast<int16_t>(0xbf80)));
-    low = _mm256_mul_ps(_mm256_cvtph_ps(_mm256_castsi256_si128(half)), factor);
-    high = _mm256_mul_ps(_mm256_cvtph_ps(_mm256_extracti128_si256(half, 1)), factor);
+    float* at = values + step * kLinearLanes;
+    _mm256_store_ps(at, _mm256_mul_ps(_mm256_cvtph_ps(_mm256_castsi256_si128(half)), factor));
+    _mm256_store_ps(at + 8,
+                    _mm256_mul_ps(_mm256_cvtph_ps(_mm256_extracti128_si256(half, 1)), factor));
+  };
+  if constexpr (kLanes == Lanes::kFp8) {
+    // Of every 64 codes the low 8 bytes of each 16, then the high 8, in pairs.
+    for (int i = 0; i < 2; ++i) {
+      // Pieces 0 and 2, 1 and 3 of 16 bytes, so that unpacking within halves joins neighbours.
+      const __m256i a = _mm256_set_m128i(load_half(from + 64 * i + 32), load_half(from + 64 * i));
+      const __m256i b =
+          _mm256_set_m128i(load_half(from + 64 * i + 48), load_half(from + 64 * i + 16));
+      for (int half = 0; half < 2; ++half) {
+        const __m256i pairs = half == 0 ? _mm256_unpacklo_epi64(a, b) : _mm256_unpackhi_epi64(a, b);
+        store(4 * i + 2 * half, pairs);
+        store(4 * i + 2 * half + 1, _mm256_slli_epi16(pairs, 8));
+      }
+    }
+  } else {
+    for (int step = 0; step < 8; ++step)
+      store(step, _mm256_slli_epi16(_mm256_cvtepu8_epi16(load_half(from + 16 * step)), 8));
+  }
+}
+
+template <Lanes kLanes>
+struct Fp8Kind {
+  // Words with an ordinary code in the high byte (the low byte is dropped) -> bf16.
+  static DSV4_INLINE __m256i to_bf16(__m256i words, __m256i exponent) {
+    // The arithmetic shift copies the sign; the mask removes the copies and what was below.
+    return _mm256_add_epi16(_mm256_and_si256(_mm256_srai_epi16(words, 4),
+                                             _mm256_set1_epi16(static_cast<int16_t>(0x87f0))),
+                            exponent);
   }
 
   template <typename Sink>
@@ -243,48 +295,51 @@ struct Fp8Kind {
         row.scales[static_cast<uint32_t>(k) / static_cast<uint32_t>(w.block_cols)];
     alignas(32) uint8_t tail[kMaxTailBytes];
     const uint8_t* from = row.group<8>(k, tail);
-    const __m256i magnitude = _mm256_set1_epi8(0x7f);
-    __m256i nan = _mm256_setzero_si256();
+    // Twice the magnitude less 16 is 0..236 for ordinary codes.
+    __m256i largest = _mm256_setzero_si256();
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) {
-      nan = _mm256_or_si256(
-          nan, _mm256_cmpeq_epi8(_mm256_and_si256(load(from + 32 * i), magnitude), magnitude));
+      const __m256i codes = load(from + 32 * i);
+      largest = _mm256_max_epu8(
+          largest, _mm256_sub_epi8(_mm256_add_epi8(codes, codes), _mm256_set1_epi8(16)));
     }
-    if (w.block_cols % kLinearGroup != 0 || scale > kMaxFastScale || _mm256_movemask_epi8(nan) != 0)
+    const __m256i beyond = _mm256_subs_epu8(largest, _mm256_set1_epi8(static_cast<char>(236)));
+    if (!has_fast_scale(w, scale) || scale < kMinFastScale || !_mm256_testz_si256(beyond, beyond))
         [[unlikely]] {
-      // Into memory, not into the sink: the sink's accumulators would have to live there, too.
       alignas(32) float values[kLinearGroup];
-      expand_fp8_general(row, kLanes, k, values);
+      expand_fp8_careful<kLanes>(row, k, scale, from, values);
       for (int step = 0; step < 8; ++step)
         sink(step, _mm256_load_ps(values + 16 * step), _mm256_load_ps(values + 16 * step + 8));
       return;
     }
-    const __m256 factor = _mm256_set1_ps(exp2_int(scale - 127 + 8));
-    __m256 low, high;
+    const __m256i exponent = _mm256_set1_epi16(static_cast<int16_t>((scale - kMinFastScale) << 7));
     if constexpr (kLanes == Lanes::kFp8) {
-      // Of every 64 codes the low 8 bytes of each 16, then the high 8, in pairs.
+      // Of every 64 codes the low 8 bytes of each 16, then the high 8, in pairs. Unpacking words
+      // brings pairs l and l + 8 into one dword: lanes 0-7 below, lanes 8-15 above.
+      const __m256i upper = _mm256_set1_epi32(static_cast<int>(0xffff0000u));
+      const auto split = [&](int step, __m256i bf16) __attribute__((always_inline)) {
+        sink_bits(sink, step, _mm256_slli_epi32(bf16, 16), _mm256_and_si256(bf16, upper));
+      };
 #pragma GCC unroll 2
       for (int i = 0; i < 2; ++i) {
-        // Pieces 0 and 2, 1 and 3 of 16 bytes, so that unpacking within halves joins neighbours.
-        const __m256i a = _mm256_set_m128i(load_half(from + 64 * i + 32), load_half(from + 64 * i));
-        const __m256i b =
-            _mm256_set_m128i(load_half(from + 64 * i + 48), load_half(from + 64 * i + 16));
+        const __m256i a = load(from + 64 * i), b = load(from + 64 * i + 32);
 #pragma GCC unroll 2
         for (int half = 0; half < 2; ++half) {
           const __m256i pairs =
-              half == 0 ? _mm256_unpacklo_epi64(a, b) : _mm256_unpackhi_epi64(a, b);
-          convert(pairs, factor, low, high);
-          sink(4 * i + 2 * half, low, high);
-          convert(_mm256_slli_epi16(pairs, 8), factor, low, high);
-          sink(4 * i + 2 * half + 1, low, high);
+              half == 0 ? _mm256_unpacklo_epi16(a, b) : _mm256_unpackhi_epi16(a, b);
+          split(4 * i + 2 * half, to_bf16(pairs, exponent));
+          split(4 * i + 2 * half + 1, to_bf16(_mm256_slli_epi16(pairs, 8), exponent));
         }
       }
     } else {
+      const __m256i zero = _mm256_setzero_si256();
 #pragma GCC unroll 8
       for (int step = 0; step < 8; ++step) {
         const __m256i words = _mm256_cvtepu8_epi16(load_half(from + 16 * step));
-        convert(_mm256_slli_epi16(words, 8), factor, low, high);
-        sink(step, low, high);
+        // Unpacking works within halves: quarters 0 and 1 of the words go to different ones.
+        const __m256i bf16 = _mm256_permute4x64_epi64(
+            to_bf16(_mm256_slli_epi16(words, 8), exponent), _MM_SHUFFLE(3, 1, 2, 0));
+        sink_bits(sink, step, _mm256_unpacklo_epi16(zero, bf16), _mm256_unpackhi_epi16(zero, bf16));
       }
     }
   }
@@ -569,7 +624,7 @@ __attribute__((noinline)) void stream(const LinearTile& tile) {
       n[r] = std::min(tile.n_begin + r * stripe + i, tile.n_end - 1);
       rows[r] = WeightRow(*tile.w, n[r]);
     }
-    float y[kStreams][M];
+    float y[kStreams][M] = {};
     for (int64_t k0 = 0; k0 < x.padded_cols; k0 += kLinearBlock) {
       const int64_t block = std::min<int64_t>(kLinearBlock, x.padded_cols - k0);
       const float* x_block = reinterpret_cast<const float*>(x.data) + k0 * x.padded_rows;

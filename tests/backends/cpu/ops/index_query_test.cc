@@ -37,7 +37,6 @@ class IndexQuery : public ::testing::Test {
                                 .positions = kPositions,
                                 .format = format,
                                 .hadamard = hadamard,
-                                .index_scale = 1.0f / std::sqrt(float{kHeads * kDim}),
                                 .q_out = out.q.view({kTokens, kHeads, kDim}),
                                 .weights_out = out.weights.view({kTokens, kHeads})},
                                runner.context());
