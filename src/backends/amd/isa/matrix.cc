@@ -68,43 +68,36 @@ struct Shape {
   }
 };
 
+// A and B as [k][row or column], so that the lanes of a group lie side by side in all three.
 template <typename S, typename Sum>
 struct Tiles {
-  alignas(64) Sum a[S::kBlocks][S::kM][S::kK];
+  alignas(64) Sum a[S::kBlocks][S::kK][S::kM];
   alignas(64) Sum b[S::kBlocks][S::kK][S::kM];
   alignas(64) Sum d[S::kBlocks][S::kM][S::kM];
 };
 
-template <typename S, typename Sum>
+// A row of D stays in registers while k runs. kFused: the product is not exact in float.
+template <bool kFused, typename S, typename Sum>
 void multiply(Tiles<S, Sum>& t) {
   for (int block = 0; block < S::kBlocks; ++block) {
     for (int row = 0; row < S::kM; ++row) {
-      Sum* const d = t.d[block][row];
+      Sum sum[S::kM];
+      std::memcpy(sum, t.d[block][row], sizeof sum);
       for (int k = 0; k < S::kK; ++k) {
-        const Sum a = t.a[block][row][k];
+        const Sum a = t.a[block][k][row];
         const Sum* const b = t.b[block][k];
         for (int col = 0; col < S::kM; ++col) {
           if constexpr (std::is_same_v<Sum, int32_t>) {
-            d[col] = static_cast<int32_t>(static_cast<u32>(d[col]) + static_cast<u32>(a * b[col]));
+            sum[col] =
+                static_cast<int32_t>(static_cast<u32>(sum[col]) + static_cast<u32>(a * b[col]));
+          } else if constexpr (kFused) {
+            sum[col] = fma_f32(a, b[col], sum[col]);
           } else {
-            d[col] += a * b[col];
+            sum[col] += a * b[col];
           }
         }
       }
-    }
-  }
-}
-// The product of two floats is not exact in float.
-template <typename S>
-void multiply_fused(Tiles<S, float>& t) {
-  for (int block = 0; block < S::kBlocks; ++block) {
-    for (int row = 0; row < S::kM; ++row) {
-      for (int k = 0; k < S::kK; ++k) {
-        for (int col = 0; col < S::kM; ++col) {
-          t.d[block][row][col] =
-              fma_f32(t.a[block][row][k], t.b[block][k][col], t.d[block][row][col]);
-        }
-      }
+      std::memcpy(t.d[block][row], sum, sizeof sum);
     }
   }
 }
@@ -115,9 +108,9 @@ void load_sum(Wave& wave, const Operand& c, Tiles<S, Sum>& t) {
   for (int i = 0; i < S::kResults; ++i) {
     // A constant is one register that stands for all.
     const u32* row = operand_row(wave, c, c.kind == OperandKind::kVector ? i : 0, scratch);
-    for (int lane = 0; lane < kWaveSize; ++lane) {
-      t.d[S::result_block(lane, i)][S::result_row(lane, i)][lane % S::kM] =
-          std::bit_cast<Sum>(row[lane]);
+    for (int lane = 0; lane < kWaveSize; lane += S::kM) {
+      std::memcpy(t.d[S::result_block(lane, i)][S::result_row(lane, i)], row + lane,
+                  S::kM * sizeof(Sum));
     }
   }
 }
@@ -125,22 +118,26 @@ template <typename S, typename Sum>
 void store_sum(Wave& wave, const Operand& d, const Tiles<S, Sum>& t) {
   for (int i = 0; i < S::kResults; ++i) {
     u32* row = wave.vector[d.reg + i];
-    for (int lane = 0; lane < kWaveSize; ++lane) {
-      row[lane] =
-          std::bit_cast<u32>(t.d[S::result_block(lane, i)][S::result_row(lane, i)][lane % S::kM]);
+    for (int lane = 0; lane < kWaveSize; lane += S::kM) {
+      std::memcpy(row + lane, t.d[S::result_block(lane, i)][S::result_row(lane, i)],
+                  S::kM * sizeof(Sum));
     }
   }
 }
 
-// Calls set(lane, j, code) for the packed elements of an operand.
-template <int kBits, int kPerLane, typename F>
-void for_elements(const Wave& wave, const Operand& operand, F&& set) {
+// Unpacks A or B: tile[block][k][lane % M] = value(code, lane).
+template <int kBits, typename S, typename Sum, typename F>
+void load_elements(const Wave& wave, const Operand& operand, Sum (&tile)[S::kBlocks][S::kK][S::kM],
+                   F&& value) {
   constexpr int kPerRegister = 32 / kBits;
-  for (int j = 0; j < kPerLane; ++j) {
+  constexpr u32 kMask = kBits == 32 ? ~0u : (1u << (kBits & 31)) - 1;
+  for (int j = 0; j < S::kPerLane; ++j) {
     const u32* row = wave.vector[operand.reg + j / kPerRegister];
     const int shift = kBits * (j % kPerRegister);
-    constexpr u32 kMask = kBits == 32 ? ~0u : (1u << (kBits & 31)) - 1;
-    for (int lane = 0; lane < kWaveSize; ++lane) set(lane, j, row[lane] >> shift & kMask);
+    for (int first = 0; first < kWaveSize; first += S::kM) {
+      Sum* const out = tile[S::block_of(first)][S::k_of(first, j)];
+      for (int l = 0; l < S::kM; ++l) out[l] = value(row[first + l] >> shift & kMask, first + l);
+    }
   }
 }
 
@@ -156,16 +153,9 @@ void mfma(Wave& wave, const Instruction& i) {
   require_plain(i);
   Tiles<S, Sum> t;
   load_sum(wave, i.src[2], t);
-  for_elements<A::kBits, S::kPerLane>(wave, i.src[0], [&](int lane, int j, u32 code) {
-    t.a[S::block_of(lane)][lane % S::kM][S::k_of(lane, j)] = A::value(code);
-  });
-  for_elements<B::kBits, S::kPerLane>(wave, i.src[1], [&](int lane, int j, u32 code) {
-    t.b[S::block_of(lane)][S::k_of(lane, j)][lane % S::kM] = B::value(code);
-  });
-  if constexpr (std::is_same_v<A, F32>)
-    multiply_fused(t);
-  else
-    multiply(t);
+  load_elements<A::kBits, S>(wave, i.src[0], t.a, [](u32 code, int) { return A::value(code); });
+  load_elements<B::kBits, S>(wave, i.src[1], t.b, [](u32 code, int) { return B::value(code); });
+  multiply<std::is_same_v<A, F32>>(t);
   store_sum(wave, i.dst, t);
 }
 
@@ -174,20 +164,22 @@ void mfma(Wave& wave, const Instruction& i) {
 constexpr int kFormatFp8 = 0, kFormatFp4 = 4;
 
 // A lane's 32 values share one scale: a byte of the lane's scale register, an exponent.
-template <typename S, typename F>
+template <typename S>
 void load_scaled(const Wave& wave, const Operand& operand, int format, const u32* scales,
-                 int scale_byte, F&& set) {
-  const auto scale = [&](int lane) {
-    return scales == nullptr ? 1.0f
-                             : e8m0_to_f32(static_cast<uint8_t>(scales[lane] >> (8 * scale_byte)));
-  };
+                 int scale_byte, float (&tile)[S::kBlocks][S::kK][S::kM]) {
+  float scale[kWaveSize];
+  for (int lane = 0; lane < kWaveSize; ++lane) {
+    scale[lane] = scales == nullptr
+                      ? 1.0f
+                      : e8m0_to_f32(static_cast<uint8_t>(scales[lane] >> (8 * scale_byte)));
+  }
   if (format == kFormatFp8) {
-    for_elements<8, S::kPerLane>(wave, operand, [&](int lane, int j, u32 code) {
-      set(lane, j, e4m3_to_f32(static_cast<uint8_t>(code)) * scale(lane));
-    });
+    const auto& values = fp8_values(false);
+    load_elements<8, S>(wave, operand, tile,
+                        [&](u32 code, int lane) { return values[code] * scale[lane]; });
   } else if (format == kFormatFp4) {
-    for_elements<4, S::kPerLane>(wave, operand, [&](int lane, int j, u32 code) {
-      set(lane, j, e2m1_to_f32(static_cast<uint8_t>(code)) * scale(lane));
+    load_elements<4, S>(wave, operand, tile, [&](u32 code, int lane) {
+      return e2m1_to_f32(static_cast<uint8_t>(code)) * scale[lane];
     });
   } else {
     throw Fault("matrix format " + std::to_string(format) + " is not modelled (fp8: 0, fp4: 4)");
@@ -207,13 +199,9 @@ void mfma_f8f6f4(Wave& wave, const Instruction& i) {
   }
   Tiles<S, float> t;
   load_sum(wave, i.src[2], t);
-  load_scaled<S>(
-      wave, i.src[0], i.cbsz, scales[0], scale_byte[0],
-      [&](int lane, int j, float value) { t.a[0][lane % S::kM][S::k_of(lane, j)] = value; });
-  load_scaled<S>(
-      wave, i.src[1], i.blgp, scales[1], scale_byte[1],
-      [&](int lane, int j, float value) { t.b[0][S::k_of(lane, j)][lane % S::kM] = value; });
-  multiply(t);
+  load_scaled<S>(wave, i.src[0], i.cbsz, scales[0], scale_byte[0], t.a);
+  load_scaled<S>(wave, i.src[1], i.blgp, scales[1], scale_byte[1], t.b);
+  multiply<false>(t);
   store_sum(wave, i.dst, t);
 }
 
