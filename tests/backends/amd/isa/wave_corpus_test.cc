@@ -1,21 +1,17 @@
-// Compiled kernels with workgroups, on both chips and in both wave orders, against host loops; and
-// kernels that are wrong on purpose, which must be caught.
+// Compiled kernels with workgroups, on both chips and in both wave orders, against host loops.
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
-#include <memory>
 #include <numeric>
 #include <string>
 #include <vector>
 
 #include "backends/amd/isa/half.h"
-#include "backends/amd/isa/machine.h"
 #include "core/numbers.h"
-#include "dsv4/error.h"
-#include "tests/backends/amd/isa/compiled.h"
+#include "tests/backends/amd/isa/waves.h"
 #include "tests/testing/guarded_buffer.h"
 #include "tests/testing/random.h"
 
@@ -24,73 +20,7 @@ namespace {
 
 using dsv4::testing::Random;
 
-struct Setting {
-  Arch arch;
-  WaveOrder order;
-};
-
-class Waves : public ::testing::TestWithParam<Setting> {
- protected:
-  void SetUp() override {
-    if (!why_not_compiled().empty()) GTEST_SKIP() << why_not_compiled();
-    machine = std::make_unique<Machine>(code(GetParam().arch));
-  }
-  static const CodeObject& code(Arch arch) {
-    static const CodeObject gfx942 = CodeObject::load(compiled("waves", Arch::kGfx942));
-    static const CodeObject gfx950 = CodeObject::load(compiled("waves", Arch::kGfx950));
-    return arch == Arch::kGfx942 ? gfx942 : gfx950;
-  }
-  LaunchOptions options() const {
-    LaunchOptions out;
-    out.order = GetParam().order;
-    return out;
-  }
-  template <typename T>
-  T* writable(std::vector<T>& v, const char* name) {
-    machine->add_buffer(v.data(), v.size() * sizeof(T), name);
-    return v.data();
-  }
-  template <typename T>
-  const T* readable(const std::vector<T>& v, const char* name) {
-    machine->add_read_only_buffer(v.data(), v.size() * sizeof(T), name);
-    return v.data();
-  }
-  template <typename Arguments>
-  void run(const std::string& kernel, Dim3 grid, Dim3 block, const Arguments& arguments) {
-    machine->run(kernel, grid, block, arguments, options());
-  }
-  /// The message of the error that a launch throws.
-  template <typename Arguments>
-  std::string error_of(const std::string& kernel, Dim3 grid, Dim3 block, const Arguments& arguments,
-                       const LaunchOptions& options, ErrorCode expected = ErrorCode::kDeviceError) {
-    try {
-      machine->run(kernel, grid, block, arguments, options);
-    } catch (const Error& error) {
-      EXPECT_EQ(error.code(), expected) << error.what();
-      return error.what();
-    }
-    return "";
-  }
-  std::unique_ptr<Machine> machine;
-};
-INSTANTIATE_TEST_SUITE_P(Chips, Waves,
-                         ::testing::Values(Setting{Arch::kGfx942, WaveOrder::kForward},
-                                           Setting{Arch::kGfx942, WaveOrder::kReverse},
-                                           Setting{Arch::kGfx950, WaveOrder::kForward},
-                                           Setting{Arch::kGfx950, WaveOrder::kReverse}),
-                         [](const auto& param) {
-                           return std::string(arch_name(param.param.arch)) +
-                                  (param.param.order == WaveOrder::kForward ? "_forward"
-                                                                            : "_reverse");
-                         });
-
-template <typename T = int>
-std::vector<T> numbers(size_t count, int64_t below, uint64_t seed = 1) {
-  Random random(seed);
-  std::vector<T> out(count);
-  for (T& x : out) x = static_cast<T>(random.below(below));
-  return out;
-}
+INSTANTIATE_TEST_SUITE_P(Chips, Waves, all_settings(), setting_name);
 
 TEST_P(Waves, BlockSum) {
   const auto in = numbers(1024, 1000);
@@ -115,168 +45,6 @@ TEST_P(Waves, Rotate) {
   run("rotate", {1}, {256}, arguments);
   for (size_t t = 0; t < 256; ++t) EXPECT_EQ(out[t], in[(t + 3 * 65) % 256] + 3);
 }
-
-// ---- negative controls --------------------------------------------------------------------------
-
-TEST_P(Waves, DroppedBarriersAreRaces) {
-  const auto in = numbers(1024, 1000);
-  std::vector<int> out(1024);
-  const struct {
-    const int* in;
-    int* out;
-  } sum{readable(in, "in"), writable(out, "out")};
-  const std::string message = error_of("block_sum_without_barrier", {4}, {256}, sum, options());
-  EXPECT_NE(message.find("LDS race"), std::string::npos) << message;
-  EXPECT_NE(message.find("kernel block_sum_without_barrier"), std::string::npos) << message;
-  EXPECT_NE(message.find("`ds_"), std::string::npos) << message;
-  const struct {
-    const int* in;
-    int* out;
-    int rounds, pad = 0;
-  } rotate{in.data(), out.data(), 3};
-  EXPECT_NE(error_of("rotate_without_barrier", {1}, {256}, rotate, options()).find("LDS race"),
-            std::string::npos);
-}
-
-// Without the record of accesses the poison, or one of the two orders, shows them.
-TEST_P(Waves, DroppedBarriersChangeResults) {
-  const auto in = numbers(1024, 1000);
-  std::vector<int> out(1024);
-  machine->add_read_only_buffer(in.data(), in.size() * 4, "in");
-  machine->add_buffer(out.data(), out.size() * 4, "out");
-  int wrong_sums = 0, wrong_rotations = 0;
-  for (const WaveOrder order : {WaveOrder::kForward, WaveOrder::kReverse}) {
-    LaunchOptions unchecked;
-    unchecked.order = order;
-    unchecked.check_races = false;
-    const struct {
-      const int* in;
-      int* out;
-    } sum{in.data(), out.data()};
-    machine->run("block_sum_without_barrier", {1}, {256}, sum, unchecked);
-    wrong_sums += out[0] != std::accumulate(&in[0], &in[256], 0);
-    const struct {
-      const int* in;
-      int* out;
-      int rounds, pad = 0;
-    } rotate{in.data(), out.data(), 3};
-    machine->run("rotate_without_barrier", {1}, {256}, rotate, unchecked);
-    for (size_t t = 0; t < 256; ++t) wrong_rotations += out[t] != in[(t + 3 * 65) % 256] + 3;
-  }
-  EXPECT_GT(wrong_sums, 0);
-  EXPECT_GT(wrong_rotations, 0);
-}
-
-struct Record {
-  double d;
-  int16_t s;
-  uint8_t b;
-  int8_t c;
-  float f[3];
-};
-struct RecordArguments {
-  const Record* in;
-  Record* out;
-  int n, pad = 0;
-  int64_t stride;
-};
-
-TEST_P(Waves, RecordsAndOffByOne) {
-  Random random(2);
-  constexpr int kCount = 100, kStride = 3;
-  std::vector<Record> in(kCount * kStride - 2),
-      out(kCount);  // ends with the last record that is read
-  for (Record& r : in) {
-    r = {random.normal(),
-         static_cast<int16_t>(random.bits()),
-         static_cast<uint8_t>(random.bits()),
-         static_cast<int8_t>(random.bits()),
-         {1.5f, static_cast<float>(random.normal()), 2.5f}};
-  }
-  const RecordArguments arguments{readable(in, "records"), writable(out, "out"), kCount, 0,
-                                  kStride};
-  run("records", {2}, {64}, arguments);
-  for (size_t i = 0; i < kCount; ++i) {
-    const Record& r = in[i * kStride];
-    EXPECT_EQ(out[i].d, r.d * 2);
-    EXPECT_EQ(out[i].s, static_cast<int16_t>(-r.s));
-    EXPECT_EQ(out[i].b, static_cast<uint8_t>(r.b + 1));
-    EXPECT_EQ(out[i].c, static_cast<int8_t>(r.c - 1));
-    EXPECT_EQ(out[i].f[0], r.f[2]);
-    EXPECT_EQ(out[i].f[1], r.f[0] + 1);
-    EXPECT_EQ(out[i].f[2], r.f[1]);
-  }
-  const std::string message = error_of("records_off_by_one", {2}, {64}, arguments, options());
-  EXPECT_NE(message.find("out-of-bounds read"), std::string::npos) << message;
-  EXPECT_NE(message.find("nearest buffer is records"), std::string::npos) << message;
-  EXPECT_NE(message.find("workgroup (1, 0, 0)"), std::string::npos) << message;
-}
-
-TEST_P(Waves, Fp8NeedsItsFix) {
-  std::vector<uint32_t> in(64);
-  for (uint32_t i = 0; i < 64; ++i)
-    in[i] = 4 * i | (4 * i + 1) << 8 | (4 * i + 2) << 16 | (4 * i + 3) << 24;
-  const auto decode = [&](const std::string& kernel) {
-    std::vector<float> out(256);
-    machine->clear_buffers();
-    const struct {
-      const uint32_t* in;
-      float* out;
-    } arguments{readable(in, "in"), writable(out, "out")};
-    run(kernel, {1}, {64}, arguments);
-    int wrong = 0;
-    for (size_t code = 0; code < 256; ++code) {
-      const float expected = e4m3_to_f32(static_cast<uint8_t>(code));
-      wrong += !std::isnan(expected) && out[code] != expected;
-    }
-    return wrong;
-  };
-  EXPECT_EQ(decode("fp8_to_f32"), 0);
-  // Every code but +0 is wrong: half the value, or NaN for -0.
-  EXPECT_EQ(decode("fp8_to_f32_without_fix"), GetParam().arch == Arch::kGfx942 ? 253 : 0);
-}
-
-TEST_P(Waves, WhatIsNotModelledIsNamed) {
-  const auto in = numbers(64, 1000);
-  std::vector<int> out(64);
-  const struct {
-    const int* in;
-    int* out;
-    int n, pad = 0;
-  } arguments{readable(in, "in"), writable(out, "out"), 3};
-  const std::string message = error_of("uses_scratch", {1}, {64}, arguments, options());
-  EXPECT_NE(message.find("private memory"), std::string::npos) << message;
-  LaunchOptions bounded = options();
-  bounded.max_wave_instructions = 1000;
-  EXPECT_NE(error_of("endless", {1}, {64}, out.data(), bounded).find("does it end?"),
-            std::string::npos);
-}
-
-TEST_P(Waves, LaunchesThatADeviceRefuses) {
-  const auto in = numbers(1024, 1000);
-  std::vector<int> out(4);
-  const struct {
-    const int* in;
-    int* out;
-  } arguments{readable(in, "in"), writable(out, "out")};
-  const auto refused = [&](Dim3 grid, Dim3 block, uint32_t lds) {
-    LaunchOptions options;
-    options.dynamic_lds_bytes = lds;
-    return error_of("block_sum", grid, block, arguments, options, ErrorCode::kInvalidArgument);
-  };
-  EXPECT_NE(refused({1}, {512}, 0).find("workgroup of 512 threads, expected 1 to 256"),
-            std::string::npos);
-  EXPECT_NE(refused({0}, {256}, 0).find("grid is empty"), std::string::npos);
-  EXPECT_NE(refused({1}, {256}, 160 * 1024).find("bytes of LDS"), std::string::npos);
-  EXPECT_NE(error_of("block_sum", {1}, {256}, in.data(), {}, ErrorCode::kInvalidArgument)
-                .find("expected 16"),
-            std::string::npos);
-  EXPECT_NE(
-      error_of("no_such", {1}, {256}, arguments, {}, ErrorCode::kNotFound).find("it has block_sum"),
-      std::string::npos);
-}
-
-// ---- the rest of the corpus ---------------------------------------------------------------------
 
 TEST_P(Waves, Transpose) {
   const auto in = numbers<float>(64 * 64, 10000);

@@ -26,8 +26,7 @@ DSV4_DEVICE void barrier() {
   __builtin_amdgcn_fence(__ATOMIC_ACQUIRE, "workgroup");
 }
 
-// ---- local memory
-// ------------------------------------------------------------------------------------------------
+// ---- local memory ------------------------------------------------------------------------------
 
 template <bool kBarrier>
 DSV4_DEVICE void block_sum_body(const int* in, int* out) {
@@ -98,8 +97,7 @@ DSV4_KERNEL(64) void narrow_local(const uint8_t* in, uint32_t* out) {
   out[t] = sum ^ shorts[127 - t] ^ words[t * 8 + 1] ^ words[t * 8 + 3];
 }
 
-// ---- lane exchange
-// -----------------------------------------------------------------------------------------------
+// ---- lane exchange -----------------------------------------------------------------------------
 
 DSV4_DEVICE int shuffle(int value, int lane) {
   return __builtin_amdgcn_ds_bpermute(lane * 4, value);
@@ -127,8 +125,7 @@ DSV4_KERNEL(64) void exchange(const int* in, int* out) {
                                 __builtin_amdgcn_mbcnt_lo(static_cast<uint32_t>(larger), 0)));
 }
 
-// ---- control flow
-// ------------------------------------------------------------------------------------------------
+// ---- control flow ------------------------------------------------------------------------------
 
 DSV4_KERNEL(256) void collatz(const uint32_t* in, uint32_t* out) {
   const int i = block_idx() * 256 + thread_idx();
@@ -208,8 +205,7 @@ extern "C" __attribute__((global)) void sizes(int* out) {
   }
 }
 
-// ---- atomics
-// -----------------------------------------------------------------------------------------------------
+// ---- atomics -----------------------------------------------------------------------------------
 
 DSV4_KERNEL(256)
 void histogram(const uint32_t* in, uint32_t* counts, float* total, uint64_t* largest) {
@@ -237,8 +233,7 @@ DSV4_KERNEL(64) void multiply_all(const uint32_t* in, uint32_t* product) {
                                                __ATOMIC_RELAXED, __HIP_MEMORY_SCOPE_AGENT));
 }
 
-// ---- memory
-// ------------------------------------------------------------------------------------------------------
+// ---- memory ------------------------------------------------------------------------------------
 
 struct Record {
   double d;
@@ -281,8 +276,7 @@ DSV4_KERNEL(64) void raw_buffer(float* data, int bytes, float* out) {
   __builtin_amdgcn_raw_buffer_store_b32(0x3f800000, buffer, t * 16 + 4, 0, 0);
 }
 
-// ---- floating point
-// ----------------------------------------------------------------------------------------------
+// ---- floating point ----------------------------------------------------------------------------
 
 DSV4_KERNEL(64) void transcendental(const float* in, float* out) {
   const int t = thread_idx();
