@@ -1,10 +1,17 @@
 #!/usr/bin/env bash
 # Installs what a CPU build needs on Debian 12 or later (root or sudo). Repeat runs only look.
-# With --ci also what the sanitizer, fuzz and lint stages of .ci/run need.
+# With --ci also what the sanitizer, fuzz and lint stages of .ci/run need; with --amd the compiler and disassembler for AMD
+# GPUs (clang 22; no ROCm).
 set -euo pipefail
 
 packages=(g++ cmake ninja-build pkg-config nlohmann-json3-dev libcli11-dev libpcre2-dev libgtest-dev libbenchmark-dev)
-[ "${1:-}" = "--ci" ] && packages+=(clang clang-tidy clang-format libclang-rt-14-dev ccache)
+for option in "$@"; do
+  case "$option" in
+    --ci) packages+=(clang clang-tidy clang-format libclang-rt-14-dev ccache) ;;
+    --amd) packages+=(clang-22 lld-22 llvm-22) ;;
+    *) echo "setup: unknown option $option (--ci, --amd)" >&2; exit 2 ;;
+  esac
+done
 
 missing=()
 for package in "${packages[@]}"; do
