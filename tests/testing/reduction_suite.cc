@@ -161,14 +161,17 @@ struct Scene {
         memory.tensor(which.activation, {count, int64_t{which.heads} * which.head_dim + kGap});
     params.out = Tensor(wide.data, which.activation, {count, which.heads, which.head_dim});
     params.out.strides[0] = wide.strides[0];
-    params.window = {window->cache().view(), window->block_table(), memory.put(window_begin),
-                     memory.put(window_end)};
+    put_window();
     if (which.compressed == CompressedKind::kList) {
       params.compressed =
           ListedRows{compressed->cache().view(), memory.put(slots), which.topk, memory.put(end)};
     } else if (which.compressed == CompressedKind::kRange) {
       params.compressed = RangeRows{compressed->cache().view(), compressed->block_table(),
                                     memory.put(begin), memory.put(end)};
+    }
+    params.max_entries = which.topk;
+    if (which.compressed != CompressedKind::kList) {
+      params.max_entries = *std::max_element(end.begin(), end.end());
     }
     params.token_to_seq = memory.put(token_to_seq);
     params.sink = memory.put(sink);
@@ -177,6 +180,27 @@ struct Scene {
     params.round_p_to_bf16 = which.round_p;
     params.lse =
         memory.put(std::vector<float>(static_cast<size_t>(count * which.heads), std::nanf("")));
+  }
+
+  // The window as window_begin and window_end have it, as a range or as a list of the same rows.
+  void put_window() {
+    if (!which.window_list) {
+      params.window = RangeRows{window->cache().view(), window->block_table(),
+                                memory.put(window_begin), memory.put(window_end)};
+      return;
+    }
+    std::vector<int32_t> places, length;
+    for (size_t t = 0; t < tokens.size(); ++t) {
+      length.push_back(window_end[t] - window_begin[t]);
+      for (int i = 0; i < which.window; ++i) {
+        const int64_t row = window_begin[t] + i;
+        places.push_back(row < window_end[t]
+                             ? static_cast<int32_t>(window->slot(tokens[t].seq, row))
+                             : 1 << 30);  // after the length: never read
+      }
+    }
+    params.window =
+        ListedRows{window->cache().view(), memory.put(places), which.window, memory.put(length)};
   }
 
   void set_sink(float value) {
@@ -406,8 +430,7 @@ void check_attend_corner_cases(const Subject& subject, const AttendCase& which) 
     const AttendResult before = scene.run();
     scene.window_begin[1] = scene.window_end[1] = 2;
     scene.begin[1] = scene.end[1] = 0;
-    scene.params.window.begin = scene.memory.put(scene.window_begin);
-    scene.params.window.end = scene.memory.put(scene.window_end);
+    scene.put_window();
     if (auto* list = std::get_if<ListedRows>(&scene.params.compressed)) {
       list->length = scene.memory.put(scene.end);
     } else if (auto* range = std::get_if<RangeRows>(&scene.params.compressed)) {
@@ -422,8 +445,7 @@ void check_attend_corner_cases(const Subject& subject, const AttendCase& which) 
     Scene scene(subject, which, tokens, {});
     std::fill(scene.window_begin.begin(), scene.window_begin.end(), 1);
     std::fill(scene.window_end.begin(), scene.window_end.end(), 1);
-    scene.params.window.begin = scene.memory.put(scene.window_begin);
-    scene.params.window.end = scene.memory.put(scene.window_end);
+    scene.put_window();
     scene.expect_oracle(scene.run());
   }
   if (which.compressed != CompressedKind::kList) return;
@@ -511,6 +533,13 @@ std::vector<AttendCase> attend_cases(const std::vector<KvFormat>& formats, bool 
        .compressed = CompressedKind::kRange,
        .ratio = 4,
        .grid = {64, 1}},
+      first);
+  add({.name = "both_lists",
+       .heads = 4,
+       .compressed = CompressedKind::kList,
+       .window = 100,
+       .topk = 96,
+       .window_list = true},
       first);
   add({.name = "sharp", .heads = 4, .compressed = CompressedKind::kList, .magnitude = 12}, first);
   add({.name = "flash_csa", .heads = 64, .compressed = CompressedKind::kList, .topk = 512}, first);

@@ -22,7 +22,8 @@ struct AttendCase {
   CompressedKind compressed = CompressedKind::kNone;
   int ratio = 4;  ///< tokens per compressed entry
   int window = 128;
-  int topk = 64;  ///< width of the list (kList)
+  int topk = 64;             ///< width of the list (kList)
+  bool window_list = false;  ///< window rows as a list of slots
   ReductionGrid grid = {};
   double magnitude = 1;  ///< scale of q: larger ones sharpen the softmax
 };
