@@ -1,5 +1,6 @@
 #include "attention/stages.h"
 
+#include <algorithm>
 #include <vector>
 
 namespace dsv4 {
@@ -40,6 +41,9 @@ void attend_pages(DeepseekV4Attention::Step& step, const DeepseekV4Attention::La
       BlockTable blocks = plan.growing_blocks;
       blocks.tokens_per_block = cache.rows_per_block;  // the list counts entries, not tokens
       params.compressed = RangeRows{cache, blocks, step.ratio->begin, step.ratio->end};
+      if (step.all_entries_visible) {
+        params.max_entries = std::min<int64_t>(layer.max_entries, layer.config.index_topk);
+      }
     }
   }
   ops.attend(params, step.context(ops));

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <limits>
 
+#include "backends/nvidia/ops/attend_sm80.h"
+#include "backends/nvidia/ops/families.h"
 #include "cache/kv_format.h"
 #include "core/checked_math.h"
 #include "core/fail.h"
@@ -114,6 +116,18 @@ bool is_aligned_16(const AttendArgs& args) {
                  16 ==
              0 &&
          is_aligned_16(args.window) && is_aligned_16(args.compressed);
+}
+
+std::span<const Candidate> attend_candidates() {
+  static const Candidate list[] = {
+      {"attend", "sm80", needs_sm80, [](Ops& ops) { ops.attend = attend_sm80; }},
+      {"attend", "reference", needs_sm80, [](Ops& ops) { ops.attend = attend_reference; }},
+  };
+  return list;
+}
+
+int64_t attend_scratch_bytes(const ScratchLimits& limits) {
+  return attend80::scratch_bytes(limits.index_topk > 0 ? limits.index_topk : limits.max_entries);
 }
 
 }  // namespace dsv4::nvidia
