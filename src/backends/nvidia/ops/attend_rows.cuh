@@ -97,6 +97,39 @@ __device__ __forceinline__ RowRef row_address(const RowSource& rows, RowSlot slo
               int64_t{slot.row} * rows.scale_bytes};
 }
 
+/// The same in two steps, for kernels that look ahead: the load of a block number or slot, and what
+/// follows from it.
+struct RowPlace {
+  int32_t loaded;  // kRange: physical block; kList: slot; negative: masked
+  int32_t row;     // kRange: row of the block
+};
+__device__ __forceinline__ RowPlace place_of_chain(const AttendArgs& args, const TokenBlocks& token,
+                                                   const ChainBlocks& chain, int32_t token_idx,
+                                                   int32_t block_idx, int32_t row_idx) {
+  const bool window = block_idx < chain.window_blocks;
+  const RowSource& rows = window ? args.window : args.compressed;
+  const int32_t block = window ? token.window_first + block_idx
+                               : chain.compressed_first + block_idx - chain.window_blocks;
+  const int32_t place = block * args.rows_per_block + row_idx;
+  if (place < (window ? token.window_begin : token.compressed_begin) ||
+      place >= (window ? token.window_end : token.compressed_end)) {
+    return {-1, 0};
+  }
+  if (rows.kind == RowSource::kList) {
+    return {__ldg(rows.slots + token_idx * rows.slots_stride + place), 0};
+  }
+  const int32_t logical = place / rows.rows_per_block;
+  const int32_t column = logical < rows.columns ? logical : logical % rows.columns;
+  return {__ldg(rows.table + token.seq * rows.table_stride + column),
+          place - logical * rows.rows_per_block};
+}
+__device__ __forceinline__ RowRef row_address(const RowSource& rows, RowPlace place) {
+  if (place.loaded < 0) return {nullptr, nullptr};
+  if (rows.kind == RowSource::kRange) return row_address(rows, RowSlot{place.loaded, place.row});
+  const int32_t block = place.loaded / rows.rows_per_block;
+  return row_address(rows, RowSlot{block, place.loaded - block * rows.rows_per_block});
+}
+
 /// Row `row_idx` of block `block_idx` of a chain.
 __device__ __forceinline__ RowSlot slot_of_chain(const AttendArgs& args, const TokenBlocks& token,
                                                  const ChainBlocks& chain, int32_t token_idx,

@@ -125,30 +125,42 @@ __device__ __forceinline__ void fetch_slice(SharedStorage<T>& shared, int stage,
   const uint32_t to = shared_address(shared.ring[stage]) +
                       warp * (T::kFormat == KvFormat::kBf16 ? kWideSliceBytes : kCodeSliceBytes);
   const int value_offset = warp * (T::kFormat == KvFormat::kBf16 ? 2 * kSlice : kSlice);
+  const RowRef* rows = shared.rows[table];
   if (is_wide<T>(warp)) {
-#pragma unroll 4
-    for (int i = 0; i < kRows / 4; ++i) {
-      const int row = 4 * i + lane / 8, chunk = lane % 8;
-      const std::byte* values = shared.rows[table][row].values;
-      const bool read = values != nullptr;
-      copy_async_stream(to + wide_offset(row, chunk),
-                        read ? values + value_offset + 16 * chunk : somewhere, read ? 16 : 0);
+#pragma unroll
+    for (int half = 0; half < kRows; half += kRows / 2) {
+      const std::byte* values[8];
+#pragma unroll
+      for (int i = 0; i < 8; ++i) values[i] = rows[half + 4 * i + lane / 8].values;
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        const int row = half + 4 * i + lane / 8, chunk = lane % 8;
+        const bool read = values[i] != nullptr;
+        copy_async_stream(to + wide_offset(row, chunk),
+                          read ? values[i] + value_offset + 16 * chunk : somewhere, read ? 16 : 0);
+      }
     }
   } else {
+    const std::byte *values[8], *scales[2];
 #pragma unroll
-    for (int i = 0; i < kRows / 8; ++i) {
+    for (int i = 0; i < 8; ++i) values[i] = rows[8 * i + lane / 4].values;
+    if constexpr (T::kScaled) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) scales[i] = rows[32 * i + lane].scales;
+    }
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
       const int row = 8 * i + lane / 4, chunk = lane % 4;
-      const std::byte* values = shared.rows[table][row].values;
-      const bool read = values != nullptr;
+      const bool read = values[i] != nullptr;
       copy_async_stream(to + code_offset(row, chunk),
-                        read ? values + value_offset + 16 * chunk : somewhere, read ? 16 : 0);
+                        read ? values[i] + value_offset + 16 * chunk : somewhere, read ? 16 : 0);
     }
     if constexpr (T::kScaled) {
-      const uint32_t scales = shared_address(shared.scales[stage][warp]);
-      for (int row = lane; row < kRows; row += 32) {
-        const std::byte* source = shared.rows[table][row].scales;
-        const bool read = source != nullptr;
-        copy_async_4(scales + 4 * row, read ? source + (warp & 4) : somewhere, read ? 4 : 0);
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const bool read = scales[i] != nullptr;
+        copy_async_4(shared_address(&shared.scales[stage][warp][32 * i + lane]),
+                     read ? scales[i] + (warp & 4) : somewhere, read ? 4 : 0);
       }
     }
   }
@@ -255,64 +267,95 @@ __device__ __forceinline__ void put_scores(SharedStorage<T>& shared, int warp, i
   }
 }
 
-// Rows [first, first + kExchangeRows) of a block against this warp's 64 dims. Lane (group, quad)
-// reads 16 codes of row `group`: byte pairs (0, 2) and (1, 3) of word `step` are its k indices of
-// that step. `nan_code` collects bit 7 of bytes where a code is NaN.
+template <typename T>
+__device__ __forceinline__ const std::byte* slice_of(const SharedStorage<T>& shared, int stage,
+                                                     int warp) {
+  return shared.ring[stage] +
+         warp * (T::kFormat == KvFormat::kBf16 ? kWideSliceBytes : kCodeSliceBytes);
+}
+
+// Rows [first, first + 32) of a block against this warp's 64 dims; `to` is their place in the
+// exchange. Lane (group, quad) reads 16 codes of a row: byte pairs (0, 2) and (1, 3) of word `step`
+// are its k indices of that step. Four n tiles of 8 rows go side by side: each is a chain of four
+// dependent MMAs.
 template <typename T, bool kSlow>
 __device__ __forceinline__ void score_codes(SharedStorage<T>& shared, int stage, int warp, int lane,
-                                            int first, const QueryFragments<T>& q) {
+                                            int first, int to, const QueryFragments<T>& q) {
   const int group = lane / 4, quad = lane % 4;
-  const uint32_t slice = shared_address(shared.ring[stage]) + warp * kCodeSliceBytes;
-  constexpr int kUnroll = kSlow ? 1 : T::kExchangeRows / 8;
-#pragma unroll kUnroll
-  for (int r = 0; r < T::kExchangeRows; r += 8) {
-    const int row = first + r + group;
-    const uint4 codes = load_shared_16(slice + code_offset(row, quad));
-    Multiplier m{kUnscaled | kUnscaled << 16, 0};
+  const std::byte* slice = slice_of<T>(shared, stage, warp);
+  uint4 codes[4];
+  Multiplier m[4];
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    const int row = first + 8 * j + group;
+    codes[j] = *reinterpret_cast<const uint4*>(slice + code_offset(row, quad));
+    m[j] = {kUnscaled | kUnscaled << 16, 0};
     if constexpr (T::kScaled) {
       const uint32_t byte = shared.scales[stage][warp][row] >> (8 * (warp & 3)) & 0xff;
-      m = multiplier<kSlow>(byte, byte);
+      m[j] = multiplier<kSlow>(byte, byte);
     }
-    float s[T::kTiles][4] = {};
-    uint32_t nan = 0;
-    const uint32_t words[4] = {codes.x, codes.y, codes.z, codes.w};
-#pragma unroll
-    for (int step = 0; step < 4; ++step) {
-      const uint32_t w = words[step];
-      nan |= (w & 0x7f7f7f7fu) + 0x01010101u;
-      const uint32_t b0 = to_bf16<kSlow>(w << 8, w << 4, m), b1 = to_bf16<kSlow>(w, w >> 4, m);
-#pragma unroll
-      for (int tile = 0; tile < T::kTiles; ++tile) mma_bf16(s[tile], q.a[tile][step], b0, b1);
-    }
-    // Any lane's NaN makes a row NaN, and a row that is read makes its token NaN.
-    if (__any_sync(kAllLanes, (nan & 0x80808080u) != 0)) {
-#pragma unroll
-      for (int tile = 0; tile < T::kTiles; ++tile)
-        s[tile][0] = s[tile][1] = s[tile][2] = s[tile][3] = NAN;
-    }
-    put_scores<T>(shared, warp, lane, r, s);
   }
+  float s[4][T::kTiles][4] = {};
+  uint32_t nan = 0;
+#pragma unroll
+  for (int step = 0; step < 4; ++step) {
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const uint32_t w = step == 0   ? codes[j].x
+                         : step == 1 ? codes[j].y
+                         : step == 2 ? codes[j].z
+                                     : codes[j].w;
+      nan |= (w & 0x7f7f7f7fu) + 0x01010101u;
+      const uint32_t b0 = to_bf16<kSlow>(w << 8, w << 4, m[j]);
+      const uint32_t b1 = to_bf16<kSlow>(w, w >> 4, m[j]);
+#pragma unroll
+      for (int tile = 0; tile < T::kTiles; ++tile) {
+        multiply_add_bf16(s[j][tile], q.a[tile][step], b0, b1);
+      }
+    }
+  }
+  // A row with a NaN code is read, as masked rows hold zeros, and makes its token NaN.
+  if (__any_sync(kAllLanes, (nan & 0x80808080u) != 0)) {
+#pragma unroll
+    for (int tile = 0; tile < T::kTiles; ++tile) {
+#pragma unroll
+      for (int j = 0; j < 16; ++j) s[j / 4][tile][j % 4] = NAN;
+    }
+  }
+#pragma unroll
+  for (int j = 0; j < 4; ++j) put_scores<T>(shared, warp, lane, to + 8 * j, s[j]);
 }
 
 template <typename T>
 __device__ __forceinline__ void score_wide(SharedStorage<T>& shared, int stage, int warp, int lane,
-                                           int first, const QueryFragments<T>& q) {
-  const uint32_t slice = shared_address(shared.ring[stage]) +
-                         warp * (T::kFormat == KvFormat::kBf16 ? kWideSliceBytes : kCodeSliceBytes);
-#pragma unroll 2
-  for (int r = 0; r < T::kExchangeRows; r += 8) {
-    float s[T::kTiles][4] = {};
+                                           int first, int to, const QueryFragments<T>& q) {
+  const uint32_t slice = shared_address(slice_of<T>(shared, stage, warp));
 #pragma unroll
-    for (int pair = 0; pair < 2; ++pair) {  // two steps of 16 dims
-      uint32_t k[4];
-      load_matrix_x4(k, slice + wide_offset(first + r + lane % 8, 4 * pair + lane / 8));
+  for (int r = 0; r < 32; r += 16) {
+    uint32_t k[2][2][4];  // n tile, pair of steps
 #pragma unroll
-      for (int tile = 0; tile < T::kTiles; ++tile) {
-        mma_bf16(s[tile], q.a[tile][2 * pair], k[0], k[1]);
-        mma_bf16(s[tile], q.a[tile][2 * pair + 1], k[2], k[3]);
+    for (int j = 0; j < 2; ++j) {
+#pragma unroll
+      for (int pair = 0; pair < 2; ++pair) {
+        load_matrix_x4(k[j][pair],
+                       slice + wide_offset(first + r + 8 * j + lane % 8, 4 * pair + lane / 8));
       }
     }
-    put_scores<T>(shared, warp, lane, r, s);
+    float s[2][T::kTiles][4] = {};
+#pragma unroll
+    for (int step = 0; step < 4; ++step) {
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        const uint32_t(&pair)[4] = k[j][step / 2];
+#pragma unroll
+        for (int tile = 0; tile < T::kTiles; ++tile) {
+          multiply_add_bf16(s[j][tile], q.a[tile][step], pair[step % 2 * 2],
+                            pair[step % 2 * 2 + 1]);
+        }
+      }
+    }
+#pragma unroll
+    for (int j = 0; j < 2; ++j) put_scores<T>(shared, warp, lane, to + r + 8 * j, s[j]);
   }
 }
 
@@ -322,8 +365,8 @@ template <typename T, bool kSlow>
 __device__ __forceinline__ void values_codes(SharedStorage<T>& shared, int stage, int warp,
                                              int lane, float (&o)[T::kTiles][8][4]) {
   const int group = lane / 4, quad = lane % 4;
-  const uint32_t slice = shared_address(shared.ring[stage]) + warp * kCodeSliceBytes;
-  constexpr int kUnroll = kSlow ? 1 : 2;
+  const std::byte* slice = slice_of<T>(shared, stage, warp);
+  constexpr int kUnroll = kSlow ? 1 : kRows / 16;
 #pragma unroll kUnroll
   for (int step = 0; step < kRows; step += 16) {
     uint32_t p[T::kTiles][4];
@@ -336,11 +379,8 @@ __device__ __forceinline__ void values_codes(SharedStorage<T>& shared, int stage
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int row = step + 2 * quad + (i & 1) + (i & 2) * 4;
-      const uint32_t address = slice + code_offset(row, group >> 1) + (group & 1) * 8;
-      asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];"
-                   : "=r"(codes[i].x), "=r"(codes[i].y)
-                   : "r"(address)
-                   : "memory");
+      codes[i] =
+          *reinterpret_cast<const uint2*>(slice + code_offset(row, group >> 1) + (group & 1) * 8);
     }
     Multiplier m[2] = {{kUnscaled | kUnscaled << 16, 0}, {kUnscaled | kUnscaled << 16, 0}};
     if constexpr (T::kScaled) {
@@ -360,7 +400,7 @@ __device__ __forceinline__ void values_codes(SharedStorage<T>& shared, int stage
       const uint32_t x1 = permute_bytes(word(2), word(3), selector);
       const uint32_t b0 = to_bf16<kSlow>(x0, x0 >> 4, m[0]), b1 = to_bf16<kSlow>(x1, x1 >> 4, m[1]);
 #pragma unroll
-      for (int tile = 0; tile < T::kTiles; ++tile) mma_bf16(o[tile][n], p[tile], b0, b1);
+      for (int tile = 0; tile < T::kTiles; ++tile) multiply_add_bf16(o[tile][n], p[tile], b0, b1);
     }
   }
 }
@@ -384,8 +424,8 @@ __device__ __forceinline__ void values_wide(SharedStorage<T>& shared, int stage,
       load_matrix_x4_transposed(v, slice + wide_offset(step + lane % 16, n + lane / 16));
 #pragma unroll
       for (int tile = 0; tile < T::kTiles; ++tile) {
-        mma_bf16(o[tile][n], p[tile], v[0], v[1]);
-        mma_bf16(o[tile][n + 1], p[tile], v[2], v[3]);
+        multiply_add_bf16(o[tile][n], p[tile], v[0], v[1]);
+        multiply_add_bf16(o[tile][n + 1], p[tile], v[2], v[3]);
       }
     }
   }
@@ -399,27 +439,27 @@ struct HeadState {
   float total_max[T::kTiles], total_sum[T::kTiles];  // of the chains before it
 };
 
-// Adds the eight slices of rows [first, first + kExchangeRows) into z.
-template <typename T>
+// Adds the eight slices of rows [from, from + 32) of the exchange into z[.][at], z[.][at + 1].
+template <typename T, int kAt>
 __device__ __forceinline__ void gather_scores(const SharedStorage<T>& shared, int warp, int lane,
-                                              int first, float (&z)[T::kTiles][4]) {
-  const int head = 2 * warp + lane / 16, i = lane % 16;
+                                              int from, float (&z)[T::kTiles][4]) {
+  const int head = 2 * warp + lane / 16;
+  const int column = score_column<T>(head, from + 2 * (lane % 16));
 #pragma unroll
   for (int tile = 0; tile < T::kTiles; ++tile) {
+    float2 slices[kWarps];
 #pragma unroll
-    for (int part = 0; part < T::kExchangeRows / 32; ++part) {
-      const int column = score_column<T>(head, 32 * part + 2 * i);
-      float2 sum = {0, 0};
-#pragma unroll
-      for (int w = 0; w < kWarps; ++w) {
-        const float2 slice =
-            *reinterpret_cast<const float2*>(&shared.scores[tile][w][head][column]);
-        sum = w == 0 ? slice : float2{sum.x + slice.x, sum.y + slice.y};
-      }
-      const int at = 2 * (first / 32 + part);
-      z[tile][at] = sum.x;
-      z[tile][at + 1] = sum.y;
+    for (int w = 0; w < kWarps; ++w) {
+      slices[w] = *reinterpret_cast<const float2*>(&shared.scores[tile][w][head][column]);
     }
+    float2 sum = slices[0];
+#pragma unroll
+    for (int w = 1; w < kWarps; ++w) {
+      sum.x += slices[w].x;
+      sum.y += slices[w].y;
+    }
+    z[tile][kAt] = sum.x;
+    z[tile][kAt + 1] = sum.y;
   }
 }
 
@@ -635,12 +675,14 @@ __global__ void __launch_bounds__(kThreads, T::kMinCtas)
     if (item.chain_begin >= item.blocks.num_chains) continue;  // spread: a chain it does not have
     const bool spread = schedule.spread_chains > 1 && item.blocks.num_chains > 1;
 
-    const auto slot_of = [&](int block, int row) {
-      return slot_of_chain(args, item.blocks, item.span, item.token, block, row);
+    const auto place_of = [&](int block, int row) {
+      return place_of_chain(args, item.blocks, item.span, item.token, block, row);
     };
-    const auto put_row = [&](int block, int row, RowSlot slot) {  // whole warps
+    const auto row_of = [&](int block, RowPlace place) {
+      return row_address(source_of_chain(args, item.span, block), place);
+    };
+    const auto put_row = [&](int block, int row, RowRef ref) {  // whole warps
       const int table = block % T::kTables;
-      const RowRef ref = row_address(source_of_chain(args, item.span, block), slot);
       shared.rows[table][row] = ref;
       const uint32_t bits = __ballot_sync(kAllLanes, ref.values != nullptr);
       if (lane == 0) shared.valid[table][row / 32] = bits;
@@ -648,10 +690,13 @@ __global__ void __launch_bounds__(kThreads, T::kMinCtas)
 
     // Rows of the first blocks, their fetch, and the query meanwhile.
     for (int i = tid; i < T::kStages * kRows; i += kThreads) {
-      if (i / kRows < count) put_row(i / kRows, i % kRows, slot_of(i / kRows, i % kRows));
+      const int block = i / kRows, row = i % kRows;
+      if (block < count) put_row(block, row, row_of(block, place_of(block, row)));
     }
-    RowSlot ahead{-1, 0};  // of row `tid` of the block after those in the tables
-    if (tid < kRows && T::kStages < count) ahead = slot_of(T::kStages, tid);
+    // Of row `tid`: its address in the block after those in the tables, its place in the next one.
+    RowRef ahead{nullptr, nullptr};
+    RowPlace further{-1, 0};
+    if (tid < kRows && T::kStages < count) further = place_of(T::kStages, tid);
     __syncthreads();
 #pragma unroll
     for (int block = 0; block < T::kStages; ++block) {
@@ -663,6 +708,12 @@ __global__ void __launch_bounds__(kThreads, T::kMinCtas)
     }
     QueryFragments<T> q;
     load_query<T>(args, item, warp, lane, q);
+    const auto look_ahead = [&](int block) {
+      if (tid >= kRows) return;
+      if (block < count) ahead = row_of(block, further);
+      if (block + 1 < count) further = place_of(block + 1, tid);
+    };
+    look_ahead(T::kStages);
 
     float o[T::kTiles][8][4];
     HeadState<T> state;
@@ -698,26 +749,32 @@ __global__ void __launch_bounds__(kThreads, T::kMinCtas)
       }
       float z[T::kTiles][4];
       if (active) {
-#pragma unroll
-        for (int first = 0; first < kRows; first += T::kExchangeRows) {
-          if (first > 0) __syncthreads();  // the rows before have been gathered
+#pragma unroll 1
+        for (int first = 0; first < kRows; first += 32) {
+          const int to = T::kExchangeRows == 32 ? 0 : first;
           if (wide) {
-            score_wide<T>(shared, stage, warp, lane, first, q);
+            score_wide<T>(shared, stage, warp, lane, first, to, q);
           } else if (slow) {
-            score_codes<T, true>(shared, stage, warp, lane, first, q);
+            score_codes<T, true>(shared, stage, warp, lane, first, to, q);
           } else {
-            score_codes<T, false>(shared, stage, warp, lane, first, q);
+            score_codes<T, false>(shared, stage, warp, lane, first, to, q);
           }
-          __syncthreads();
-          gather_scores<T>(shared, warp, lane, first, z);
+          if (T::kExchangeRows == 32 && first == 0) {
+            __syncthreads();
+            gather_scores<T, 0>(shared, warp, lane, 0, z);
+            __syncthreads();
+          }
         }
+        __syncthreads();
+        if (T::kExchangeRows == 64) gather_scores<T, 0>(shared, warp, lane, 0, z);
+        gather_scores<T, 2>(shared, warp, lane, T::kExchangeRows - 32, z);
       }
       if (tid < kRows && block + T::kStages < count) {
         put_row(block + T::kStages, tid, ahead);
-        if (block + T::kStages + 1 < count) ahead = slot_of(block + T::kStages + 1, tid);
       }
       if (active) softmax<T>(args, shared, table, warp, lane, !seen, z, state);
       __syncthreads();
+      look_ahead(block + T::kStages + 1);
       if (active) {
         if (seen) rescale<T>(shared, lane, o);
         seen = true;

@@ -26,6 +26,15 @@ __device__ __forceinline__ void load_matrix_x4_transposed(uint32_t (&r)[4], uint
                : "memory");
 }
 
+/// mma_bf16 of tensor_core.h, which the compiler may move.
+__device__ __forceinline__ void multiply_add_bf16(float (&d)[4], const uint32_t (&a)[4],
+                                                  uint32_t b0, uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
 /// Two f32 rounded to bf16, `low` in the lower half [cvt.rn.bf16x2].
 __device__ __forceinline__ uint32_t pack_bf16x2(float low, float high) {
   uint32_t out;
