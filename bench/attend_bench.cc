@@ -115,10 +115,10 @@ void run(const Shape& shape, const Candidate& candidate, const Options& options,
 
   AttendParams params{};
   params.q = ConstTensor(q, act, {tokens, heads, kDim});
-  params.window = {window,
-                   {window_table.data(), window_columns, window_columns, kBlock},
-                   begin.data(),
-                   end.data()};
+  params.window = RangeRows{window,
+                            {window_table.data(), window_columns, window_columns, kBlock},
+                            begin.data(),
+                            end.data()};
   if (shape.ratio > 0) {
     params.compressed =
         RangeRows{compressed,

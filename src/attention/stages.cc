@@ -1,5 +1,6 @@
 #include "attention/stages.h"
 
+#include <algorithm>
 #include <vector>
 
 namespace dsv4 {
@@ -18,8 +19,10 @@ void attend_pages(DeepseekV4Attention::Step& step, const DeepseekV4Attention::La
   const PlanView& plan = *step.plan;
   AttendParams params{
       .q = step.q,
-      .window = {step.caches->window, plan.window_blocks, plan.window_begin, plan.window_end},
+      .window =
+          RangeRows{step.caches->window, plan.window_blocks, plan.window_begin, plan.window_end},
       .compressed = std::monostate{},
+      .max_entries = layer.max_entries,
       .token_to_seq = plan.token_to_seq,
       .sink = reinterpret_cast<const float*>(layer.sink.data()),
       .softmax_scale = layer.config.softmax_scale(),
@@ -33,10 +36,14 @@ void attend_pages(DeepseekV4Attention::Step& step, const DeepseekV4Attention::La
     if (layer.kind.indexer && !step.all_entries_visible) {
       params.compressed = ListedRows{cache, step.topk_slots.as<int32_t>(),
                                      step.topk_slots.strides[0], step.topk_length};
+      params.max_entries = step.topk_slots.shape[1];
     } else {
       BlockTable blocks = plan.growing_blocks;
       blocks.tokens_per_block = cache.rows_per_block;  // the list counts entries, not tokens
       params.compressed = RangeRows{cache, blocks, step.ratio->begin, step.ratio->end};
+      if (step.all_entries_visible) {
+        params.max_entries = std::min<int64_t>(layer.max_entries, layer.config.index_topk);
+      }
     }
   }
   ops.attend(params, step.context(ops));

@@ -28,7 +28,8 @@ struct Ops;
 struct OpContext {
   Stream stream;
   Arena* scratch;
-  const Ops* ops;  ///< the table that the operation was called through, for operations made of others
+  const Ops*
+      ops;  ///< the table that the operation was called through, for operations made of others
 };
 
 // ---- generic
@@ -219,8 +220,9 @@ struct MapSlotsParams {
 };
 
 /// The canonical reduction of attention, a constant of the layer kind (never of a step): rows in
-/// blocks of `rows_per_block`, window blocks aligned to absolute positions, compressed blocks from
-/// entry 0 (ranges) or from the start of the ascending list. Chain c holds the compressed blocks [c
+/// blocks of `rows_per_block`, window blocks aligned to absolute positions (ranges) or from the
+/// start of the list, compressed blocks from entry 0 (ranges) or from the start of the ascending
+/// list. Chain c holds the compressed blocks [c
 /// * blocks_per_chain, (c + 1) * blocks_per_chain); chain 0 starts with the window blocks. Within a
 /// chain blocks are accumulated in order by online softmax; chains are merged in ascending order.
 /// Masked rows contribute exactly nothing, wholly masked blocks are skipped.
@@ -248,11 +250,12 @@ struct ListedRows {
 /// out[t,h] = sum_j p_j k_j / (sum_j p_j + exp(sink_h - m)), p_j = exp(scale q.k_j - m). Source:
 /// attention.md step 8.
 struct AttendParams {
-  ConstTensor q;  // [T, heads, head_dim] act
-  RangeRows window;
+  ConstTensor q;                               // [T, heads, head_dim] act
+  std::variant<RangeRows, ListedRows> window;  // begin, or length, null: no window rows
   std::variant<std::monostate, RangeRows, ListedRows> compressed;
-  const int32_t* token_to_seq;
-  const float* sink;  // [heads] f32, -inf: none
+  int64_t max_entries;  // host: upper bound of compressed end or length; a captured graph keeps it
+  const int32_t* token_to_seq;  // read by ranges only
+  const float* sink;            // [heads] f32, -inf: none
   float softmax_scale;
   ReductionGrid grid;
   bool round_p_to_bf16;

@@ -62,6 +62,13 @@ TEST_P(OracleAttend, BitsDependOnOwnRowsOnly) {
   check_attend_invariance(subject(), which(), edge_tokens(which()));
 }
 
+TEST_P(OracleAttend, BitsAloneAndInACrowd) {
+  if (!which().name.starts_with("csa_") || which().grid != ReductionGrid{} || which().heads > 40) {
+    GTEST_SKIP() << "a few cases are enough";
+  }
+  check_attend_crowd(subject(), which());
+}
+
 TEST_P(OracleAttend, CornerCases) {
   check_attend_corner_cases(subject(), which());
 }

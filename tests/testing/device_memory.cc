@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "core/checked_math.h"
 #include "core/fail.h"
 #include "core/numbers.h"
 #include "tests/oracle/numbers.h"
@@ -121,7 +122,8 @@ PagedCache::PagedCache(DeviceMemory& memory, KvFormat format, int elems, int row
                        int num_blocks, int64_t padding_bytes)
     : memory_(memory) {
   view_.block_stride_bytes =
-      oracle::page_bytes(oracle_layout(format), rows_per_block, elems) + padding_bytes;
+      round_up(oracle::page_bytes(oracle_layout(format), rows_per_block, elems), 64) +
+      padding_bytes;
   view_.num_blocks = num_blocks;
   view_.rows_per_block = rows_per_block;
   view_.format = format;

@@ -96,7 +96,7 @@ oracle::RowLayout oracle_layout(KvFormat format);
 /// A paged cache in device memory with a host image; rows not written are NaN.
 class PagedCache {
  public:
-  /// Pages are `padding_bytes` further apart than they need, as in a pool.
+  /// Pages are rounded up to 64 bytes, as in a pool, and `padding_bytes` further apart.
   PagedCache(DeviceMemory& memory, KvFormat format, int elems, int rows_per_block, int num_blocks,
              int64_t padding_bytes = 64);
   const CacheView& view() const { return view_; }

@@ -50,7 +50,7 @@ class PagedLists {
  public:
   // `ring_rows` > 0: the table wraps and holds that many rows.
   PagedLists(DeviceMemory& memory, const AttendCase& which, int block_rows, const RowSet& rows,
-             uint64_t seed, int spare, int64_t ring_rows)
+             uint64_t seed, const AttendPlacement& placement, int64_t ring_rows)
       : block_rows_(block_rows) {
     int64_t num_seqs = 1;
     for (const auto& [seq, row] : rows) {
@@ -61,14 +61,14 @@ class PagedLists {
     if (ring_rows > 0) columns_ = std::min(columns_, ceil_div(ring_rows, block_rows) + 1);
     RowSet blocks;
     for (const auto& [seq, row] : rows) blocks.insert({seq, row / block_rows % columns_});
-    const auto num_blocks = static_cast<int32_t>(blocks.size()) + spare;
+    const auto num_blocks = static_cast<int32_t>(blocks.size()) + placement.spare_blocks;
     Random random(seed);
     const std::vector<int32_t> names = random.permutation(num_blocks);
     table_.assign(static_cast<size_t>(num_seqs * columns_), names.back());
     size_t next = 0;
     for (const auto& [seq, column] : blocks) table_[seq * columns_ + column] = names[next++];
-    cache_ =
-        std::make_unique<PagedCache>(memory, which.format, which.head_dim, block_rows, num_blocks);
+    cache_ = std::make_unique<PagedCache>(memory, which.format, which.head_dim, block_rows,
+                                          num_blocks, placement.padding_bytes);
     device_table_ = memory.put(table_);
   }
   int64_t slot(int seq, int64_t row) const {
@@ -107,12 +107,12 @@ struct Scene {
       if (placement.ring_table) ring_rows = 2 * which.window;  // such calls have one token
     }
     window = std::make_unique<PagedLists>(memory, which, placement.window_block_rows, near_window,
-                                          placement.block_seed, placement.spare_blocks, ring_rows);
+                                          placement.block_seed, placement, ring_rows);
     fill(*window, 1, placement.only_own_rows ? own_window : near_window);
     if (which.compressed != CompressedKind::kNone) {
       compressed =
           std::make_unique<PagedLists>(memory, which, placement.compressed_block_rows, all_entries,
-                                       placement.block_seed + 17, placement.spare_blocks, 0);
+                                       placement.block_seed + 17, placement, 0);
       fill(*compressed, 2, placement.only_own_rows ? own_entries : all_entries);
     }
     build_params();
@@ -161,14 +161,17 @@ struct Scene {
         memory.tensor(which.activation, {count, int64_t{which.heads} * which.head_dim + kGap});
     params.out = Tensor(wide.data, which.activation, {count, which.heads, which.head_dim});
     params.out.strides[0] = wide.strides[0];
-    params.window = {window->cache().view(), window->block_table(), memory.put(window_begin),
-                     memory.put(window_end)};
+    put_window();
     if (which.compressed == CompressedKind::kList) {
       params.compressed =
           ListedRows{compressed->cache().view(), memory.put(slots), which.topk, memory.put(end)};
     } else if (which.compressed == CompressedKind::kRange) {
       params.compressed = RangeRows{compressed->cache().view(), compressed->block_table(),
                                     memory.put(begin), memory.put(end)};
+    }
+    params.max_entries = which.topk;
+    if (which.compressed != CompressedKind::kList) {
+      params.max_entries = *std::max_element(end.begin(), end.end());
     }
     params.token_to_seq = memory.put(token_to_seq);
     params.sink = memory.put(sink);
@@ -177,6 +180,27 @@ struct Scene {
     params.round_p_to_bf16 = which.round_p;
     params.lse =
         memory.put(std::vector<float>(static_cast<size_t>(count * which.heads), std::nanf("")));
+  }
+
+  // The window as window_begin and window_end have it, as a range or as a list of the same rows.
+  void put_window() {
+    if (!which.window_list) {
+      params.window = RangeRows{window->cache().view(), window->block_table(),
+                                memory.put(window_begin), memory.put(window_end)};
+      return;
+    }
+    std::vector<int32_t> places, length;
+    for (size_t t = 0; t < tokens.size(); ++t) {
+      length.push_back(window_end[t] - window_begin[t]);
+      for (int i = 0; i < which.window; ++i) {
+        const int64_t row = window_begin[t] + i;
+        places.push_back(row < window_end[t]
+                             ? static_cast<int32_t>(window->slot(tokens[t].seq, row))
+                             : 1 << 30);  // after the length: never read
+      }
+    }
+    params.window =
+        ListedRows{window->cache().view(), memory.put(places), which.window, memory.put(length)};
   }
 
   void set_sink(float value) {
@@ -363,6 +387,9 @@ void check_attend_invariance(const Subject& subject, const AttendCase& which,
   expect_same("renamed blocks", {.block_seed = 99, .spare_blocks = 11});
   expect_same("pages of 16 and 256 rows", {.window_block_rows = 16, .compressed_block_rows = 256});
   expect_same("pages of 256 and 2 rows", {.window_block_rows = 256, .compressed_block_rows = 2});
+  expect_same("pages of 61 and 69 rows, further apart",
+              {.window_block_rows = 61, .compressed_block_rows = 69, .padding_bytes = 448});
+  expect_same("pages of 2 and 61 rows", {.window_block_rows = 2, .compressed_block_rows = 61});
   expect_same("unread rows are NaN", {.only_own_rows = true});
 
   std::vector<AttendToken> reversed(tokens.rbegin(), tokens.rend());
@@ -379,6 +406,17 @@ void check_attend_invariance(const Subject& subject, const AttendCase& which,
         run_attend(subject, which, {tokens[t]}, {.block_seed = 7, .ring_table = true});
     EXPECT_TRUE(same_bits(which, ring, 0, batch, static_cast<int64_t>(t)))
         << "window block table that wraps, position " << tokens[t].position;
+  }
+}
+
+void check_attend_crowd(const Subject& subject, const AttendCase& which) {
+  constexpr int kTokens = 300, kSeqs = 3, kStep = 41;
+  std::vector<AttendToken> tokens;
+  for (int i = 0; i < kTokens; ++i) tokens.push_back({i % kSeqs, 2 * i});
+  const AttendResult batch = run_attend(subject, which, tokens, {});
+  for (int i = 0; i < kTokens; i += kStep) {
+    const AttendResult alone = run_attend(subject, which, {tokens[i]}, {.only_own_rows = true});
+    EXPECT_TRUE(same_bits(which, alone, 0, batch, i)) << "alone and among " << kTokens;
   }
 }
 
@@ -406,8 +444,7 @@ void check_attend_corner_cases(const Subject& subject, const AttendCase& which) 
     const AttendResult before = scene.run();
     scene.window_begin[1] = scene.window_end[1] = 2;
     scene.begin[1] = scene.end[1] = 0;
-    scene.params.window.begin = scene.memory.put(scene.window_begin);
-    scene.params.window.end = scene.memory.put(scene.window_end);
+    scene.put_window();
     if (auto* list = std::get_if<ListedRows>(&scene.params.compressed)) {
       list->length = scene.memory.put(scene.end);
     } else if (auto* range = std::get_if<RangeRows>(&scene.params.compressed)) {
@@ -418,12 +455,13 @@ void check_attend_corner_cases(const Subject& subject, const AttendCase& which) 
     EXPECT_TRUE(same_bits(which, after, 0, before, 0)) << "neighbour of an empty token";
     EXPECT_TRUE(same_bits(which, after, 2, before, 2)) << "neighbour of an empty token";
   }
+  // Pages at addresses that are multiples of 8 only.
+  check_attend_oracle(subject, which, tokens, {.window_block_rows = 61, .padding_bytes = 8});
   {  // No window rows, compressed ones only.
     Scene scene(subject, which, tokens, {});
     std::fill(scene.window_begin.begin(), scene.window_begin.end(), 1);
     std::fill(scene.window_end.begin(), scene.window_end.end(), 1);
-    scene.params.window.begin = scene.memory.put(scene.window_begin);
-    scene.params.window.end = scene.memory.put(scene.window_end);
+    scene.put_window();
     scene.expect_oracle(scene.run());
   }
   if (which.compressed != CompressedKind::kList) return;
@@ -459,13 +497,14 @@ void check_attend_corner_cases(const Subject& subject, const AttendCase& which) 
 std::vector<AttendToken> edge_tokens(const AttendCase& which) {
   std::vector<AttendToken> tokens{{0, 0},   {1, 1},   {0, 62},  {2, 63},  {1, 64},
                                   {2, 126}, {0, 127}, {1, 128}, {0, 191}, {2, 300}};
+  if (which.few_tokens) tokens = {{0, 0}, {1, 64}, {0, 127}, {2, 300}};
   if (which.compressed != CompressedKind::kNone) {
     for (int position : {which.ratio - 2, which.ratio - 1, 2 * which.ratio - 1}) {
-      tokens.push_back({3, position});
+      if (!which.few_tokens) tokens.push_back({3, position});
     }
     // More blocks of entries than one chain of the shorter test grids.
     if (which.compressed == CompressedKind::kRange) {
-      tokens.push_back({0, which.ratio * 200 + which.ratio / 2});
+      tokens.push_back({0, which.ratio * which.long_entries + which.ratio / 2});
     } else {
       tokens.push_back({0, which.ratio * (which.topk + 37)});
     }
@@ -512,7 +551,36 @@ std::vector<AttendCase> attend_cases(const std::vector<KvFormat>& formats, bool 
        .ratio = 4,
        .grid = {64, 1}},
       first);
+  add({.name = "both_lists",
+       .heads = 4,
+       .compressed = CompressedKind::kList,
+       .window = 100,
+       .topk = 96,
+       .window_list = true},
+      first);
   add({.name = "sharp", .heads = 4, .compressed = CompressedKind::kList, .magnitude = 12}, first);
+  // More than one chain of 2048 entries, and more chains than a GPU spreads over its blocks.
+  add({.name = "hca_long",
+       .heads = 2,
+       .compressed = CompressedKind::kRange,
+       .ratio = 4,
+       .few_tokens = true,
+       .long_entries = 4200},
+      first);
+  add({.name = "hca_many_chains",
+       .heads = 1,
+       .compressed = CompressedKind::kRange,
+       .ratio = 4,
+       .long_entries = 2500,
+       .grid = {64, 1}},
+      first);
+  for (int heads : {2, 16, 17, 40, 128}) {
+    add({.name = "csa_heads",
+         .heads = heads,
+         .compressed = CompressedKind::kList,
+         .few_tokens = true},
+        heads == 40 && all.size() > 1 ? all[1] : first);
+  }
   add({.name = "flash_csa", .heads = 64, .compressed = CompressedKind::kList, .topk = 512}, first);
   return cases;
 }

@@ -22,7 +22,10 @@ struct AttendCase {
   CompressedKind compressed = CompressedKind::kNone;
   int ratio = 4;  ///< tokens per compressed entry
   int window = 128;
-  int topk = 64;  ///< width of the list (kList)
+  int topk = 64;             ///< width of the list (kList)
+  bool window_list = false;  ///< window rows as a list of slots
+  bool few_tokens = false;   ///< edge_tokens: five of them, for cases that cost much
+  int long_entries = 200;    ///< compressed entries of the longest context (kRange)
   ReductionGrid grid = {};
   double magnitude = 1;  ///< scale of q: larger ones sharpen the softmax
 };
@@ -42,6 +45,7 @@ struct AttendPlacement {
   bool ring_table = false;     ///< window block table that wraps, as the pool's
   bool only_own_rows = false;  ///< every row that no token of the call may read stays NaN
   int spare_blocks = 3;        ///< blocks that nobody owns: NaN
+  int padding_bytes = 64;      ///< between pages
 };
 
 /// The result of a call, and what the oracle makes of the same rows.
@@ -57,14 +61,17 @@ void check_attend_oracle(const Subject& subject, const AttendCase& which,
 /// sizes, a ring table, every unread row NaN.
 void check_attend_invariance(const Subject& subject, const AttendCase& which,
                              const std::vector<AttendToken>& tokens);
+/// Tokens of a batch of hundreds (several rounds of a GPU, larger tiles of heads) against the same
+/// ones alone.
+void check_attend_crowd(const Subject& subject, const AttendCase& which);
 /// Sinks of -inf and +inf, tokens without keys, holes (-1) and unused places of a list, and a list
 /// of all visible entries against the range of them.
 void check_attend_corner_cases(const Subject& subject, const AttendCase& which);
 
 /// Window edges, block edges, entries just completed or not, a long context.
 std::vector<AttendToken> edge_tokens(const AttendCase& which);
-/// The cases that every backend with these formats is tested with: heads 1, 4, 8, 64, kinds
-/// sliding, CSA, HCA, one and several chains. `exact` adds f32 caches and activations.
+/// The cases that every backend with these formats is tested with: heads 1 to 128, kinds
+/// sliding, CSA, HCA, both lists, one and several chains. `exact` adds f32 caches and activations.
 std::vector<AttendCase> attend_cases(const std::vector<KvFormat>& formats, bool exact);
 
 /// Runs one call; used by the checks, and by tests that compare two devices or thread counts.

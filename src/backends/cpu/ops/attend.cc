@@ -27,7 +27,11 @@ bool exact_in_bf16(const CacheView& cache) {
 
 bool all_bf16(const AttendParams& params) {
   if (params.q.dtype != DType::kBf16 || !params.round_p_to_bf16) return false;
-  if (params.window.begin != nullptr && !exact_in_bf16(params.window.cache)) return false;
+  if (const auto* range = std::get_if<RangeRows>(&params.window)) {
+    if (range->begin != nullptr && !exact_in_bf16(range->cache)) return false;
+  } else if (const auto& list = std::get<ListedRows>(params.window); list.length != nullptr) {
+    if (!exact_in_bf16(list.cache)) return false;
+  }
   if (const auto* range = std::get_if<RangeRows>(&params.compressed)) {
     return exact_in_bf16(range->cache);
   }

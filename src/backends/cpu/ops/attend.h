@@ -125,7 +125,7 @@ class TokenBlocks {
 
   const AttendParams& params_;
   int64_t token_;
-  int64_t seq_;
+  int64_t seq_ = 0;
   int64_t rows_per_block_;
   int64_t window_block_ = 0, window_end_ = 0;          // next and end, in blocks
   int64_t compressed_block_ = 0, compressed_end_ = 0;  // likewise

@@ -55,12 +55,26 @@ void append_pair(BlockRows& block, RowRef even, RowRef odd) {
   block.rows[block.count++] = odd;
 }
 
+// Window rows of a token: positions, or places of its list.
+struct PlacesOfToken {
+  int64_t begin = 0, end = 0;
+};
+PlacesOfToken window_places(const AttendParams& params, int64_t token) {
+  if (const auto* range = std::get_if<RangeRows>(&params.window)) {
+    if (range->begin == nullptr) return {};
+    return {range->begin[token], range->end[token]};
+  }
+  const auto& list = std::get<ListedRows>(params.window);
+  if (list.length == nullptr) return {};
+  return {0, list.length[token]};
+}
+
 }  // namespace
 
 TokenBlocks::TokenBlocks(const AttendParams& params, int64_t token)
     : params_(params),
       token_(token),
-      seq_(params.token_to_seq[token]),
+      seq_(params.token_to_seq == nullptr ? 0 : params.token_to_seq[token]),
       rows_per_block_(params.grid.rows_per_block) {
   DSV4_CHECK(rows_per_block_ >= 2 && rows_per_block_ <= kMaxBlockRows && rows_per_block_ % 2 == 0);
   DSV4_CHECK(params.grid.blocks_per_chain >= 1);
@@ -79,11 +93,10 @@ TokenBlocks::TokenBlocks(const AttendParams& params, int64_t token)
 void TokenBlocks::select_chains(int64_t begin, int64_t end) {
   const int64_t blocks_per_chain = params_.grid.blocks_per_chain;
   window_block_ = window_end_ = 0;
-  const int32_t window_begin = params_.window.begin == nullptr ? 0 : params_.window.begin[token_];
-  const int32_t window_end = params_.window.end == nullptr ? 0 : params_.window.end[token_];
-  if (begin == 0 && window_begin < window_end) {
-    window_block_ = window_begin / rows_per_block_;
-    window_end_ = ceil_div(window_end, rows_per_block_);
+  const PlacesOfToken window = window_places(params_, token_);
+  if (begin == 0 && window.begin < window.end) {
+    window_block_ = window.begin / rows_per_block_;
+    window_end_ = ceil_div(window.end, rows_per_block_);
   }
   compressed_block_ = std::max(first_compressed_, begin * blocks_per_chain);
   compressed_end_ = std::min(last_compressed_, end * blocks_per_chain);
@@ -95,8 +108,15 @@ bool TokenBlocks::next(BlockRows& block, int64_t& chain) {
     block.active = 0;
     if (window_block_ < window_end_) {
       chain = 0;
-      describe_rows(params_.window.cache, block);
-      fill_range(params_.window, window_block_++ * rows_per_block_, block);
+      const int64_t first = window_block_++ * rows_per_block_;
+      if (const auto* range = std::get_if<RangeRows>(&params_.window)) {
+        describe_rows(range->cache, block);
+        fill_range(*range, first, block);
+      } else {
+        const auto& list = std::get<ListedRows>(params_.window);
+        describe_rows(list.cache, block);
+        fill_list(list, first, block);
+      }
     } else if (compressed_block_ < compressed_end_) {
       const int64_t first = compressed_block_ * rows_per_block_;
       chain = compressed_block_++ / params_.grid.blocks_per_chain;

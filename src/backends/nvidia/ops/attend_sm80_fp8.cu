@@ -1,0 +1,11 @@
+#include "backends/nvidia/ops/attend_sm80.cuh"
+
+namespace dsv4::nvidia::attend80 {
+
+std::span<const Kernel> fp8_kernels() {
+  static const Kernel kernels[] = {kernel_of<Traits<KvFormat::kFp8, 2, 2, 64, 1>>(),
+                                   kernel_of<Traits<KvFormat::kFp8, 1, 2, 32, 2>>()};
+  return kernels;
+}
+
+}  // namespace dsv4::nvidia::attend80
