@@ -4,7 +4,7 @@
 set -euo pipefail
 
 packages=(g++ cmake ninja-build pkg-config nlohmann-json3-dev libcli11-dev libpcre2-dev libgtest-dev libbenchmark-dev)
-[ "${1:-}" = "--ci" ] && packages+=(clang clang-tidy clang-format libclang-rt-14-dev ccache)
+[ "${1:-}" = "--ci" ] && packages+=(clang clang-tidy clang-format libclang-rt-14-dev ccache python3-dev python3-venv)
 
 missing=()
 for package in "${packages[@]}"; do
