@@ -1,6 +1,6 @@
 # Builds with the Python module. Included before everything else: wheels decide here what goes into them.
 if(SKBUILD AND NOT DEFINED DSV4_ENABLE_CUDA)
-  # `pip install .` brings the NVIDIA backend where the toolkit is; -C cmake.define.DSV4_ENABLE_CUDA=OFF leaves it out.
+  # `pip install .` brings the NVIDIA backend where the toolkit is; --config-settings=cmake.define.DSV4_ENABLE_CUDA=OFF leaves it out.
   find_program(DSV4_NVCC nvcc HINTS ENV CUDA_PATH PATHS /usr/local/cuda/bin PATH_SUFFIXES bin)
   if(DSV4_NVCC)
     set(DSV4_ENABLE_CUDA ON CACHE BOOL "Build the NVIDIA backend")

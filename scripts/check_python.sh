@@ -12,8 +12,8 @@ export PYTHONDONTWRITEBYTECODE=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 scripts/build.sh release dsv4
 "${PYTHON:-python3}" -m venv "$work/venv"
 python="$work/venv/bin/python"
-"$python" -m pip wheel -q . --no-deps -w "$work/wheels" -C cmake.define.DSV4_ENABLE_CUDA=OFF \
-  -C cmake.define.DSV4_PYTHON_LIBRARY="$tree/build/release/src/libdsv4.a" -C build-dir="$work/build"
+"$python" -m pip wheel -q . --no-deps -w "$work/wheels" --config-settings=cmake.define.DSV4_ENABLE_CUDA=OFF \
+  --config-settings=cmake.define.DSV4_PYTHON_LIBRARY="$tree/build/release/src/libdsv4.a" --config-settings=build-dir="$work/build"
 "$python" -m pip install -q "$work"/wheels/dsv4-*.whl numpy pytest
 
 cd "$work" # not the tree: what was installed is tested
