@@ -154,6 +154,7 @@ def flash_mla_with_kvcache(
         extra_lengths = _lengths(extra_topk_length, batch, extra_indices_in_kvcache)
     # Tokens of a call lie one stride apart, which two dimensions of any strides do not: one call
     # for each token of a sequence. (batch is large where speed matters, s_q is 1 to 4.)
+    scratch = _scratch(q)
     with _on_device(q) as stream:
         for j in range(s_q):
             rows = Lists(cache, _raw(indices[:, j]), lengths)
@@ -169,6 +170,7 @@ def flash_mla_with_kvcache(
                 sink=sink,
                 softmax_scale=scale,
                 lse=_raw(lse[j]),
+                scratch=scratch,
                 stream=stream,
             )
     return out, _plus_inf_without_keys(lse).permute(1, 2, 0)
@@ -218,6 +220,7 @@ def flash_mla_sparse_fwd(
             softmax_scale=sm_scale,
             lse=_raw(lse),
             max_logits=_raw(max_logits),
+            scratch=_scratch(q),
             stream=stream,
         )
     return out, max_logits, _plus_inf_without_keys(lse)
@@ -300,6 +303,15 @@ def _lengths(given, tokens, indices):
     if given is None:
         given = torch.full((tokens,), indices.shape[-1], dtype=torch.int32, device=indices.device)
     return _raw(given)
+
+
+def _scratch(q):
+    """Temporary memory as torch gives it: in stream order, and from a captured graph's own pool."""
+
+    def allocate(num_bytes):
+        return _raw(torch.empty(num_bytes, dtype=torch.uint8, device=q.device))
+
+    return allocate
 
 
 @contextlib.contextmanager

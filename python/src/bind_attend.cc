@@ -43,8 +43,9 @@ void attend(nb::handle q, nb::handle out, const std::optional<Rows>& window,
             const std::optional<Rows>& compressed, nb::handle token_to_seq, nb::handle sink,
             std::optional<float> softmax_scale, bool round_p_to_bf16, int blocks_per_chain,
             std::optional<int64_t> max_entries, nb::handle lse, nb::handle max_logits,
-            StreamArgument stream) {
+            nb::handle scratch, StreamArgument stream) {
   OpCall call(stream);
+  call.set_scratch(scratch);
   const ConstTensor queries = call.input(q, "q", {DType::kBf16, DType::kF32}, {kAny, kAny, kAny});
   const int64_t tokens = queries.shape[0], heads = queries.shape[1], dim = queries.shape[2];
   if (heads < 1 || dim < 1) {
@@ -123,7 +124,7 @@ void bind_attend(nb::module_& ops) {
       "compressed"_a = nb::none(), "token_to_seq"_a = nb::none(), "sink"_a = nb::none(),
       "softmax_scale"_a = nb::none(), "round_p_to_bf16"_a = true, "blocks_per_chain"_a = 32,
       "max_entries"_a = nb::none(), "lse"_a = nb::none(), "max_logits"_a = nb::none(),
-      "stream"_a = nb::none(),
+      "scratch"_a = nb::none(), "stream"_a = nb::none(),
       "out[t, h] = sum of p_j k_j over the rows j of token t, p = softmax(scale q . k, sink).\n\n"
       "q, out            [T, heads, head_dim] bf16 or f32, any stride of tokens and heads; out "
       "is written\n"
@@ -139,6 +140,10 @@ void bind_attend(nb::module_& ops) {
       "lse               [T, heads] float32, written: natural log, sink excluded, -inf without "
       "rows\n"
       "max_logits        [T, heads] float32, written: largest scale q . k, -inf without rows\n"
+      "scratch           called with a number of bytes, returns a uint8 array for temporary "
+      "results; "
+      "needed where nothing\n"
+      "                  else may allocate (graph capture); None: dsv4 keeps some per stream\n"
       "A token without rows gets zeros.");
 }
 

@@ -1,6 +1,7 @@
 #include "op_call.h"
 
 #include "cache/kv_format.h"
+#include "core/checked_math.h"
 
 namespace dsv4::python {
 namespace {
@@ -136,6 +137,19 @@ BlockTable OpCall::block_table(nb::handle object, const char* what, int rows_per
           .stride = table.strides[0],
           .columns = static_cast<int32_t>(table.shape[1]),
           .tokens_per_block = rows_per_block};
+}
+
+std::byte* OpCall::caller_scratch(int64_t bytes) {
+  if (allocate_scratch_.is_none()) return nullptr;
+  // What is not aligned is given up: the arena starts at a multiple of its alignment.
+  const int64_t wanted = bytes + Arena::kAlignment;
+  const Tensor given = output(allocate_scratch_(wanted), "scratch", {DType::kU8}, {kAny});
+  if (given.shape[0] < wanted) {
+    fail(ErrorCode::kInvalidArgument, "scratch has ", given.shape[0], " bytes, ", wanted,
+         " were asked for");
+  }
+  const auto address = reinterpret_cast<uintptr_t>(given.data);
+  return reinterpret_cast<std::byte*>(round_up(static_cast<int64_t>(address), Arena::kAlignment));
 }
 
 OpenDevice& OpCall::device() {

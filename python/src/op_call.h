@@ -49,6 +49,9 @@ class OpCall {
   /// The stream argument as it is.
   Stream device_stream() const { return {stream_}; }
   OpenDevice& device();
+  /// Scratch comes from `allocate(bytes)`, which returns an array of bytes; None: the device's own,
+  /// one for each stream. Under a graph capture nothing may be allocated but by the graph's owner.
+  void set_scratch(nb::handle allocate) { allocate_scratch_ = nb::borrow(allocate); }
 
   /// Runs `op` with scratch for `limits` (threads are filled in).
   template <typename Params>
@@ -61,11 +64,14 @@ class OpCall {
            " in this build");
     }
     limits.num_threads = target.num_threads();
+    // Never none: an arena without memory measures.
+    const int64_t bytes = ops.scratch_bytes(limits) + Arena::kAlignment;
+    std::byte* scratch = caller_scratch(bytes);
     const nb::gil_scoped_release no_gil;
     const std::lock_guard lock(opened.mutex());
     const Stream stream = opened.stream(stream_);
-    const int64_t bytes = ops.scratch_bytes(limits) + Arena::kAlignment;
-    Arena arena(opened.scratch(stream, bytes), bytes);
+    if (scratch == nullptr) scratch = opened.scratch(stream, bytes);
+    Arena arena(scratch, bytes);
     (ops.*op)(params, {stream, &arena, &ops});
   }
 
@@ -74,8 +80,11 @@ class OpCall {
   Tensor checked(const Borrowed& given, const char* what, std::initializer_list<DType> dtypes,
                  std::initializer_list<int64_t> shape) const;
   void refuse_read_only(const Borrowed& given, const char* what) const;
+  // Null without set_scratch(), else at least `bytes` that are kept until the call ends.
+  std::byte* caller_scratch(int64_t bytes);
 
   void* stream_;
+  nb::object allocate_scratch_ = nb::none();
   std::deque<Borrowed> borrowed_;
 };
 

@@ -249,6 +249,28 @@ def test_attend_ranges_are_the_lists_of_the_same_rows(rng):
     assert (ranged == listed).all()
 
 
+def test_attend_with_scratch_of_the_caller(rng):
+    cache, _ = f32_cache(rng, 4, 16, 128)
+    q = rng.standard_normal((2, 3, 128)).astype(numpy.float32)
+    slots = rng.integers(0, 64, (2, 50)).astype(numpy.int32)
+    lists = ops.Lists(cache, slots, numpy.array([50, 9], numpy.int32))
+    expected, out, taken = numpy.empty_like(q), numpy.empty_like(q), []
+
+    def allocate(num_bytes):
+        # Guarded on both sides, and at an odd address.
+        taken.append(numpy.full(num_bytes + 129, 0xAB, numpy.uint8))
+        return taken[-1][65:-64]
+
+    ops.attend(q, expected, compressed=lists)
+    ops.attend(q, out, compressed=lists, scratch=allocate)
+    assert (out == expected).all() and len(taken) == 1
+    assert (taken[0][:65] == 0xAB).all() and (taken[0][-64:] == 0xAB).all()
+    with pytest.raises(dsv4.Error, match=r"scratch has 10 bytes, \d+ were asked for"):
+        ops.attend(q, out, compressed=lists, scratch=lambda n: numpy.zeros(10, numpy.uint8))
+    with pytest.raises(ZeroDivisionError):
+        ops.attend(q, out, compressed=lists, scratch=lambda n: 1 / 0)
+
+
 def test_attend_faults(rng):
     cache, _ = f32_cache(rng, 2, 4, 128)
     q = numpy.zeros((1, 2, 128), numpy.float32)
