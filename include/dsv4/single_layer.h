@@ -39,6 +39,13 @@ class SingleLayer {
   /// @throws Error kInvalidArgument: shapes, limits; kOutOfMemory: the pool has no room.
   void forward(std::span<const BatchEntry> batch, ConstTensor hidden, Tensor out,
                const ForwardOptions& options = {});
+  /// The same on memory of the device, without copies.
+  /// @param hidden  [tokens, hidden_size] of the numerics' activation type, contiguous; read only.
+  /// @param out     [tokens, hidden_size], same dtype; must not overlap `hidden`.
+  /// @param stream  of the device. Asynchronous on it; steps of a layer must be ordered with each
+  ///                other.
+  void forward_on_device(std::span<const BatchEntry> batch, ConstTensor hidden, Tensor out,
+                         Stream stream, const ForwardOptions& options = {});
 
  private:
   SingleLayer();

@@ -1,6 +1,8 @@
 #include "dsv4/single_layer.h"
 
 #include <algorithm>
+#include <initializer_list>
+#include <string>
 #include <vector>
 
 #include "checkpoint/bind.h"
@@ -56,6 +58,13 @@ struct SingleLayer::Impl {
   std::unique_ptr<StepPlan> plan;
   Buffer workspace, hidden, out;
   std::vector<std::byte> staging;
+
+  // Tokens of the batch; @throws Error kInvalidArgument when tensors or limits do not fit it.
+  int64_t check_step(std::span<const BatchEntry> batch, const ConstTensor& hidden_in,
+                     const ConstTensor& out_in, std::initializer_list<DType> dtypes) const;
+  // A checked step on memory of the device.
+  void run_step(std::span<const BatchEntry> batch, ConstTensor device_hidden, Tensor device_out,
+                Stream stream, const ForwardOptions& options);
 };
 
 SingleLayer::SingleLayer() : impl_(std::make_unique<Impl>()) {}
@@ -124,39 +133,52 @@ std::string SingleLayer::description() const {
                 " cache");
 }
 
-void SingleLayer::forward(std::span<const BatchEntry> batch, ConstTensor hidden, Tensor out,
-                          const ForwardOptions& options) {
-  Impl& impl = *impl_;
-  const EngineOptions& resolved = impl.resolved.options;
-  Device& device = *impl.resolved.device;
-  const Stream stream = device.default_stream();
+int64_t SingleLayer::Impl::check_step(std::span<const BatchEntry> batch,
+                                      const ConstTensor& hidden_in, const ConstTensor& out_in,
+                                      std::initializer_list<DType> dtypes) const {
   int64_t tokens = 0;
   for (const BatchEntry& entry : batch) tokens += entry.num_tokens;
   for (const auto& [what, given] :
-       {std::pair<const char*, ConstTensor>{"hidden", hidden}, {"out", out}}) {
-    const bool type_ok = given.dtype == DType::kF32 || given.dtype == DType::kBf16;
+       {std::pair<const char*, ConstTensor>{"hidden", hidden_in}, {"out", out_in}}) {
+    const bool type_ok = std::find(dtypes.begin(), dtypes.end(), given.dtype) != dtypes.end();
     if (type_ok && given.rank == 2 && given.shape[0] == tokens &&
-        given.shape[1] == impl.config.hidden_size && given.strides[1] == 1) {
+        given.shape[1] == config.hidden_size && given.strides[1] == 1) {
       continue;
     }
+    std::string types;
+    for (DType dtype : dtypes) types += concat(types.empty() ? "" : " or ", dtype_name(dtype));
     fail(ErrorCode::kInvalidArgument, what, " is ", describe(given), ", expected [", tokens, ", ",
-         impl.config.hidden_size, "] f32 or bf16 with contiguous rows");
+         config.hidden_size, "] ", types, " with contiguous rows");
   }
-  if (tokens > resolved.limits.max_tokens) {
+  const StepLimits& limits = resolved.options.limits;
+  if (tokens > limits.max_tokens) {
     fail(ErrorCode::kInvalidArgument, "a step of ", tokens, " tokens, the limit is ",
-         resolved.limits.max_tokens);
+         limits.max_tokens);
   }
-  impl.pool->reserve_step(batch);
-  const DType act = resolved.numerics.activation;
+  return tokens;
+}
+
+void SingleLayer::Impl::run_step(std::span<const BatchEntry> batch, ConstTensor device_hidden,
+                                 Tensor device_out, Stream stream, const ForwardOptions& options) {
+  pool->reserve_step(batch);
+  plan->update(batch, *pool, stream);
+  attention->forward(*plan, pool->caches(0), device_hidden, device_out,
+                     {workspace.data(), workspace.bytes()}, stream, options);
+  for (const BatchEntry& entry : batch) pool->advance(entry.sequence, entry.num_tokens);
+}
+
+void SingleLayer::forward(std::span<const BatchEntry> batch, ConstTensor hidden, Tensor out,
+                          const ForwardOptions& options) {
+  Impl& impl = *impl_;
+  Device& device = *impl.resolved.device;
+  const Stream stream = device.default_stream();
+  const int64_t tokens = impl.check_step(batch, hidden, out, {DType::kF32, DType::kBf16});
+  const DType act = impl.resolved.options.numerics.activation;
   const int64_t bytes = tokens * impl.config.hidden_size * size_of(act);
   convert_rows(hidden, impl.staging.data(), act);
   device.copy_to_device(impl.hidden.data(), impl.staging.data(), bytes, stream);
-  impl.plan->update(batch, *impl.pool, stream);
-  const ConstTensor device_hidden(impl.hidden.data(), act, {tokens, impl.config.hidden_size});
-  const Tensor device_out(impl.out.data(), act, {tokens, impl.config.hidden_size});
-  impl.attention->forward(*impl.plan, impl.pool->caches(0), device_hidden, device_out,
-                          {impl.workspace.data(), impl.workspace.bytes()}, stream, options);
-  for (const BatchEntry& entry : batch) impl.pool->advance(entry.sequence, entry.num_tokens);
+  impl.run_step(batch, ConstTensor(impl.hidden.data(), act, {tokens, impl.config.hidden_size}),
+                Tensor(impl.out.data(), act, {tokens, impl.config.hidden_size}), stream, options);
   device.copy_to_host(impl.staging.data(), impl.out.data(), bytes, stream);
   device.synchronize(stream);
   for (int64_t row = 0; row < tokens; ++row) {
@@ -165,6 +187,21 @@ void SingleLayer::forward(std::span<const BatchEntry> batch, ConstTensor hidden,
     convert_rows(from, static_cast<char*>(out.data) + row * out.strides[0] * size_of(out.dtype),
                  out.dtype);
   }
+}
+
+void SingleLayer::forward_on_device(std::span<const BatchEntry> batch, ConstTensor hidden,
+                                    Tensor out, Stream stream, const ForwardOptions& options) {
+  Impl& impl = *impl_;
+  const DType act = impl.resolved.options.numerics.activation;
+  impl.check_step(batch, hidden, out, {act});
+  for (const auto& [what, given] :
+       {std::pair<const char*, ConstTensor>{"hidden", hidden}, {"out", out}}) {
+    if (!given.is_contiguous()) {
+      fail(ErrorCode::kInvalidArgument, what, " is ", describe(given), " with a row stride of ",
+           given.strides[0], ", expected contiguous rows");
+    }
+  }
+  impl.run_step(batch, hidden, out, stream, options);
 }
 
 }  // namespace dsv4

@@ -261,6 +261,7 @@ struct AttendParams {
   bool round_p_to_bf16;
   Tensor out;  // [T, heads, head_dim] act; row without keys -> 0
   float* lse;  // optional [T, heads]: natural log, sink excluded, -inf without keys
+  float* max_logits = nullptr;  // optional [T, heads]: largest scale q.k, -inf without keys
 };
 
 /// Inverse RoPE of the last rope_dim of every head at the token's position (attention.md step 9),

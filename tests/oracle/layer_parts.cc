@@ -192,13 +192,14 @@ Attended attend(std::span<const double> q, const std::vector<std::span<const dou
     result.max_z_abs = std::max(result.max_z_abs, dot_abs * softmax_scale);
   }
   if (rows.empty()) {
-    result.lse = -kInfinity;
+    result.lse = result.max_z = -kInfinity;
     return result;
   }
   double sum = 0;
   for (double value : z) sum += std::exp(value - top);
   const double den = sum + std::exp(sink - top);
   result.lse = std::log(sum) + top;
+  result.max_z = top;
   result.weight = sum / den;
   for (size_t j = 0; j < rows.size(); ++j) {
     const double p = std::exp(z[j] - top);

@@ -55,6 +55,7 @@ std::vector<int32_t> top_k(std::span<const double> scores, int k);
 struct Attended {
   Vector out;        ///< [head_dim]; zero without keys
   double lse = 0;    ///< natural log, without the sink; -inf without keys
+  double max_z = 0;  ///< largest softmax_scale * q.k; -inf without keys
   Vector magnitude;  ///< sum_j p_j |k_j| / den: the scale of rounding errors in out
   double max_z_abs =
       0;              ///< largest sum_d |q_d k_d| * scale over the rows: the scale of errors of z

@@ -178,8 +178,9 @@ struct Scene {
     params.softmax_scale = static_cast<float>(1.0 / std::sqrt(which.head_dim));
     params.grid = which.grid;
     params.round_p_to_bf16 = which.round_p;
-    params.lse =
-        memory.put(std::vector<float>(static_cast<size_t>(count * which.heads), std::nanf("")));
+    const std::vector<float> poison(static_cast<size_t>(count * which.heads), std::nanf(""));
+    params.lse = memory.put(poison);
+    params.max_logits = memory.put(poison);
   }
 
   // The window as window_begin and window_end have it, as a range or as a list of the same rows.
@@ -228,6 +229,8 @@ struct Scene {
       }
     }
     result.lse = memory.get(static_cast<const float*>(params.lse), count * which.heads);
+    result.max_logits =
+        memory.get(static_cast<const float*>(params.max_logits), count * which.heads);
     EXPECT_TRUE(memory.guards_intact()) << which.name;
     return result;
   }
@@ -295,19 +298,21 @@ double out_element(const AttendResult& result, DType dtype, int64_t index) {
 struct HeadBounds {
   double weight;  // relative, of sums of p
   double out;     // factor of sum p |k| / den
+  double z;       // of every z, and so of the largest
 };
 HeadBounds head_bounds(const AttendCase& which, const oracle::Attended& exact, size_t rows) {
   const double z = exact.max_z_abs;
   const double blocks = 4.0 + static_cast<double>(rows) / which.grid.rows_per_block;
   const double chains = 1 + blocks / which.grid.blocks_per_chain;
-  const double ep = std::expm1(gamma(which.head_dim + 4) * z + 3 * z * kRoundoffF32) +
-                    gamma(8 + 10 * (blocks + chains));
+  const double dz = gamma(which.head_dim + 4) * z;
+  const double ep = std::expm1(dz + 3 * z * kRoundoffF32) + gamma(8 + 10 * (blocks + chains));
   const double sums = gamma(static_cast<double>(rows) + 4);
-  return {ep + sums, 2 * ep + (which.round_p ? kRoundoffBf16 : 0) + 2 * sums};
+  return {ep + sums, 2 * ep + (which.round_p ? kRoundoffBf16 : 0) + 2 * sums, dz};
 }
 
 void Scene::expect_oracle(const AttendResult& result) {
-  Comparison out(which.name + " out [token, head, dim]"), lse(which.name + " lse [token, head]");
+  Comparison out(which.name + " out [token, head, dim]"), lse(which.name + " lse [token, head]"),
+      max_logits(which.name + " max_logits [token, head]");
   const int dim = which.head_dim;
   for (size_t t = 0; t < tokens.size(); ++t) {
     const std::vector<Vector> rows = visible_rows(t);
@@ -329,10 +334,16 @@ void Scene::expect_oracle(const AttendResult& result) {
       lse.add(
           {token, h}, result.lse[static_cast<size_t>(index)], exact.lse,
           std::isinf(exact.lse) ? 0 : slack + 2 * rounding_bound(DType::kF32, exact.lse, slack));
+      // dz includes the change of base; the way back is one rounding.
+      max_logits.add({token, h}, result.max_logits[static_cast<size_t>(index)], exact.max_z,
+                     std::isinf(exact.max_z)
+                         ? 0
+                         : bounds.z + rounding_bound(DType::kF32, exact.max_z, bounds.z));
     }
   }
   EXPECT_TRUE(out.result());
   EXPECT_TRUE(lse.result());
+  EXPECT_TRUE(max_logits.result());
 }
 
 ::testing::AssertionResult same_bits(const AttendCase& which, const AttendResult& a,
@@ -344,9 +355,15 @@ void Scene::expect_oracle(const AttendResult& result) {
   const bool lse =
       std::memcmp(a.lse.data() + a_token * which.heads, b.lse.data() + b_token * which.heads,
                   static_cast<size_t>(which.heads) * sizeof(float)) == 0;
-  if (out && lse) return ::testing::AssertionSuccess();
+  const bool max_logits = std::memcmp(a.max_logits.data() + a_token * which.heads,
+                                      b.max_logits.data() + b_token * which.heads,
+                                      static_cast<size_t>(which.heads) * sizeof(float)) == 0;
+  if (out && lse && max_logits) return ::testing::AssertionSuccess();
   auto failure = ::testing::AssertionFailure()
-                 << which.name << ": token " << a_token << " has other" << (out ? " lse" : " out")
+                 << which.name << ": token " << a_token << " has other"
+                 << (!out  ? " out"
+                     : lse ? " max_logits"
+                           : " lse")
                  << " bits";
   for (int64_t i = 0; i < int64_t{which.heads} * which.head_dim; ++i) {
     const int64_t dim = int64_t{which.heads} * which.head_dim;

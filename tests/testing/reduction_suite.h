@@ -50,8 +50,9 @@ struct AttendPlacement {
 
 /// The result of a call, and what the oracle makes of the same rows.
 struct AttendResult {
-  std::vector<std::byte> out;  ///< [tokens, heads, head_dim], contiguous
-  std::vector<float> lse;      ///< [tokens, heads]
+  std::vector<std::byte> out;     ///< [tokens, heads, head_dim], contiguous
+  std::vector<float> lse;         ///< [tokens, heads]
+  std::vector<float> max_logits;  ///< [tokens, heads]
 };
 
 /// Every token against the oracle, on the rows as the cache's bytes stand for them.

@@ -209,12 +209,16 @@ class Attend {
     const DType dtype = params_.out.dtype;
     char* out = static_cast<char*>(params_.out.data) +
                 (token * params_.out.strides[0] + head * params_.out.strides[1]) * size_of(dtype);
-    float* lse = params_.lse == nullptr ? nullptr : params_.lse + token * heads_ + head;
+    const auto of_heads = [&](float* array) {
+      return array == nullptr ? nullptr : array + token * heads_ + head;
+    };
+    float *lse = of_heads(params_.lse), *max_logits = of_heads(params_.max_logits);
     if (!group.has_total) {
       for (int h = 0; h < group.heads; ++h) {
         std::fill_n(out + h * params_.out.strides[1] * size_of(dtype),
                     shape_.head_dim * size_of(dtype), char{0});
         if (lse != nullptr) lse[h] = kMinusInfinity;
+        if (max_logits != nullptr) max_logits[h] = kMinusInfinity;
       }
       return;
     }
@@ -223,6 +227,7 @@ class Attend {
       const float sink = params_.sink == nullptr ? kMinusInfinity : params_.sink[head + h];
       factor[h] = inverse_denominator(group.total_max[h], group.total_sum[h], sink);
       if (lse != nullptr) lse[h] = log_sum_exp(group.total_max[h], group.total_sum[h]);
+      if (max_logits != nullptr) max_logits[h] = natural_max(group.total_max[h]);
     }
     kernel_.finish(group.total_o, factor, group.heads, shape_.head_dim, dtype, out,
                    params_.out.strides[1]);

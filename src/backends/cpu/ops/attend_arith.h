@@ -109,6 +109,11 @@ inline float log_sum_exp(float max, float sum) {
   return static_cast<float>(static_cast<double>(max) * kLn2 + std::log(static_cast<double>(sum)));
 }
 
+/// Largest scale q.k of a base-2 maximum.
+inline float natural_max(float max) {
+  return static_cast<float>(static_cast<double>(max) * kLn2);
+}
+
 /// While it lives, the thread's vector arithmetic treats subnormals as zero: MXCSR.FTZ and DAZ.
 class FlushSubnormals {
  public:

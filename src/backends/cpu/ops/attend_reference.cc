@@ -120,6 +120,9 @@ void attend_token(const AttendParams& params, int64_t token, const Buffers& buff
       params.lse[token * heads + head] =
           has_total ? log_sum_exp(total.max, total.sum) : kMinusInfinity;
     }
+    if (params.max_logits != nullptr) {
+      params.max_logits[token * heads + head] = has_total ? natural_max(total.max) : kMinusInfinity;
+    }
   }
 }
 

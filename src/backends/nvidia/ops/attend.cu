@@ -83,6 +83,7 @@ AttendArgs attend_args(const AttendParams& params) {
   out.out_token_stride = params.out.strides[0];
   out.out_head_stride = params.out.strides[1];
   out.lse = params.lse;
+  out.max_logits = params.max_logits;
   out.sink = params.sink;
   out.scale_log2 = static_cast<float>(static_cast<double>(params.softmax_scale) * kLog2E);
   out.num_tokens = static_cast<int32_t>(params.q.shape[0]);

@@ -48,6 +48,7 @@ struct AttendArgs {
   uint16_t* out = nullptr;                        ///< bf16 [T, heads, head_dim]
   int64_t out_token_stride = 0, out_head_stride = 0;
   float* lse = nullptr;         ///< [T, heads], or null
+  float* max_logits = nullptr;  ///< [T, heads], or null
   const float* sink = nullptr;  ///< [heads], or null
   float scale_log2 = 0;         ///< softmax_scale * log2 e
   int32_t num_tokens = 0, num_heads = 0, head_dim = 0;

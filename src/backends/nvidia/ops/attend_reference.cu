@@ -145,6 +145,10 @@ __global__ void __launch_bounds__(32) reference_kernel(const __grid_constant__ A
     args.lse[int64_t{token} * args.num_heads + head] =
         total.seen ? log_sum_exp(total.max, total.sum) : -INFINITY;
   }
+  if (args.max_logits != nullptr && lane == 0) {
+    args.max_logits[int64_t{token} * args.num_heads + head] =
+        total.seen ? natural_max(total.max) : -INFINITY;
+  }
 }
 
 }  // namespace

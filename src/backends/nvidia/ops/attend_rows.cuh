@@ -174,10 +174,15 @@ __device__ __forceinline__ float inverse_denominator(float max, float sum, float
   if (exponent >= 127.0f) return 0.0f;  // 2^127 against a sum of at most 2^31 rows
   return 1.0f / (sum + exp2f(exponent));
 }
+constexpr double kLn2 = 0.69314718055994530942;
+
 /// Natural log of the sum of exponentials, without the sink.
 __device__ __forceinline__ float log_sum_exp(float max, float sum) {
-  constexpr double kLn2 = 0.69314718055994530942;
   return static_cast<float>(static_cast<double>(max) * kLn2 + static_cast<double>(logf(sum)));
+}
+/// Largest scale q.k of a base-2 maximum.
+__device__ __forceinline__ float natural_max(float max) {
+  return static_cast<float>(static_cast<double>(max) * kLn2);
 }
 
 }  // namespace dsv4::nvidia

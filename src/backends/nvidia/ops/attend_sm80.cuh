@@ -548,12 +548,16 @@ __device__ __forceinline__ void store_head(const AttendArgs& args, int token, in
   }
 }
 
-// Factor and log-sum-exp of a head with rows, or 0 and -inf.
+// Factor, log-sum-exp and largest logit of a head with rows, or 0 and -inf.
 __device__ __forceinline__ float finish_head(const AttendArgs& args, int token, int head,
                                              bool has_rows, float max, float sum, bool write_lse) {
   if (head >= args.num_heads) return 0.0f;
   if (write_lse && args.lse != nullptr) {
     args.lse[int64_t{token} * args.num_heads + head] = has_rows ? log_sum_exp(max, sum) : -INFINITY;
+  }
+  if (write_lse && args.max_logits != nullptr) {
+    args.max_logits[int64_t{token} * args.num_heads + head] =
+        has_rows ? natural_max(max) : -INFINITY;
   }
   const float sink = args.sink == nullptr ? -INFINITY : __ldg(args.sink + head);
   return has_rows ? inverse_denominator(max, sum, sink) : 0.0f;
