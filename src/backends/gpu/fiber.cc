@@ -88,8 +88,9 @@ void Fiber::start(void (*main)()) {
   fake_inside_ = nullptr;
   char* stack = memory_ + kGuardBytes;
 #if DSV4_ADDRESS_SANITIZER
-  __asan_unpoison_memory_region(stack, kStackBytes);  // frames that were dropped in the middle
+  if (dropped_frames_) __asan_unpoison_memory_region(stack, kStackBytes);
 #endif
+  dropped_frames_ = true;  // until `main` returns
 #if defined(__x86_64__)
   // As if `trampoline` had been called: six registers, its address, and a return address that is
   // never used but keeps the stack aligned as after a call.
@@ -113,6 +114,7 @@ void Fiber::trampoline() {
   __sanitizer_finish_switch_fiber(nullptr, &self->outside_bottom_, &self->outside_bytes_);
 #endif
   self->main_();
+  self->dropped_frames_ = false;
   self->leave(true);
   std::abort();  // a finished fiber was entered
 }

@@ -38,7 +38,9 @@ class Fiber {
 #else
   ucontext_t inside_, outside_;
 #endif
-  // What the address sanitizer must know of the two stacks.
+  // What the address sanitizer must know of the two stacks, and whether frames were left on this
+  // one.
+  bool dropped_frames_ = false;
   void* fake_inside_ = nullptr;
   void* fake_outside_ = nullptr;
   const void* outside_bottom_ = nullptr;
