@@ -1,0 +1,264 @@
+// Norms and rotations of rows and heads (attention.md steps 2-5 and 9).
+//
+// rms_norm            out = weight * (x / sqrt(mean x^2 + eps))
+// qnorm_rope_insert   q /= sqrt(mean q^2 + eps) per head; RoPE on the tails of q and kv; kv
+// rounded,
+//                     written back and stored in the window cache
+// inverse_rope        RoPE backwards per head, then one rounding, or E4M3 per 128 as values
+//
+// Tiling    one lane group a row (long rows of rms_norm: a block); rows stay in registers between
+//           their sum and their use, so memory is read once. Lane l holds neighbours 64 i + 2 l, 64
+//           i + 2 l + 1: a group reads and writes whole 128-byte lines, a rotary pair and its angle
+//           belong to one lane, and 64 values of a scale are one vector of the group
+// Budget    bytes in + bytes out; a token of 64 heads x 512 bf16: 2 x 64 KiB (+ 1 KiB kv, 584 B)
+// Launch    rms_norm: 4 rows a block, or one; heads: blocks of 8 groups for one token, which
+//           share its angles (RopeTable), `units_per_block` heads each
+// Contract  rotary dims and rows even; any alignment (a row that is not aligned to pairs goes by
+//           elements); bits depend on the row alone
+// Numerics  f32, products and sums rounded separately, in the CPU's order; one rounding to the
+//           output type
+#pragma once
+#include "backends/gpu/cache_row.h"
+
+namespace dsv4::gpu {
+
+// ---- rms_norm
+
+struct RmsNormArgs {
+  const void* x;  // [rows, count]
+  int64_t x_stride;
+  const void* weight;  // [count]
+  bool weight_is_bf16;
+  void* out;
+  int64_t out_stride;
+  int32_t rows, count;
+  float eps;
+};
+
+/// Rows of at most 64 kVectors elements: a group each.
+template <typename X, typename Out, int kVectors>
+struct RmsNormRows {
+  using Params = RmsNormArgs;
+  static constexpr int kThreads = 128;
+  static constexpr int kBlockRows = kThreads / kGroupLanes;
+
+  DSV4_DEVICE static void run(const Params& args) {
+    const int64_t row_idx = block_idx() * kBlockRows + group_idx();
+    if (row_idx >= args.rows) return;
+    const int count = args.count;
+    auto row = load_row<kVectors>(static_cast<const X*>(args.x) + row_idx * args.x_stride, count);
+    const auto weight = load_weights<kVectors>(args.weight, args.weight_is_bf16, count);
+    scale_row(row, inverse_rms(sum_squares(row), count, args.eps), weight);
+    store_row(static_cast<Out*>(args.out) + row_idx * args.out_stride, count, row);
+  }
+};
+
+/// Rows of at most 512 kVectors elements: a block each. Squares go through shared memory to the one
+/// group that adds them up in order; the elements stay with their lanes.
+template <typename X, typename Out, int kVectors>
+struct RmsNormBlock {
+  using Params = RmsNormArgs;
+  static constexpr int kThreads = 256;
+  static constexpr int kBlockRows = 1;
+  static constexpr int kGroups = kThreads / kGroupLanes;
+  static constexpr int kMaxElems = kGroups * Row<kVectors>::kMaxElems;
+  struct Shared {
+    float square[kMaxElems];
+    float factor;
+  };
+
+  DSV4_DEVICE static void run(const Params& args) {
+    DSV4_SHARED(Shared, shared);
+    const int64_t row_idx = block_idx();
+    const int count = args.count;
+    auto row =
+        load_row<kVectors, kGroups>(static_cast<const X*>(args.x) + row_idx * args.x_stride, count);
+    const auto weight = load_weights<kVectors, kGroups>(args.weight, args.weight_is_bf16, count);
+    DSV4_UNROLL
+    for (int i = 0; i < kVectors; ++i) {
+      store_pair(shared.square + row_elem<kGroups>(i),
+                 {row.even[i] * row.even[i], row.odd[i] * row.odd[i]});
+    }
+    block_sync();
+    if (group_idx() == 0) {
+      const int vectors = (count + kVectorElems - 1) / kVectorElems;
+      SquareSums sums;
+      DSV4_UNROLL_BY(16)
+      for (int i = 0; i < vectors; ++i) {
+        const Pair square = load_pair(shared.square + row_elem(i));
+        sums.even = sums.even + square.even;
+        sums.odd = sums.odd + square.odd;
+      }
+      const float factor = inverse_rms(sums.total(), count, args.eps);
+      if (group_lane() == 0) shared.factor = factor;
+    }
+    block_sync();
+    scale_row(row, shared.factor, weight);
+    store_row<kGroups>(static_cast<Out*>(args.out) + row_idx * args.out_stride, count, row);
+  }
+};
+
+/// Rows of any length: a group each, read twice.
+template <typename X, typename Out>
+struct RmsNormLong {
+  using Params = RmsNormArgs;
+  static constexpr int kThreads = 128;
+  static constexpr int kBlockRows = kThreads / kGroupLanes;
+  static constexpr int kVectors = 8;
+
+  DSV4_DEVICE static void run(const Params& args) {
+    const int64_t row_idx = block_idx() * kBlockRows + group_idx();
+    if (row_idx >= args.rows) return;
+    const X* x = static_cast<const X*>(args.x) + row_idx * args.x_stride;
+    Out* out = static_cast<Out*>(args.out) + row_idx * args.out_stride;
+    const int64_t weight_bytes = args.weight_is_bf16 ? sizeof(Bf16) : sizeof(float);
+    constexpr int kStep = Row<kVectors>::kMaxElems;
+    SquareSums sums;
+    for (int begin = 0; begin < args.count; begin += kStep) {
+      const auto row = load_row<kVectors>(x + begin, args.count - begin);
+      DSV4_UNROLL
+      for (int i = 0; i < kVectors; ++i) sums.add({row.even[i], row.odd[i]});
+    }
+    const float factor = inverse_rms(sums.total(), args.count, args.eps);
+    for (int begin = 0; begin < args.count; begin += kStep) {
+      auto row = load_row<kVectors>(x + begin, args.count - begin);
+      const void* weight = static_cast<const uint8_t*>(args.weight) + begin * weight_bytes;
+      scale_row(row, factor,
+                load_weights<kVectors>(weight, args.weight_is_bf16, args.count - begin));
+      store_row(out + begin, args.count - begin, row);
+    }
+  }
+};
+
+// ---- heads of a token
+
+/// How a grid is cut: a block works on units [part * units_per_block, ...) of one token.
+struct TokenUnits {
+  int32_t tokens, units, units_per_block, blocks_per_token;
+};
+struct BlockUnits {
+  int64_t token;
+  int begin, end;
+};
+DSV4_DEVICE BlockUnits units_of_block(const TokenUnits& cut) {
+  const auto block = static_cast<uint32_t>(block_idx());
+  const uint32_t token = block / static_cast<uint32_t>(cut.blocks_per_token);
+  const auto part = static_cast<int>(block - token * static_cast<uint32_t>(cut.blocks_per_token));
+  const int begin = part * cut.units_per_block, end = begin + cut.units_per_block;
+  return {token, begin, end < cut.units ? end : cut.units};
+}
+
+struct QnormRopeInsertArgs {
+  TokenUnits cut;  // unit 0 is kv, unit h + 1 is head h
+  void* q;         // [tokens, heads, head_dim]
+  int64_t q_token_stride, q_head_stride;
+  void* kv;  // [tokens, head_dim]
+  int64_t kv_stride;
+  Rope rope;
+  const int32_t* positions;
+  const int64_t* slots;
+  CachePages cache;
+  int32_t head_dim;
+  float eps;
+};
+
+template <typename Act, typename CacheRows, int kVectors>
+struct QnormRopeInsert {
+  using Params = QnormRopeInsertArgs;
+  static constexpr int kThreads = 256;
+
+  DSV4_DEVICE static Act* unit(const Params& args, int64_t token, int u) {
+    if (u == 0) return static_cast<Act*>(args.kv) + token * args.kv_stride;
+    return static_cast<Act*>(args.q) + token * args.q_token_stride + (u - 1) * args.q_head_stride;
+  }
+
+  DSV4_DEVICE static void run(const Params& args) {
+    DSV4_SHARED(RopeTable, table);
+    const BlockUnits mine = units_of_block(args.cut);
+    const int count = args.head_dim, pairs = args.rope.pairs;
+    const auto angle_of = [&](int p) { return table.angle[p]; };
+    int u = mine.begin + group_idx();
+    // The first row is on its way while the angles are computed.
+    Row<kVectors> row{};
+    if (u < mine.end) row = load_row<kVectors>(unit(args, mine.token, u), count);
+    table.fill<kThreads>(args.rope, args.positions[mine.token], 1.0f);
+    block_sync();
+    while (u < mine.end) {
+      Act* data = unit(args, mine.token, u);
+      if (u == 0) {
+        rotate_tail(row, count, pairs, angle_of);
+        store_row(data, count, row, (count - 2 * pairs) / kVectorElems);
+        const int64_t slot = args.slots[mine.token];
+        if (slot >= 0) {
+          if constexpr (sizeof(Act) == sizeof(Bf16)) round_row_to_bf16(row);
+          CacheRows::store(args.cache, slot, row);
+        }
+      } else {
+        scale_row(row, inverse_rms(sum_squares(row), count, args.eps));
+        rotate_tail(row, count, pairs, angle_of);
+        store_row(data, count, row);
+      }
+      u += kThreads / kGroupLanes;
+      if (u < mine.end) row = load_row<kVectors>(unit(args, mine.token, u), count);
+    }
+  }
+};
+
+struct InverseRopeArgs {
+  TokenUnits cut;  // units are heads
+  const void* o;   // [tokens, heads, head_dim]
+  int64_t o_token_stride, o_head_stride;
+  void* out;
+  int64_t out_token_stride, out_head_stride;
+  Rope rope;
+  const int32_t* positions;
+  int32_t head_dim;
+};
+
+template <typename Act, typename Out, bool kQuantise, int kVectors>
+struct InverseRope {
+  using Params = InverseRopeArgs;
+  static constexpr int kThreads = 256;
+
+  DSV4_DEVICE static void run(const Params& args) {
+    DSV4_SHARED(RopeTable, table);
+    const BlockUnits mine = units_of_block(args.cut);
+    const int count = args.head_dim;
+    const Act* o = static_cast<const Act*>(args.o) + mine.token * args.o_token_stride;
+    Out* out = static_cast<Out*>(args.out) + mine.token * args.out_token_stride;
+    int h = mine.begin + group_idx();
+    Row<kVectors> row{};
+    if (h < mine.end) row = load_row<kVectors>(o + h * args.o_head_stride, count);
+    table.fill<kThreads>(args.rope, args.positions[mine.token], -1.0f);
+    block_sync();
+    while (h < mine.end) {
+      rotate_tail(row, count, args.rope.pairs, [&](int p) { return table.angle[p]; });
+      if constexpr (kQuantise) quantise(row);
+      store_row(out + h * args.out_head_stride, count, row);
+      h += kThreads / kGroupLanes;
+      if (h < mine.end) row = load_row<kVectors>(o + h * args.o_head_stride, count);
+    }
+  }
+
+  // Groups of 128: two vectors. Codes are 2^-9 at least and scales 2^-42: nothing flushes to zero
+  // in bf16, and code times scale is exact there.
+  DSV4_DEVICE static void quantise(Row<kVectors>& row) {
+    static_assert(kVectors % 2 == 0);
+    DSV4_UNROLL
+    for (int i = 0; i < kVectors; i += 2) {
+      const uint32_t first = max_magnitude(row, i), second = max_magnitude(row, i + 1);
+      const float amax = float_of(group_max(first < second ? second : first));
+      const Scale scale = scale_for(amax, kInverseRopeAmaxFloor, kE4m3Max);
+      DSV4_UNROLL
+      for (int v = i; v < i + 2; ++v) {
+        // With a NaN scale all become NaN: the products are.
+        float even = row.even[v] * scale.inverse, odd = row.odd[v] * scale.inverse;
+        round_pair_to_e4m3(even, odd);
+        row.even[v] = even * scale.value;
+        row.odd[v] = odd * scale.value;
+      }
+    }
+  }
+};
+
+}  // namespace dsv4::gpu
