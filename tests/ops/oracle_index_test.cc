@@ -154,6 +154,93 @@ TEST_P(OracleTopK, OrdersByScoreThenIndex) {
   }
 }
 
+// Long rows, and what a kernel that samples, cuts rows into parts or counts in bins may stumble
+// over.
+enum class Scores { kNormal, kTies, kEqual, kAscending, kDescending, kNans, kNarrow, kLateOnes };
+constexpr Scores kAllScores[] = {Scores::kNormal,    Scores::kTies,       Scores::kEqual,
+                                 Scores::kAscending, Scores::kDescending, Scores::kNans,
+                                 Scores::kNarrow,    Scores::kLateOnes};
+
+float score_at(Scores kind, int64_t i, int64_t n, Random& random) {
+  const float normal = static_cast<float>(random.normal());
+  switch (kind) {
+    case Scores::kNormal:
+      return normal;
+    case Scores::kTies:
+      return static_cast<float>(random.below(7));
+    case Scores::kEqual:
+      return 0.25f;
+    case Scores::kAscending:
+      return static_cast<float>(i - n / 2);
+    case Scores::kDescending:
+      return static_cast<float>(n / 2 - i);
+    case Scores::kNans:  // fewer numbers than are wanted
+      return random.below(n) < 300 ? normal : std::numeric_limits<float>::quiet_NaN();
+    case Scores::kNarrow:  // all in one bin of 11 bits
+      return 1000.0f + static_cast<float>(random.below(4096)) * 0x1p-10f;
+    case Scores::kLateOnes:  // the best are neighbours, and rare in a sample
+      return i >= n - 600 ? 50.0f + normal : normal;
+  }
+  return 0;
+}
+
+TEST_P(OracleTopK, LongRows) {
+  struct Case {
+    int64_t tokens, n;
+    int k;
+    int64_t padding;  // of a row: other alignments
+  };
+  for (const Case& which :
+       {Case{8, 1, 512, 0}, Case{8, 63, 64, 1}, Case{8, 1000, 512, 2}, Case{8, 8200, 1024, 0},
+        Case{1, 65536, 512, 0}, Case{8, 65536, 1024, 1}, Case{72, 20000, 512, 4},
+        Case{300, 9000, 1024, 0}, Case{8, 262144, 512, 0}, Case{8, 262144, 2048, 3},
+        Case{8, 1000000, 1024, 0}}) {
+    SCOPED_TRACE(::testing::Message()
+                 << which.tokens << " rows of " << which.n << ", k " << which.k);
+    Random random(static_cast<uint64_t>(which.n + which.k));
+    const int64_t stride = which.n + which.padding, k = which.k;
+    std::vector<float> logits(static_cast<size_t>(which.tokens * stride), 1e30f);
+    std::vector<int32_t> end;
+    for (int64_t t = 0; t < which.tokens; ++t) {
+      // Some rows end earlier: what lies behind must not count.
+      end.push_back(static_cast<int32_t>(t % 8 == 7 ? which.n - which.n / 3 : which.n));
+      for (int64_t i = 0; i < end.back(); ++i) {
+        logits[static_cast<size_t>(t * stride + i)] =
+            score_at(kAllScores[(t + which.tokens) % 8], i, end.back(), random);
+      }
+    }
+    int32_t* indices =
+        memory().put(std::vector<int32_t>(static_cast<size_t>(which.tokens * k), -7));
+    int32_t* length = memory().put(std::vector<int32_t>(static_cast<size_t>(which.tokens), -7));
+    ConstTensor rows(memory().put(logits), DType::kF32, {which.tokens, which.n});
+    rows.strides[0] = stride;
+    ScratchLimits limits;
+    limits.max_tokens = which.tokens;
+    limits.max_entries = which.n;
+    limits.index_topk = which.k;
+    run(ops_.top_k,
+        {.logits = rows,
+         .end = memory().put(end),
+         .topk_indices = Tensor(indices, DType::kI32, {which.tokens, k}),
+         .topk_length = length},
+        limits);
+    const std::vector<int32_t> actual = memory().get(indices, which.tokens * k);
+    const std::vector<int32_t> actual_length = memory().get(length, which.tokens);
+    for (int64_t t = 0; t < which.tokens; ++t) {
+      const Vector scores(logits.begin() + t * stride, logits.begin() + t * stride + end[t]);
+      std::vector<int32_t> expected = oracle::top_k(scores, which.k);
+      EXPECT_EQ(actual_length[t], static_cast<int32_t>(expected.size())) << "token " << t;
+      expected.resize(static_cast<size_t>(k), -1);
+      const std::vector<int32_t> got(actual.begin() + t * k, actual.begin() + (t + 1) * k);
+      const auto first = std::mismatch(got.begin(), got.end(), expected.begin());
+      EXPECT_TRUE(first.first == got.end())
+          << "token " << t << ", place " << first.first - got.begin() << ": " << *first.first
+          << ", expected " << *first.second;
+    }
+    clear_memory();
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Candidates, OracleTopK, ::testing::ValuesIn(op_candidates("top_k")),
                          candidate_name);
 
