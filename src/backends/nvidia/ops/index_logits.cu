@@ -150,6 +150,7 @@ void index_logits_reference(const IndexLogitsParams& params, const OpContext& co
 
 std::span<const Candidate> index_logits_candidates() {
   static const Candidate list[] = {
+      {"index_logits", "sm90", needs_sm90, [](Ops& ops) { ops.index_logits = index_logits_sm90; }},
       {"index_logits", "sm80", needs_sm80, [](Ops& ops) { ops.index_logits = index_logits_sm80; }},
       {"index_logits", "reference", needs_sm80,
        [](Ops& ops) { ops.index_logits = index_logits_reference; }},

@@ -3,19 +3,18 @@
 // Problem   n scores (up to 1,000,000) -> k indices (up to 2048): larger score first, then smaller
 //           index; NaN counts as -inf, -0 as +0; ascending indices, then -1
 // Tiling    a team of 1..16 CTAs takes a row, each a contiguous part; 512 threads a CTA.
-//             sample     4096 scores of the part (512 sectors, evenly spread) -> a cutoff that
-//             about
-//                        2k scores of the part pass
+//             sample     1024 (long rows 4096) scores, evenly spread -> a cutoff that about 2k
+//                        scores of the row pass; every CTA looks at the same ones
 //             list       one pass over the part keeps (key, index) of those that pass in shared
-//                        memory. If at least k did, the row's k-th best cannot lie below the
-//                        cutoff, so the list of each part is all that matters. Too few or too many
-//                        (ties): the scores are read again in each of the following steps instead
-//             radix      histograms of 11, 11 and 10 bits of order-preserving keys, added up over
-//                        the team -> the exact k-th key, and how many of its ties are taken
+//                        memory
+//             radix      the first CTA collects the keys: histograms of 11, 11 and 10 bits give the
+//                        exact k-th key, and how many of its ties are taken. When the sample was
+//                        wrong (fewer than k passed, or too many: ties) the whole team reads its
+//                        parts again in every step instead, and adds up its histograms
 //             emit       bits of taken scores in windows of 65536, counted and written in order
 //           What is computed is integers: neither the cutoff nor the number of CTAs can change it.
-// Budget    4 n bytes once: 64 x 65536 scores 16.8 MB = 3.9 us at 4.27 TB/s; then about 1.5 us for
-//           each of radix step and emit, mostly barriers
+// Budget    4 n bytes once: 64 x 65536 scores 16.8 MB = 3.9 us at 4.27 TB/s; the rest is latency:
+//           barriers, histograms, and code that is run once (docs/kernels/index_nvidia.md)
 // Launch    grid (tokens * team), 512 threads, smem = sizeof(TopKStorage) about 100 KB: 2 CTAs/SM
 // Contract  1 <= k <= 2048; end <= k: identity. Logits need 4-byte alignment only (16 is faster)
 #pragma once
@@ -34,14 +33,16 @@ struct TopKTraits {
   static constexpr int kBinsPerThread = kBins / kThreads;
   static constexpr int kTopShift = 21;  // 11 upper bits, 11, 10
   static constexpr int kMidShift = 10;
-  static constexpr int kListEntries = 8192;
-  static constexpr int kSampleRun = 8;  // scores a thread samples: one sector of 32 bytes
-  static constexpr int kSamples = kThreads * kSampleRun;
+  static constexpr int kKeys = 8192;         // that one CTA can look at
+  static constexpr int kPartEntries = 4096;  // of the list of a part of a team
+  static constexpr int kEverything = 4096;   // rows up to this are listed whole
+  static constexpr int kLongRow = 65536;
+  static constexpr int kRun = 2, kLongRun = 8;  // neighbours that a thread samples
   static constexpr int kWindow = 65536;
   static constexpr int kWindowWords = kWindow / 32;
   static constexpr int kWordsPerThread = kWindowWords / kThreads;
   static_assert(kWindowWords == kBins, "the sample's histogram borrows the window's bits");
-  static_assert(kListEntries >= 2 * kMaxK);
+  static_assert(kPartEntries >= 2 * kMaxK && kEverything / kThreads >= kLongRun);
 };
 
 /// Scores of one part above the k-th key, and equal to it.
@@ -51,14 +52,18 @@ struct TopKCounts {
 
 template <bool kSingle>
 struct TopKStorage {
+  static constexpr int kListEntries = kSingle ? TopKTraits::kKeys : TopKTraits::kPartEntries;
   alignas(16) uint32_t bins[3][TopKTraits::kBins];  // of the row, one for every radix step
-  alignas(16) uint32_t part_bins[kSingle ? 1 : TopKTraits::kBins];
   alignas(16) uint32_t bits[TopKTraits::kWindowWords];
-  uint2 list[TopKTraits::kListEntries];  // (key, index within the part)
+  alignas(16) uint32_t part_bins[kSingle ? 4 : TopKTraits::kBins];
+  uint2 list[kListEntries];                        // (key, index within the part)
+  uint32_t keys[kSingle ? 1 : TopKTraits::kKeys];  // of all lists, in the first CTA
   TopKCounts counts[TopKTraits::kMaxTeam];
-  uint32_t warp_sums[TopKTraits::kWarps];
+  alignas(16) uint32_t warp_sums[2][TopKTraits::kWarps];
+  uint32_t list_ends[TopKTraits::kMaxTeam];  // of each part's keys among all
   uint32_t part_above, part_equal;
   uint32_t list_size;
+  uint32_t threshold, ties;  // from the first CTA
   uint32_t found, found_rank;
 };
 static_assert(sizeof(TopKStorage<false>) <= 113 * 1024, "two CTAs on an SM of sm_90");
@@ -73,6 +78,7 @@ struct SingleCta {
   __device__ void wait() const {}
   __device__ void add(uint32_t* local, uint32_t, uint32_t value) const { atomicAdd(local, value); }
   __device__ void store(uint32_t* local, uint32_t, uint32_t value) const { *local = value; }
+  __device__ uint32_t load(const uint32_t* local, uint32_t) const { return *local; }
 };
 
 /// Order-preserving: a < b as scores <=> key(a) < key(b). Never 0.
@@ -83,6 +89,11 @@ __device__ inline uint32_t order_key(float score) {
   return bits ^ (static_cast<uint32_t>(static_cast<int32_t>(bits) >> 31) | 0x80000000u);
 }
 
+/// The smallest score with a key of at least `key`, for keys from that of -FLT_MAX on.
+__device__ inline float score_of(uint32_t key) {
+  return __uint_as_float((key & 0x80000000u) != 0 ? key ^ 0x80000000u : ~key);
+}
+
 template <typename Team>
 class TopKRow {
  public:
@@ -90,18 +101,39 @@ class TopKRow {
   using Storage = TopKStorage<Team::kSingle>;
   static constexpr int kThreads = Traits::kThreads;
 
-  __device__ TopKRow(Storage& storage, const float* scores, int32_t count, int32_t first, int32_t k,
-                     Team team)
-      : storage_(storage), scores_(scores), count_(count), first_(first), k_(k), team_(team) {}
+  /// The part of `team.rank()`: scores [first, first + count) of a row of n.
+  __device__ TopKRow(Storage& storage, const float* row, int32_t n, int32_t first, int32_t count,
+                     int32_t k, Team team)
+      : storage_(storage),
+        row_(row),
+        scores_(row + first),
+        n_(n),
+        first_(first),
+        count_(count),
+        k_(k),
+        team_(team) {}
 
   __device__ void run(int32_t* indices) {
-    for (int i = threadIdx.x; i < 3 * Traits::kBins; i += kThreads) storage_.bins[0][i] = 0;
+    for (int i = threadIdx.x; i < 3 * Traits::kBins / 4; i += kThreads) {
+      reinterpret_cast<uint4*>(storage_.bins)[i] = make_uint4(0, 0, 0, 0);
+    }
+    reinterpret_cast<uint4*>(storage_.bits)[threadIdx.x] = make_uint4(0, 0, 0, 0);
     if (threadIdx.x == 0) storage_.part_above = storage_.part_equal = storage_.list_size = 0;
     __syncthreads();
-    team_.arrive();  // others may add to the bins now
-    make_list();
+    if (n_ <= Traits::kEverything) {
+      list_everything();
+    } else {
+      list_from(sample_cutoff());
+    }
+    __syncthreads();
+    team_.arrive();
     team_.wait();
-    find_threshold();
+    const uint32_t size = collect_sizes();
+    if (Team::kSingle || size == 0) {
+      find_threshold(team_, [&](auto&& f) { visit(0, count_, f); });
+    } else {
+      find_threshold_alone(size);
+    }
     emit(indices);
   }
 
@@ -125,157 +157,167 @@ class TopKRow {
 
   // ---- the list
 
-  __device__ void make_list() {
-    if (count_ <= Traits::kListEntries) {
-#pragma unroll 4
-      for (int32_t i = threadIdx.x; i < count_; i += kThreads) {
-        storage_.list[i] = make_uint2(order_key(scores_[i]), static_cast<uint32_t>(i));
-      }
-      if (threadIdx.x == 0) storage_.list_size = static_cast<uint32_t>(count_);
-      listed_ = true;
-      __syncthreads();
-      return;
+  __device__ void list_everything() {
+    for (int32_t i = threadIdx.x; i < count_; i += kThreads) {
+      storage_.list[i] = make_uint2(order_key(scores_[i]), static_cast<uint32_t>(i));
     }
-    const uint32_t cutoff = sample_cutoff();
-    if (reinterpret_cast<uintptr_t>(scores_) % 16 == 0) {
-      keep_vectors(cutoff);
-    } else {
-      keep_scores(cutoff);
-    }
-    __syncthreads();
-    const uint32_t size = storage_.list_size;
-    listed_ = size >= static_cast<uint32_t>(k_) && size <= Traits::kListEntries;
+    if (threadIdx.x == 0) storage_.list_size = static_cast<uint32_t>(count_);
   }
 
-  __device__ uint32_t sample_cutoff() {
-    for (int i = threadIdx.x; i < Traits::kBins; i += kThreads) storage_.bits[i] = 0;
-    __syncthreads();
-    const int32_t step = count_ / kThreads / Traits::kSampleRun * Traits::kSampleRun;
-    const float* run = scores_ + static_cast<int32_t>(threadIdx.x) * step;
-    float values[Traits::kSampleRun];
+  __device__ float sample_cutoff() {
+    const bool is_long = n_ > Traits::kLongRow;
+    const int run = is_long ? Traits::kLongRun : Traits::kRun;
+    const int32_t step = n_ / kThreads / Traits::kLongRun * Traits::kLongRun;
+    const float* from = row_ + static_cast<int32_t>(threadIdx.x) * step;
+    float values[Traits::kLongRun];
 #pragma unroll
-    for (int i = 0; i < Traits::kSampleRun; ++i) values[i] = run[i];
+    for (int i = 0; i < Traits::kLongRun; ++i) values[i] = i < run ? from[i] : 0.0f;
 #pragma unroll
-    for (int i = 0; i < Traits::kSampleRun; ++i) {
-      atomicAdd(&storage_.bits[order_key(values[i]) >> Traits::kTopShift], 1u);
+    for (int i = 0; i < Traits::kLongRun; ++i) {
+      if (i < run) atomicAdd(&storage_.bits[order_key(values[i]) >> Traits::kTopShift], 1u);
     }
-    // Twice k of the part, and a margin of a few deviations where that is a handful of samples.
-    const auto rank = static_cast<uint32_t>(2ll * k_ * Traits::kSamples / count_) + 12;
-    search(storage_.bits, rank);
-    return max(storage_.found << Traits::kTopShift, 1u);
+    // Twice k of the row, and a margin of a few deviations where that is a handful of samples.
+    const uint32_t samples = static_cast<uint32_t>(run) * kThreads;
+    const auto wanted = static_cast<uint32_t>(uint64_t{2} * k_ * samples / n_) + 12;
+    search(storage_.bits, min(wanted, samples));
+    // Not below -FLT_MAX: a comparison of floats would lose NaN, which counts as -inf.
+    return score_of(max(storage_.found << Traits::kTopShift, 0x00800000u));
   }
 
-  // Appends the scores of a warp that pass. Called by whole warps.
-  template <int kCount>
-  __device__ void append(const uint32_t (&keys)[kCount], const int32_t (&index)[kCount],
-                         uint32_t cutoff) {
-    bool any = false;
+  // Appends scores of 16 (or fewer) places of this lane, bit i of `passed` for index_of(i).
+  // Called by whole warps.
+  template <typename IndexOf>
+  __device__ void append(uint32_t passed, IndexOf index_of) {
+    if (!__any_sync(~0u, passed != 0)) return;
+    const uint32_t lane = threadIdx.x % 32, own = __popc(passed);
+    uint32_t sum = own;
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) any |= keys[i] >= cutoff;
-    if (!__any_sync(~0u, any)) return;
-    const uint32_t lane = threadIdx.x % 32, below = (1u << lane) - 1;
-    uint32_t passed[kCount], total = 0;
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) {
-      passed[i] = __ballot_sync(~0u, keys[i] >= cutoff);
-      total += __popc(passed[i]);
+    for (int step = 1; step < 32; step *= 2) {
+      const uint32_t other = __shfl_up_sync(~0u, sum, step);
+      if (lane >= static_cast<uint32_t>(step)) sum += other;
     }
     uint32_t place = 0;
-    if (lane == 0) place = atomicAdd(&storage_.list_size, total);
-    place = __shfl_sync(~0u, place, 0);
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) {
-      const uint32_t at = place + __popc(passed[i] & below);
-      if (keys[i] >= cutoff && at < Traits::kListEntries) {
-        storage_.list[at] = make_uint2(keys[i], static_cast<uint32_t>(index[i]));
+    if (lane == 31) place = atomicAdd(&storage_.list_size, sum);
+    place = __shfl_sync(~0u, place, 31) + sum - own;
+    for (; passed != 0; passed &= passed - 1, ++place) {
+      const int32_t index = index_of(__ffs(static_cast<int>(passed)) - 1);
+      if (place < Storage::kListEntries) {  // once more from the cache: few pass
+        storage_.list[place] = make_uint2(order_key(scores_[index]), static_cast<uint32_t>(index));
       }
-      place += __popc(passed[i]);
     }
   }
 
-  __device__ void keep_vectors(uint32_t cutoff) {
-    constexpr int kUnroll = 4;
+  __device__ void list_from(float cutoff) {
+    const bool aligned = reinterpret_cast<uintptr_t>(scores_) % 16 == 0;
+    constexpr int kVectors = 4;
+    const int32_t num_vectors = aligned ? count_ / 4 : 0;
     const auto* vectors = reinterpret_cast<const float4*>(scores_);
-    const int32_t num_vectors = count_ / 4;
-    for (int32_t base = 0; base < num_vectors; base += kThreads * kUnroll) {
-      float4 values[kUnroll];
+    const auto thread = static_cast<int32_t>(threadIdx.x);
+    for (int32_t base = thread; base - thread < num_vectors; base += kThreads * kVectors) {
+      float4 values[kVectors];
 #pragma unroll
-      for (int u = 0; u < kUnroll; ++u) {
-        const int32_t i = base + u * kThreads + static_cast<int32_t>(threadIdx.x);
-        if (i < num_vectors) values[u] = vectors[i];
+      for (int u = 0; u < kVectors; ++u) {
+        const int32_t i = base + u * kThreads;
+        values[u] = i < num_vectors ? vectors[i] : make_float4(NAN, NAN, NAN, NAN);
       }
+      uint32_t passed = 0;
 #pragma unroll
-      for (int u = 0; u < kUnroll; ++u) {
-        const int32_t i = base + u * kThreads + static_cast<int32_t>(threadIdx.x);
-        const bool valid = i < num_vectors;
-        const float4 v = values[u];
-        const uint32_t keys[4] = {valid ? order_key(v.x) : 0, valid ? order_key(v.y) : 0,
-                                  valid ? order_key(v.z) : 0, valid ? order_key(v.w) : 0};
-        append<4>(keys, {4 * i, 4 * i + 1, 4 * i + 2, 4 * i + 3}, cutoff);
+      for (int u = 0; u < kVectors; ++u) {
+        passed |= (values[u].x >= cutoff ? 1u : 0u) << (4 * u);
+        passed |= (values[u].y >= cutoff ? 2u : 0u) << (4 * u);
+        passed |= (values[u].z >= cutoff ? 4u : 0u) << (4 * u);
+        passed |= (values[u].w >= cutoff ? 8u : 0u) << (4 * u);
       }
+      append(passed, [&](int bit) { return 4 * (base + bit / 4 * kThreads) + bit % 4; });
     }
-    keep_rest(4 * num_vectors, cutoff);
+    constexpr int kScores = 8;
+    for (int32_t base = 4 * num_vectors + thread; base - thread < count_;
+         base += kThreads * kScores) {
+      uint32_t passed = 0;
+#pragma unroll
+      for (int u = 0; u < kScores; ++u) {
+        const int32_t i = base + u * kThreads;
+        passed |= (i < count_ && scores_[i] >= cutoff ? 1u : 0u) << u;
+      }
+      append(passed, [&](int bit) { return base + bit * kThreads; });
+    }
   }
 
-  __device__ void keep_scores(uint32_t cutoff) {
-    constexpr int kUnroll = 8;
-    const int32_t rest = count_ / (kThreads * kUnroll) * (kThreads * kUnroll);
-    for (int32_t base = 0; base < rest; base += kThreads * kUnroll) {
-      uint32_t keys[kUnroll];
-      int32_t index[kUnroll];
-#pragma unroll
-      for (int u = 0; u < kUnroll; ++u) {
-        index[u] = base + u * kThreads + static_cast<int32_t>(threadIdx.x);
-        keys[u] = order_key(scores_[index[u]]);
-      }
-      append<kUnroll>(keys, index, cutoff);
+  // Where each part's keys lie among all; the number of all, or 0 where the lists are of no use.
+  __device__ uint32_t collect_sizes() {
+    uint32_t total = 0;
+    bool fits = true;
+    for (uint32_t r = 0; r < team_.size(); ++r) {
+      const uint32_t size = team_.load(&storage_.list_size, r);
+      fits = fits && size <= Storage::kListEntries;
+      total += size;
+      if (threadIdx.x == 0) storage_.list_ends[r] = total;
     }
-    keep_rest(rest, cutoff);
-  }
-
-  __device__ void keep_rest(int32_t begin, uint32_t cutoff) {
-    for (; begin < count_; begin += kThreads) {
-      const int32_t i = begin + static_cast<int32_t>(threadIdx.x);
-      const uint32_t keys[1] = {i < count_ ? order_key(scores_[i]) : 0};
-      append<1>(keys, {i}, cutoff);
-    }
+    listed_ = fits && total >= static_cast<uint32_t>(k_) && total <= Traits::kKeys;
+    __syncthreads();
+    return listed_ ? total : 0;
   }
 
   // ---- the k-th key
 
-  __device__ void find_threshold() {
+  // The first CTA looks at the keys of all lists and tells the others.
+  __device__ void find_threshold_alone(uint32_t size) {
+    if (team_.rank() == 0) {
+      for (uint32_t i = threadIdx.x; i < size; i += kThreads) {
+        uint32_t part = 0;
+        while (storage_.list_ends[part] <= i) ++part;
+        const uint32_t at = i - (part == 0 ? 0 : storage_.list_ends[part - 1]);
+        storage_.keys[i] = team_.load(&storage_.list[at].x, part);
+      }
+      __syncthreads();
+      find_threshold(SingleCta(), [&](auto&& f) {
+        for (uint32_t i = threadIdx.x; i < size; i += kThreads) f(storage_.keys[i], 0);
+      });
+      if (threadIdx.x < team_.size()) {
+        team_.store(&storage_.threshold, threadIdx.x, threshold_);
+        team_.store(&storage_.ties, threadIdx.x, ties_wanted_);
+      }
+    }
+    team_.arrive();
+    team_.wait();
+    threshold_ = storage_.threshold;
+    ties_wanted_ = storage_.ties;
+  }
+
+  // `visit(f)` calls f(key, ) for the keys of this member of `team`.
+  template <typename AnyTeam, typename Visit>
+  __device__ void find_threshold(AnyTeam team, Visit&& visit) {
     threshold_ = 0;
     ties_wanted_ = static_cast<uint32_t>(k_);
-    radix_step<Traits::kTopShift, 32 - Traits::kTopShift>(0);
-    radix_step<Traits::kMidShift, Traits::kTopShift - Traits::kMidShift>(1);
-    radix_step<0, Traits::kMidShift>(2);
+    radix_step<Traits::kTopShift, 32 - Traits::kTopShift>(0, team, visit);
+    radix_step<Traits::kMidShift, Traits::kTopShift - Traits::kMidShift>(1, team, visit);
+    radix_step<0, Traits::kMidShift>(2, team, visit);
   }
 
   // Finds the next kBits of the k-th key.
-  template <int kShift, int kBits>
-  __device__ void radix_step(int step) {
+  template <int kShift, int kBits, typename AnyTeam, typename Visit>
+  __device__ void radix_step(int step, AnyTeam team, Visit&& visit) {
     uint32_t* row_bins = storage_.bins[step];
-    uint32_t* bins = Team::kSingle ? row_bins : storage_.part_bins;
-    if constexpr (!Team::kSingle) {
+    uint32_t* bins = AnyTeam::kSingle ? row_bins : storage_.part_bins;
+    if constexpr (!AnyTeam::kSingle) {
       for (int i = threadIdx.x; i < Traits::kBins; i += kThreads) bins[i] = 0;
       __syncthreads();
     }
     const uint32_t prefix = threshold_;
-    visit(0, count_, [&](uint32_t key, int32_t) {
+    visit([&](uint32_t key, int32_t) {
       if constexpr (kShift + kBits < 32) {
         if (key >> (kShift + kBits) != prefix) return;
       }
       atomicAdd(&bins[key >> kShift & ((1u << kBits) - 1)], 1u);
     });
-    __syncthreads();
-    if constexpr (!Team::kSingle) {
-      // Few bins are not empty: scores of a part lie close together.
+    if constexpr (!AnyTeam::kSingle) {
+      __syncthreads();
       for (int i = threadIdx.x; i < Traits::kBins; i += kThreads) {
         if (bins[i] == 0) continue;
-        for (uint32_t r = 0; r < team_.size(); ++r) team_.add(&row_bins[i], r, bins[i]);
+        for (uint32_t r = 0; r < team.size(); ++r) team.add(&row_bins[i], r, bins[i]);
       }
-      team_.arrive();
-      team_.wait();
+      team.arrive();
+      team.wait();
     }
     search(row_bins, ties_wanted_);
     threshold_ = prefix << kBits | storage_.found;
@@ -283,25 +325,28 @@ class TopKRow {
   }
 
   // The largest bin that has the `rank`-th score from above; found_rank is its rank in the bin.
-  // 1 <= rank <= sum of all bins. Ends with a barrier.
+  // 1 <= rank <= sum of all bins. Begins and ends with a barrier.
   __device__ void search(const uint32_t* bins, uint32_t rank) {
+    static_assert(Traits::kBinsPerThread == 4);
     __syncthreads();
-    const int last = Traits::kBins - 1 - static_cast<int>(threadIdx.x) * Traits::kBinsPerThread;
-    uint32_t own = 0;
-#pragma unroll
-    for (int i = 0; i < Traits::kBinsPerThread; ++i) own += bins[last - i];
+    const int last = Traits::kBins - 4 - static_cast<int>(threadIdx.x) * 4;
+    const uint4 own = *reinterpret_cast<const uint4*>(bins + last);
     uint32_t total;
-    uint32_t before = sum_before(own, total);
-    if (before < rank && rank <= before + own) {
-      int bin = last;
-      for (; before + bins[bin] < rank; --bin) before += bins[bin];
-      storage_.found = static_cast<uint32_t>(bin);
-      storage_.found_rank = rank - before;
+    uint32_t before = sum_before(own.x + own.y + own.z + own.w, total);
+    const uint32_t counts[4] = {own.w, own.z, own.y, own.x};  // from above
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (before < rank && rank <= before + counts[i]) {
+        storage_.found = static_cast<uint32_t>(last + 3 - i);
+        storage_.found_rank = rank - before;
+      }
+      before += counts[i];
     }
     __syncthreads();
   }
 
-  // Sum of `own` over the threads before this one, and over all.
+  // Sum of `own` over the threads before this one, and over all. Between two calls the sums change
+  // places, so that one barrier is enough.
   __device__ uint32_t sum_before(uint32_t own, uint32_t& total) {
     const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     uint32_t sum = own;
@@ -310,14 +355,14 @@ class TopKRow {
       const uint32_t other = __shfl_up_sync(~0u, sum, step);
       if (lane >= static_cast<uint32_t>(step)) sum += other;
     }
-    __syncthreads();
-    if (lane == 31) storage_.warp_sums[warp] = sum;
+    uint32_t* sums = storage_.warp_sums[sum_place_ ^= 1];
+    if (lane == 31) sums[warp] = sum;
     __syncthreads();
     uint32_t before = sum - own;
     total = 0;
 #pragma unroll
     for (uint32_t w = 0; w < Traits::kWarps; ++w) {
-      const uint32_t value = storage_.warp_sums[w];
+      const uint32_t value = sums[w];
       if (w < warp) before += value;
       total += value;
     }
@@ -415,8 +460,8 @@ class TopKRow {
   template <typename F>
   __device__ void mark(int32_t begin, F&& chosen) {
     __syncthreads();
-#pragma unroll
-    for (int i = 0; i < Traits::kWordsPerThread; ++i) word(i) = 0;
+    static_assert(Traits::kWordsPerThread == 4);
+    reinterpret_cast<uint4*>(storage_.bits)[threadIdx.x] = make_uint4(0, 0, 0, 0);
     __syncthreads();
     visit(begin, min(count_, begin + Traits::kWindow), [&](uint32_t key, int32_t index) {
       if (!chosen(key, index)) return;
@@ -429,10 +474,12 @@ class TopKRow {
   }
 
   Storage& storage_;
+  const float* row_;
   const float* scores_;  // of the part
-  int32_t count_, first_;
+  int32_t n_, first_, count_;
   int32_t k_;
   Team team_;
+  int sum_place_ = 0;
   bool listed_ = false;
   uint32_t threshold_ = 0, ties_wanted_ = 0;
 };
@@ -461,8 +508,8 @@ __device__ void top_k_row(TopKStorage<Team::kSingle>& storage, const TopKArgs& a
   }
   if (n <= k) return;  // the whole team
   const TopKPart part = part_of(n, team.rank(), team.size());
-  TopKRow<Team> row(storage, args.logits + token * args.logits_stride + part.begin,
-                    part.end - part.begin, part.begin, k, team);
+  TopKRow<Team> row(storage, args.logits + token * args.logits_stride, n, part.begin,
+                    part.end - part.begin, k, team);
   row.run(indices);
 }
 

@@ -20,6 +20,9 @@ struct ClusterTeam {
   __device__ void store(uint32_t* local, uint32_t rank, uint32_t value) const {
     sm90::cluster_store(sm90::cluster_address(local, rank), value);
   }
+  __device__ uint32_t load(const uint32_t* local, uint32_t rank) const {
+    return sm90::cluster_load(sm90::cluster_address(local, rank));
+  }
 };
 
 __global__ void __launch_bounds__(TopKTraits::kThreads, 2)
@@ -29,12 +32,11 @@ __global__ void __launch_bounds__(TopKTraits::kThreads, 2)
   top_k_row(*reinterpret_cast<TopKStorage<false>*>(shared), args, blockIdx.x / team.size(), team);
 }
 
-// CTAs that share a row: as many as fill the chip (132 SMs of 2 CTAs), none with less than a full
-// list to look at.
+// CTAs that share a row: as many as there are multiprocessors, none for less than 4096 scores.
 int team_size(int64_t tokens, int64_t width) {
-  constexpr int64_t kResidentCtas = 264, kMinPart = 4096;
+  constexpr int64_t kMultiprocessors = 132, kMinPart = 4096;
   int size = 1;
-  while (size < TopKTraits::kMaxTeam && tokens * size * 2 <= kResidentCtas &&
+  while (size < TopKTraits::kMaxTeam && tokens * size * 2 <= kMultiprocessors &&
          width >= kMinPart * size * 2) {
     size *= 2;
   }
