@@ -1,4 +1,5 @@
-// Indexer scores and top-k on an NVIDIA GPU, beside the public kernels' times on an H200.
+// Indexer scores, top-k and the model around attention on an NVIDIA GPU, beside the public kernels'
+// times on an H200.
 //
 //   cuda_index_bench [--op top_k|logits|prefill|rows] [--candidate NAME] [--quick]
 //
@@ -320,6 +321,89 @@ void bench_logits(Bench& bench, std::span<const LogitsCase> cases, const char* t
   }
 }
 
+// ---- the model around attention, V4-Flash: 4 streams of 4096, 256 experts, 6 for a token
+
+void bench_rows(Bench& bench) {
+  constexpr int64_t kHc = 4, kWidth = 4096, kRows = (2 + kHc) * kHc, kExperts = 256, kVocab = 4096;
+  constexpr int kTopK = 6;
+  std::printf("\nmodel rows: us\n%-24s %-10s %8s %8s %6s\n", "operation, tokens", "kernel", "hot",
+              "floor", "x");
+  std::mt19937 random(13);
+  std::normal_distribution<float> normal;
+  const auto floats = [&](int64_t count, float scale) {
+    std::vector<float> values(static_cast<size_t>(count));
+    for (float& value : values) value = scale * normal(random);
+    return bench.upload(values);
+  };
+  const Buffer fn = floats(kRows * kHc * kWidth, 0.01f), base = floats(kRows, 1),
+               scale = floats(3, 1);
+  const Buffer table = bench.memory(kVocab * kWidth * 2);
+  DSV4_CUDA_CHECK(cudaMemset(table.data(), 0, kVocab * kWidth * 2));
+  const HcWeights site{ConstTensor(fn.data(), DType::kF32, {kRows, kHc * kWidth}),
+                       ConstTensor(base.data(), DType::kF32, {kRows}),
+                       ConstTensor(scale.data(), DType::kF32, {3})};
+  const Buffer bias = floats(kExperts, 0.1f);
+  for (int64_t tokens : {1, 16, 64, 128, 2048}) {
+    const Buffer x = bench.pattern(tokens * kHc * kWidth * 2, 1 << 20, [&](std::byte* to) {
+      auto* values = reinterpret_cast<uint16_t*>(to);
+      for (int64_t i = 0; i < std::min<int64_t>(1 << 19, tokens * kHc * kWidth); ++i) {
+        values[i] = f32_to_bf16(normal(random));
+      }
+    });
+    const Buffer y = bench.memory(tokens * kWidth * 2), post = bench.memory(tokens * kHc * 4),
+                 comb = bench.memory(tokens * kHc * kHc * 4);
+    const Buffer logits = floats(tokens * kExperts, 3), ids = bench.memory(tokens * kTopK * 4),
+                 weights = bench.memory(tokens * kTopK * 4);
+    const Buffer token_ids = bench.upload(std::vector<int32_t>(size_t(tokens), 7));
+    const Tensor streams(x.data(), DType::kBf16, {tokens, kHc, kWidth});
+    const Tensor input(y.data(), DType::kBf16, {tokens, kWidth});
+    const Tensor posts(post.data(), DType::kF32, {tokens, kHc});
+    const Tensor combs(comb.data(), DType::kF32, {tokens, kHc, kHc});
+    for (const std::string& name : bench.usable("model_rows")) {
+      const Ops ops = bench.ops("model_rows", name);
+      ScratchLimits limits{.max_tokens = tokens, .hidden_size = kWidth, .num_experts = kExperts};
+      const auto report = [&](const char* op, double bytes,
+                              const std::function<void(int, const OpContext&)>& launch) {
+        const double us = bench.time(1, launch, ops.scratch_bytes(limits));
+        const double floor_us = bytes / kBytesPerUs;
+        std::printf("%-24s %-10s %8.1f %8.1f %6.1f\n", concat(op, ", ", tokens).c_str(),
+                    name.c_str(), us, floor_us, us / std::max(floor_us, 2.8));
+      };
+      const auto row = static_cast<double>(tokens * kWidth * 2);
+      report("hc_pre", row * (kHc + 1) + kRows * kHc * kWidth * 4.0, [&](int, const OpContext& c) {
+        ops.hc_pre({.streams = streams,
+                    .weights = site,
+                    .norm_eps = 1e-6f,
+                    .hc_eps = 1e-6f,
+                    .sinkhorn_iters = 20,
+                    .y = input,
+                    .post = posts,
+                    .comb = combs},
+                   c);
+      });
+      report("hc_post", row * (2 * kHc + 1), [&](int, const OpContext& c) {
+        ops.hc_post({.f = input, .post = posts, .comb = combs, .streams = streams}, c);
+      });
+      report("embed", row * (kHc + 1), [&](int, const OpContext& c) {
+        ops.embed({.ids = reinterpret_cast<const int32_t*>(token_ids.data()),
+                   .table = ConstTensor(table.data(), DType::kBf16, {kVocab, kWidth}),
+                   .streams = streams},
+                  c);
+      });
+      report("route", tokens * (kExperts + 2.0 * kTopK) * 4, [&](int, const OpContext& c) {
+        ops.route({.logits = ConstTensor(logits.data(), DType::kF32, {tokens, kExperts}),
+                   .bias = ConstTensor(bias.data(), DType::kF32, {kExperts}),
+                   .tid2eid = {},
+                   .token_ids = reinterpret_cast<const int32_t*>(token_ids.data()),
+                   .scaling = 1.5f,
+                   .expert_ids = Tensor(ids.data(), DType::kI32, {tokens, kTopK}),
+                   .expert_weights = Tensor(weights.data(), DType::kF32, {tokens, kTopK})},
+                  c);
+      });
+    }
+  }
+}
+
 Options parse(int argc, char** argv) {
   Options options;
   for (int i = 1; i < argc; ++i) {
@@ -331,7 +415,8 @@ Options parse(int argc, char** argv) {
     } else if (flag == "--candidate" && i + 1 < argc) {
       options.candidate = argv[++i];
     } else {
-      std::fprintf(stderr, "usage: %s [--op top_k|logits|prefill] [--candidate NAME] [--quick]\n",
+      std::fprintf(stderr,
+                   "usage: %s [--op top_k|logits|prefill|rows] [--candidate NAME] [--quick]\n",
                    argv[0]);
       std::exit(2);
     }
@@ -345,6 +430,7 @@ int run(int argc, char** argv) {
   const auto wanted = [&](std::string_view op) { return options.op.empty() || options.op == op; };
   if (wanted("top_k")) bench_top_k(bench);
   if (wanted("logits")) bench_logits(bench, kDecodeCases, "index_logits, paged decode");
+  if (wanted("rows")) bench_rows(bench);
   if (wanted("prefill")) bench_logits(bench, kPrefillCases, "index_logits, prefill");
   return 0;
 }
