@@ -1,10 +1,12 @@
 // Indexer scores: how the matrix kernels hold keys and queries.
 //
 // A key tile is rows x 128 dims, the left operand of a matrix instruction, and never passes through
-// shared memory: lane (g, t) = (lane / 4, lane % 4) of a warp loads dims [32 t, 32 t + 32) of its
-// rows g, g + 8, ... straight from the page. An instruction wants other dims in its lanes, but a
-// dot product does not mind the order of its dims: queries are put down in the same order. Step s
-// of the instruction with k values a lane takes dims 32 t + k s .. + k - 1.
+// shared memory: lane (g, t) = (lane / 4, lane % 4) of a warp loads 32 dims of its rows g, g + 8,
+// ... straight from the page, in pieces of 16 bytes so that four lanes read 64 bytes in a row:
+//   FP8     dims [16 t, 16 t + 16) and [64 + 16 t, 64 + 16 t + 16)
+//   MXFP4   dims [32 t, 32 t + 32), which share a scale
+// An instruction wants other dims in its lanes, but a dot product does not mind the order of its
+// dims: queries are put down in the same order.
 #pragma once
 #include <cstdint>
 
@@ -16,7 +18,6 @@ namespace dsv4::nvidia {
 
 constexpr int kIndexDim = 128;
 constexpr int kIndexMaxHeads = 64;
-constexpr int kLaneDims = 32;  // of one row
 
 /// Bytes of a lane's dims of one row, as stored.
 template <KvFormat kFormat>
@@ -25,6 +26,7 @@ struct IndexRowTraits {
   static constexpr int kValueBytes = kFp8 ? kIndexDim : kIndexDim / 2;
   static constexpr int kScaleBytes = 4;
   static constexpr int kLaneWords = kValueBytes / 16;
+  static constexpr int kPieceStep = 64;
 };
 
 /// Where the page of an entry is: block number of the entry, or -1 at `end` and later.
@@ -36,18 +38,19 @@ __device__ __forceinline__ int32_t index_block(const IndexLogitsArgs& args, cons
   return __ldg(table + logical);
 }
 
-template <int kWords, bool kAligned>
+/// Pieces of 16 bytes, kStep apart (or fewer words in one piece).
+template <int kWords, bool kAligned, int kStep = 16>
 __device__ __forceinline__ void load_words(uint32_t (&words)[kWords], const std::byte* from) {
   if constexpr (kAligned) {
 #pragma unroll
     for (int i = 0; i < kWords; i += 4) {
-      const uint4 piece = __ldg(reinterpret_cast<const uint4*>(from + 4 * i));
+      const uint4 piece = __ldg(reinterpret_cast<const uint4*>(from + i / 4 * kStep));
       words[i] = piece.x, words[i + 1] = piece.y, words[i + 2] = piece.z, words[i + 3] = piece.w;
     }
   } else {
 #pragma unroll
     for (int i = 0; i < kWords; ++i) {
-      const auto* bytes = reinterpret_cast<const uint8_t*>(from + 4 * i);
+      const auto* bytes = reinterpret_cast<const uint8_t*>(from + i / 4 * kStep + i % 4 * 4);
       words[i] = __ldg(bytes) | __ldg(bytes + 1) << 8 | __ldg(bytes + 2) << 16 |
                  static_cast<uint32_t>(__ldg(bytes + 3)) << 24;
     }
@@ -82,8 +85,8 @@ struct IndexKeys {
       const std::byte* page = args.cache + blocks[r] * args.block_stride_bytes;
       const std::byte* scales =
           page + int64_t{args.rows_per_block} * Traits::kValueBytes + row * Traits::kScaleBytes;
-      load_words<Traits::kLaneWords, kAligned>(
-          words[r], page + int64_t{row} * Traits::kValueBytes + t * Traits::kLaneWords * 4);
+      load_words<Traits::kLaneWords, kAligned, Traits::kPieceStep>(
+          words[r], page + int64_t{row} * Traits::kValueBytes + 16 * t);
       if constexpr (Traits::kFp8) {
         if (r == t) {
           uint32_t bits[1];

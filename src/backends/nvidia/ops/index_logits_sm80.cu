@@ -44,7 +44,7 @@ __device__ __forceinline__ int q_piece(int head, int t, int piece) {
   return head * 16 + ((piece * 4 + t) ^ ((head & 1) << 2));
 }
 
-template <bool kAligned>
+template <KvFormat kFormat, bool kAligned>
 __device__ void load_queries(const IndexLogitsArgs& args, TokenStorage* tokens, int first,
                              int count) {
   for (int i = threadIdx.x; i < count * kIndexMaxHeads * 16; i += Traits::kThreads) {
@@ -57,7 +57,9 @@ __device__ void load_queries(const IndexLogitsArgs& args, TokenStorage* tokens, 
                                                     head * args.q_head_stride + piece * 8));
       value = make_uint4(words[0], words[1], words[2], words[3]);
     }
-    tokens[token].q[q_piece(head, piece / 4, piece % 4)] = value;
+    const bool fp8 = kFormat == KvFormat::kIndexFp8;  // the lane that takes these 8 dims
+    const int t = fp8 ? piece % 8 / 2 : piece / 4;
+    tokens[token].q[q_piece(head, t, fp8 ? piece / 8 * 2 + piece % 2 : piece % 4)] = value;
   }
   for (int i = threadIdx.x; i < count * kIndexMaxHeads; i += Traits::kThreads) {
     const int token = i / kIndexMaxHeads, head = i % kIndexMaxHeads;
@@ -159,7 +161,7 @@ __global__ void __launch_bounds__(Traits::kThreads, 3)
   const int count = min(args.group_tokens, args.num_tokens - first);
   const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
   const int head_tiles = (args.num_heads + 7) / 8;
-  load_queries<kAligned>(args, tokens, first, count);
+  load_queries<kFormat, kAligned>(args, tokens, first, count);
   __syncthreads();
 
   for (int begin = 0, end; begin < count; begin = end) {  // tokens of one sequence

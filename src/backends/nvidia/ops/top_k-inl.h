@@ -131,6 +131,7 @@ class TopKRow {
     const uint32_t size = collect_sizes();
     if (Team::kSingle || size == 0) {
       find_threshold(team_, [&](auto&& f) { visit(0, count_, f); });
+      count_parts();
     } else {
       find_threshold_alone(size);
     }
@@ -184,7 +185,7 @@ class TopKRow {
     return score_of(max(storage_.found << Traits::kTopShift, 0x00800000u));
   }
 
-  // Appends scores of 16 (or fewer) places of this lane, bit i of `passed` for index_of(i).
+  // Appends scores of up to 32 places of this lane, bit i of `passed` for index_of(i).
   // Called by whole warps.
   template <typename IndexOf>
   __device__ void append(uint32_t passed, IndexOf index_of) {
@@ -209,70 +210,116 @@ class TopKRow {
 
   __device__ void list_from(float cutoff) {
     const bool aligned = reinterpret_cast<uintptr_t>(scores_) % 16 == 0;
-    constexpr int kVectors = 4;
-    const int32_t num_vectors = aligned ? count_ / 4 : 0;
-    const auto* vectors = reinterpret_cast<const float4*>(scores_);
     const auto thread = static_cast<int32_t>(threadIdx.x);
-    for (int32_t base = thread; base - thread < num_vectors; base += kThreads * kVectors) {
-      float4 values[kVectors];
+    const int32_t num_vectors = aligned ? count_ / 4 : 0;
+    // Rounds of 4 vectors a lane; the next round is on its way while one is looked at, and two
+    // rounds are appended at once.
+    constexpr int kVectors = 4, kStep = kThreads * kVectors;
+    float4 values[kVectors];
+    const auto load = [&](int32_t base) {
+      const auto* vectors = reinterpret_cast<const float4*>(scores_);
 #pragma unroll
       for (int u = 0; u < kVectors; ++u) {
         const int32_t i = base + u * kThreads;
-        values[u] = i < num_vectors ? vectors[i] : make_float4(NAN, NAN, NAN, NAN);
+        values[u] = i < num_vectors ? __ldg(vectors + i) : make_float4(NAN, NAN, NAN, NAN);
       }
-      uint32_t passed = 0;
+    };
+    const auto passed = [&] {
+      uint32_t bits = 0;
 #pragma unroll
       for (int u = 0; u < kVectors; ++u) {
-        passed |= (values[u].x >= cutoff ? 1u : 0u) << (4 * u);
-        passed |= (values[u].y >= cutoff ? 2u : 0u) << (4 * u);
-        passed |= (values[u].z >= cutoff ? 4u : 0u) << (4 * u);
-        passed |= (values[u].w >= cutoff ? 8u : 0u) << (4 * u);
+        bits |= (values[u].x >= cutoff ? 1u : 0u) << (4 * u);
+        bits |= (values[u].y >= cutoff ? 2u : 0u) << (4 * u);
+        bits |= (values[u].z >= cutoff ? 4u : 0u) << (4 * u);
+        bits |= (values[u].w >= cutoff ? 8u : 0u) << (4 * u);
       }
-      append(passed, [&](int bit) { return 4 * (base + bit / 4 * kThreads) + bit % 4; });
+      return bits;
+    };
+    load(thread);
+    for (int32_t base = thread; base - thread < num_vectors; base += 2 * kStep) {
+      uint32_t bits = passed();
+      load(base + kStep);
+      bits |= passed() << 16;
+      load(base + 2 * kStep);
+      append(bits, [&](int bit) { return 4 * (base + bit / 4 * kThreads) + bit % 4; });
     }
     constexpr int kScores = 8;
     for (int32_t base = 4 * num_vectors + thread; base - thread < count_;
          base += kThreads * kScores) {
-      uint32_t passed = 0;
+      uint32_t bits = 0;
 #pragma unroll
       for (int u = 0; u < kScores; ++u) {
         const int32_t i = base + u * kThreads;
-        passed |= (i < count_ && scores_[i] >= cutoff ? 1u : 0u) << u;
+        bits |= (i < count_ && scores_[i] >= cutoff ? 1u : 0u) << u;
       }
-      append(passed, [&](int bit) { return base + bit * kThreads; });
+      append(bits, [&](int bit) { return base + bit * kThreads; });
     }
   }
 
   // Where each part's keys lie among all; the number of all, or 0 where the lists are of no use.
   __device__ uint32_t collect_sizes() {
-    uint32_t total = 0;
-    bool fits = true;
-    for (uint32_t r = 0; r < team_.size(); ++r) {
-      const uint32_t size = team_.load(&storage_.list_size, r);
-      fits = fits && size <= Storage::kListEntries;
-      total += size;
-      if (threadIdx.x == 0) storage_.list_ends[r] = total;
+    static_assert(Traits::kMaxTeam <= 32);
+    const uint32_t lane = threadIdx.x % 32;
+    const uint32_t size = lane < team_.size() ? team_.load(&storage_.list_size, lane) : 0;
+    uint32_t end = size;
+#pragma unroll
+    for (int step = 1; step < Traits::kMaxTeam; step *= 2) {
+      const uint32_t other = __shfl_up_sync(~0u, end, step);
+      if (lane >= static_cast<uint32_t>(step)) end += other;
     }
+    const uint32_t total = __shfl_sync(~0u, end, Traits::kMaxTeam - 1);
+    const bool fits = __all_sync(~0u, size <= Storage::kListEntries);
+    if (threadIdx.x < Traits::kMaxTeam) storage_.list_ends[threadIdx.x] = end;
     listed_ = fits && total >= static_cast<uint32_t>(k_) && total <= Traits::kKeys;
     __syncthreads();
     return listed_ ? total : 0;
   }
+  // Which part's list the i-th of all keys comes from.
+  __device__ uint32_t part_of_key(uint32_t i) const {
+    uint32_t part = 0;
+    while (storage_.list_ends[part] <= i) ++part;
+    return part;
+  }
 
   // ---- the k-th key
 
-  // The first CTA looks at the keys of all lists and tells the others.
+  // The first CTA looks at the keys of all lists, and tells the others the k-th one and how many
+  // keys of each part are above it and equal to it.
   __device__ void find_threshold_alone(uint32_t size) {
+    TopKCounts* counts = storage_.counts;
     if (team_.rank() == 0) {
-      for (uint32_t i = threadIdx.x; i < size; i += kThreads) {
-        uint32_t part = 0;
-        while (storage_.list_ends[part] <= i) ++part;
-        const uint32_t at = i - (part == 0 ? 0 : storage_.list_ends[part - 1]);
-        storage_.keys[i] = team_.load(&storage_.list[at].x, part);
+      if (threadIdx.x < Traits::kMaxTeam) counts[threadIdx.x] = {0, 0};
+      constexpr int kBatch = 4;  // remote loads under way at once
+      for (uint32_t base = threadIdx.x; base < size; base += kThreads * kBatch) {
+        uint32_t keys[kBatch];
+#pragma unroll
+        for (int j = 0; j < kBatch; ++j) {
+          const uint32_t i = base + j * kThreads;
+          if (i >= size) continue;
+          const uint32_t part = part_of_key(i);
+          const uint32_t at = i - (part == 0 ? 0 : storage_.list_ends[part - 1]);
+          keys[j] = team_.load(&storage_.list[at].x, part);
+        }
+#pragma unroll
+        for (int j = 0; j < kBatch; ++j) {
+          if (base + j * kThreads < size) storage_.keys[base + j * kThreads] = keys[j];
+        }
       }
       __syncthreads();
       find_threshold(SingleCta(), [&](auto&& f) {
         for (uint32_t i = threadIdx.x; i < size; i += kThreads) f(storage_.keys[i], 0);
       });
+      for (uint32_t i = threadIdx.x; i < size; i += kThreads) {
+        const uint32_t key = storage_.keys[i];
+        if (key < threshold_) continue;
+        TopKCounts& part = counts[part_of_key(i)];
+        atomicAdd(key > threshold_ ? &part.above : &part.equal, 1u);
+      }
+      __syncthreads();
+      static_assert(kThreads == Traits::kMaxTeam * Traits::kMaxTeam * 2);
+      const uint32_t rank = threadIdx.x / (2 * Traits::kMaxTeam);
+      uint32_t* word = &counts[0].above + threadIdx.x % (2 * Traits::kMaxTeam);
+      if (rank > 0 && rank < team_.size()) team_.store(word, rank, *word);
       if (threadIdx.x < team_.size()) {
         team_.store(&storage_.threshold, threadIdx.x, threshold_);
         team_.store(&storage_.ties, threadIdx.x, ties_wanted_);
@@ -284,44 +331,39 @@ class TopKRow {
     ties_wanted_ = storage_.ties;
   }
 
-  // `visit(f)` calls f(key, ) for the keys of this member of `team`.
+  // Three histograms; `visit(f)` calls f(key, index) for the keys of this member of `team`.
   template <typename AnyTeam, typename Visit>
   __device__ void find_threshold(AnyTeam team, Visit&& visit) {
     threshold_ = 0;
     ties_wanted_ = static_cast<uint32_t>(k_);
-    radix_step<Traits::kTopShift, 32 - Traits::kTopShift>(0, team, visit);
-    radix_step<Traits::kMidShift, Traits::kTopShift - Traits::kMidShift>(1, team, visit);
-    radix_step<0, Traits::kMidShift>(2, team, visit);
-  }
-
-  // Finds the next kBits of the k-th key.
-  template <int kShift, int kBits, typename AnyTeam, typename Visit>
-  __device__ void radix_step(int step, AnyTeam team, Visit&& visit) {
-    uint32_t* row_bins = storage_.bins[step];
-    uint32_t* bins = AnyTeam::kSingle ? row_bins : storage_.part_bins;
-    if constexpr (!AnyTeam::kSingle) {
-      for (int i = threadIdx.x; i < Traits::kBins; i += kThreads) bins[i] = 0;
-      __syncthreads();
-    }
-    const uint32_t prefix = threshold_;
-    visit([&](uint32_t key, int32_t) {
-      if constexpr (kShift + kBits < 32) {
-        if (key >> (kShift + kBits) != prefix) return;
+#pragma unroll 1  // code that is run once comes slowly
+    for (int step = 0; step < 3; ++step) {
+      const int shift = step == 0 ? Traits::kTopShift : step == 1 ? Traits::kMidShift : 0;
+      const int bits = (step == 0 ? 32 : step == 1 ? Traits::kTopShift : Traits::kMidShift) - shift;
+      uint32_t* row_bins = storage_.bins[step];
+      uint32_t* bins = AnyTeam::kSingle ? row_bins : storage_.part_bins;
+      if constexpr (!AnyTeam::kSingle) {
+        for (int i = threadIdx.x; i < Traits::kBins; i += kThreads) bins[i] = 0;
+        __syncthreads();
       }
-      atomicAdd(&bins[key >> kShift & ((1u << kBits) - 1)], 1u);
-    });
-    if constexpr (!AnyTeam::kSingle) {
-      __syncthreads();
-      for (int i = threadIdx.x; i < Traits::kBins; i += kThreads) {
-        if (bins[i] == 0) continue;
-        for (uint32_t r = 0; r < team.size(); ++r) team.add(&row_bins[i], r, bins[i]);
+      const uint32_t prefix = threshold_, mask = (1u << bits) - 1;
+      visit([&](uint32_t key, int32_t) {
+        if (step > 0 && key >> (shift + bits) != prefix) return;
+        atomicAdd(&bins[key >> shift & mask], 1u);
+      });
+      if constexpr (!AnyTeam::kSingle) {
+        __syncthreads();
+        for (int i = threadIdx.x; i < Traits::kBins; i += kThreads) {
+          if (bins[i] == 0) continue;
+          for (uint32_t r = 0; r < team.size(); ++r) team.add(&row_bins[i], r, bins[i]);
+        }
+        team.arrive();
+        team.wait();
       }
-      team.arrive();
-      team.wait();
+      search(row_bins, ties_wanted_);
+      threshold_ = prefix << bits | storage_.found;
+      ties_wanted_ = storage_.found_rank;
     }
-    search(row_bins, ties_wanted_);
-    threshold_ = prefix << kBits | storage_.found;
-    ties_wanted_ = storage_.found_rank;
   }
 
   // The largest bin that has the `rank`-th score from above; found_rank is its rank in the bin.
@@ -371,7 +413,8 @@ class TopKRow {
 
   // ---- output
 
-  __device__ void emit(int32_t* indices) {
+  // How many keys of each part are above the threshold and equal to it, known to all parts.
+  __device__ void count_parts() {
     const uint32_t threshold = threshold_;
     uint32_t above = 0, equal = 0;
     visit(0, count_, [&](uint32_t key, int32_t) {
@@ -393,7 +436,10 @@ class TopKRow {
     __syncthreads();
     team_.arrive();
     team_.wait();
+  }
 
+  __device__ void emit(int32_t* indices) {
+    const uint32_t threshold = threshold_;
     // Ties go to the smaller indices: parts before this one take theirs first.
     uint32_t above_before = 0, equal_before = 0;
     for (uint32_t r = 0; r < team_.rank(); ++r) {
@@ -405,7 +451,7 @@ class TopKRow {
     int32_t ties_end = count_;  // ties from here on are not taken
     if (ties_left == 0) {
       ties_end = 0;
-    } else if (storage_.part_equal > ties_left) {
+    } else if (storage_.counts[team_.rank()].equal > ties_left) {
       ties_end = find_ties_end(ties_left);
     }
 

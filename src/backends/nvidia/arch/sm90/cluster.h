@@ -42,9 +42,10 @@ __device__ inline void cluster_store(uint32_t address, uint32_t value) {
   asm volatile("st.shared::cluster.u32 [%0], %1;" ::"r"(address), "r"(value) : "memory");
 }
 
+/// Several may be under way: only barriers order them with stores of others.
 __device__ inline uint32_t cluster_load(uint32_t address) {
   uint32_t value;
-  asm volatile("ld.shared::cluster.u32 %0, [%1];" : "=r"(value) : "r"(address) : "memory");
+  asm volatile("ld.shared::cluster.u32 %0, [%1];" : "=r"(value) : "r"(address));
   return value;
 }
 
