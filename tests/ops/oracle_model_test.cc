@@ -18,11 +18,6 @@ oracle::Weight as_weight(int64_t rows, int64_t cols, const Vector& values) {
 
 class OracleModelOps : public CandidateTest {
  protected:
-  void SetUp() override {
-    CandidateTest::SetUp();
-    if (!IsSkipped() && ops_.embed == nullptr)
-      GTEST_SKIP() << GetParam().label() << ": the model around attention has no kernels there";
-  }
   struct Hyper {
     HcWeights device;
     oracle::HyperWeights host;
@@ -193,6 +188,68 @@ TEST_P(OracleModelOps, HyperConnections) {
   }
 }
 
+// The same bits for a few tokens as within many: other kernels or tiles may run for them.
+TEST_P(OracleModelOps, MixesOfATokenDependOnItOnly) {
+  struct Case {
+    DType act;
+    int64_t hc, n;
+  };
+  for (const Case& which : {Case{DType::kBf16, 4, 640}, Case{DType::kF32, 4, 96},
+                            Case{DType::kBf16, 3, 130}, Case{DType::kBf16, 1, 64}}) {
+    SCOPED_TRACE(::testing::Message() << which.hc << " streams of " << which.n);
+    constexpr int64_t kTokens = 43;
+    const int64_t hc = which.hc, n = which.n, rows = (2 + hc) * hc;
+    Random random(static_cast<uint64_t>(n));
+    const ConstTensor streams =
+        memory().tensor(which.act, {kTokens, hc, n},
+                        rounded(which.act, normal_values(random, kTokens * hc * n, 1.0)));
+    const Hyper site = make_hyper(random, rows, hc, n, 3), head = make_hyper(random, hc, hc, n, 1);
+    // y, post, comb and the head's y of `count` tokens from `first` on, as bytes.
+    const auto mixes = [&](int64_t first, int64_t count) {
+      const Tensor y = memory().tensor(which.act, {count, n});
+      const Tensor post = memory().tensor(DType::kF32, {count, hc});
+      const Tensor comb = memory().tensor(DType::kF32, {count, hc, hc});
+      const Tensor head_y = memory().tensor(which.act, {count, n});
+      ScratchLimits limits;
+      limits.max_tokens = count;
+      limits.hidden_size = n;
+      run(ops_.hc_pre,
+          {.streams = streams.rows(first, count),
+           .weights = site.device,
+           .norm_eps = kEps,
+           .hc_eps = kEps,
+           .sinkhorn_iters = kIterations,
+           .y = y,
+           .post = post,
+           .comb = comb},
+          limits);
+      run(ops_.hc_head,
+          {.streams = streams.rows(first, count),
+           .weights = head.device,
+           .norm_eps = kEps,
+           .hc_eps = kEps,
+           .y = head_y},
+          limits);
+      std::vector<std::vector<uint8_t>> bytes;
+      for (const Tensor& out : {y, post, comb, head_y}) {
+        bytes.push_back(memory().get(out.as<uint8_t>(), out.num_bytes()));
+      }
+      return bytes;
+    };
+    const auto all = mixes(0, kTokens);
+    for (const auto& [first, count] : {std::pair<int64_t, int64_t>{0, 1}, {41, 2}, {5, 17}}) {
+      const auto few = mixes(first, count);
+      for (size_t i = 0; i < all.size(); ++i) {
+        const size_t token_bytes = all[i].size() / kTokens;
+        EXPECT_TRUE(std::equal(few[i].begin(), few[i].end(),
+                               all[i].begin() + static_cast<int64_t>(token_bytes) * first))
+            << "result " << i << ", tokens from " << first;
+      }
+    }
+    clear_memory();
+  }
+}
+
 TEST_P(OracleModelOps, EmbedCopiesRows) {
   constexpr int64_t kVocab = 50, kWidth = 96, kHc = 4;
   Random random(8);
@@ -297,7 +354,17 @@ TEST_P(OracleModelOps, Route) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Candidates, OracleModelOps, ::testing::ValuesIn(op_candidates("rowwise")),
+// On the CPU these operations belong to the row-wise family; GPUs have one of their own.
+std::vector<OpCandidate> model_candidates() {
+  std::vector<OpCandidate> out = op_candidates("rowwise");
+  std::erase_if(out, [](const OpCandidate& one) { return one.platform != Platform::kCpu; });
+  for (const OpCandidate& one : op_candidates("model_rows")) {
+    if (one.platform != Platform::kCpu) out.push_back(one);
+  }
+  return out;
+}
+
+INSTANTIATE_TEST_SUITE_P(Candidates, OracleModelOps, ::testing::ValuesIn(model_candidates()),
                          candidate_name);
 
 }  // namespace

@@ -12,7 +12,7 @@ constexpr const char* kForward = "emulated";
 constexpr const char* kReverse = "emulated_reverse";
 
 void append_emulated_candidates(const std::string& family, std::vector<OpCandidate>& out) {
-  if (family != "rowwise") return;
+  if (family != "rowwise" && family != "model_rows") return;
   for (const char* name : {kForward, kReverse})
     out.push_back({Platform::kRocm, family, name, "", true});
 }

@@ -6,6 +6,7 @@
 #include <thread>
 
 #include "backends/gpu/executor_launch.h"
+#include "backends/gpu/model_rows_ops.h"
 #include "backends/gpu/rowwise_ops.h"
 #include "core/fail.h"
 #include "core/thread_pool.h"
@@ -61,7 +62,10 @@ template <gpu::LaneOrder kOrder>
 Ops make_ops() {
   Ops ops;
   gpu::install_rowwise<gpu::ExecutorLaunch<kOrder>>(ops);
-  ops.scratch_bytes = gpu::rowwise_scratch_bytes;
+  gpu::install_model_rows<gpu::ExecutorLaunch<kOrder>>(ops);
+  ops.scratch_bytes = [](const ScratchLimits& limits) {
+    return std::max(gpu::rowwise_scratch_bytes(limits), gpu::model_rows_scratch_bytes(limits));
+  };
   return ops;
 }
 

@@ -22,8 +22,9 @@ std::string needs_sm90(const Capability& capability) {
 std::span<const Candidate> candidates() {
   static const std::vector<Candidate> all = [] {
     std::vector<Candidate> list;
-    for (const auto family : {rowwise_candidates(), linear_candidates(), attend_candidates(),
-                              index_logits_candidates(), top_k_candidates(), moe_candidates()}) {
+    for (const auto family :
+         {rowwise_candidates(), linear_candidates(), attend_candidates(), index_logits_candidates(),
+          top_k_candidates(), moe_candidates(), model_rows_candidates()}) {
       list.insert(list.end(), family.begin(), family.end());
     }
     return list;
@@ -36,7 +37,8 @@ namespace {
 int64_t scratch_bytes(const ScratchLimits& limits) {
   return std::max({linear_scratch_bytes(limits), attend_scratch_bytes(limits),
                    index_logits_scratch_bytes(limits), top_k_scratch_bytes(limits),
-                   rowwise_scratch_bytes(limits), moe_scratch_bytes(limits)});
+                   rowwise_scratch_bytes(limits), moe_scratch_bytes(limits),
+                   model_rows_scratch_bytes(limits)});
 }
 
 }  // namespace

@@ -13,6 +13,7 @@ std::span<const Candidate> attend_candidates();
 std::span<const Candidate> index_logits_candidates();
 std::span<const Candidate> top_k_candidates();
 std::span<const Candidate> moe_candidates();
+std::span<const Candidate> model_rows_candidates();
 
 int64_t rowwise_scratch_bytes(const ScratchLimits& limits);
 int64_t linear_scratch_bytes(const ScratchLimits& limits);
@@ -20,5 +21,6 @@ int64_t attend_scratch_bytes(const ScratchLimits& limits);
 int64_t index_logits_scratch_bytes(const ScratchLimits& limits);
 int64_t top_k_scratch_bytes(const ScratchLimits& limits);
 int64_t moe_scratch_bytes(const ScratchLimits& limits);
+int64_t model_rows_scratch_bytes(const ScratchLimits& limits);
 
 }  // namespace dsv4::nvidia

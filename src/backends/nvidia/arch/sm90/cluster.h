@@ -1,0 +1,52 @@
+// Thread block clusters and distributed shared memory: one instruction per function.
+// PTX ISA 9.0, sections 9.7.13.4 (barrier.cluster), 9.7.9.23 (mapa), 9.7.13.6 (red).
+#pragma once
+#include <cstdint>
+
+namespace dsv4::nvidia::sm90 {
+
+__device__ inline uint32_t cluster_rank() {
+  uint32_t rank;
+  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+__device__ inline uint32_t cluster_size() {
+  uint32_t size;
+  asm volatile("mov.u32 %0, %%cluster_nctarank;" : "=r"(size));
+  return size;
+}
+
+/// All threads of all CTAs arrive; what they wrote before is visible to those that have waited.
+__device__ inline void cluster_arrive() {
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+}
+__device__ inline void cluster_wait() {
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+
+/// Address in the cluster's shared window of `local`, a place in this CTA's shared memory, but in
+/// CTA `rank`.
+__device__ inline uint32_t cluster_address(const void* local, uint32_t rank) {
+  const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(local));
+  uint32_t remote;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(address), "r"(rank));
+  return remote;
+}
+
+/// *address += value, without an answer.
+__device__ inline void cluster_add(uint32_t address, uint32_t value) {
+  asm volatile("red.relaxed.cluster.shared::cluster.add.u32 [%0], %1;" ::"r"(address), "r"(value)
+               : "memory");
+}
+__device__ inline void cluster_store(uint32_t address, uint32_t value) {
+  asm volatile("st.shared::cluster.u32 [%0], %1;" ::"r"(address), "r"(value) : "memory");
+}
+
+/// Several may be under way: only barriers order them with stores of others.
+__device__ inline uint32_t cluster_load(uint32_t address) {
+  uint32_t value;
+  asm volatile("ld.shared::cluster.u32 %0, [%1];" : "=r"(value) : "r"(address));
+  return value;
+}
+
+}  // namespace dsv4::nvidia::sm90

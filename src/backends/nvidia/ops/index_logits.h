@@ -1,0 +1,41 @@
+// Indexer scores on NVIDIA: what the candidates share on the host side. Kernels: index_logits.cu,
+// index_logits_sm80.cu, index_logits_sm90a.cu.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+#include "ops/ops.h"
+
+namespace dsv4::nvidia {
+
+struct IndexLogitsArgs {
+  const uint16_t* q;  ///< bf16
+  int64_t q_token_stride, q_head_stride;
+  const float* weights;
+  int64_t weights_stride;
+  const int32_t* token_to_seq;
+  const int32_t* end;
+  int32_t num_tokens, num_heads;
+  int32_t max_end;
+  const int32_t* table;
+  int64_t table_stride;
+  const std::byte* cache;
+  int64_t block_stride_bytes;
+  int32_t rows_per_block;
+  int32_t rows_shift;  ///< log2 of rows_per_block, or -1
+  float* logits;
+  int64_t logits_stride;
+  /// A group of tokens is in shared memory at once; `splits` CTAs share the keys of a group.
+  int32_t group_tokens, splits;
+};
+
+/// Limits of the kernels, checked.
+IndexLogitsArgs index_logits_args(const IndexLogitsParams& params);
+/// Do pages and queries allow loads of 16 bytes?
+bool index_rows_aligned(const IndexLogitsParams& params);
+
+void index_logits_sm90(const IndexLogitsParams& params, const OpContext& context);
+void index_logits_sm80(const IndexLogitsParams& params, const OpContext& context);
+void index_logits_reference(const IndexLogitsParams& params, const OpContext& context);
+
+}  // namespace dsv4::nvidia

@@ -1,0 +1,71 @@
+// top_k on sm_90: a cluster of CTAs shares a row. See top_k-inl.h.
+#include <algorithm>
+
+#include "backends/nvidia/arch/sm90/cluster.h"
+#include "backends/nvidia/ops/gpu_check.h"
+#include "backends/nvidia/ops/top_k-inl.h"
+
+namespace dsv4::nvidia {
+namespace {
+
+struct ClusterTeam {
+  static constexpr bool kSingle = false;
+  __device__ uint32_t rank() const { return sm90::cluster_rank(); }
+  __device__ uint32_t size() const { return sm90::cluster_size(); }
+  __device__ void arrive() const { sm90::cluster_arrive(); }
+  __device__ void wait() const { sm90::cluster_wait(); }
+  __device__ void add(uint32_t* local, uint32_t rank, uint32_t value) const {
+    sm90::cluster_add(sm90::cluster_address(local, rank), value);
+  }
+  __device__ void store(uint32_t* local, uint32_t rank, uint32_t value) const {
+    sm90::cluster_store(sm90::cluster_address(local, rank), value);
+  }
+  __device__ uint32_t load(const uint32_t* local, uint32_t rank) const {
+    return sm90::cluster_load(sm90::cluster_address(local, rank));
+  }
+};
+
+__global__ void __launch_bounds__(TopKTraits::kThreads, 2)
+    sm90_top_k(const __grid_constant__ TopKArgs args) {
+  extern __shared__ __align__(16) std::byte shared[];
+  const ClusterTeam team;
+  top_k_row(*reinterpret_cast<TopKStorage<false>*>(shared), args, blockIdx.x / team.size(), team);
+}
+
+// CTAs that share a row: as many as there are multiprocessors, none for less than 4096 scores.
+int team_size(int64_t tokens, int64_t width) {
+  constexpr int64_t kMultiprocessors = 132, kMinPart = 4096;
+  int size = 1;
+  while (size < TopKTraits::kMaxTeam && tokens * size * 2 <= kMultiprocessors &&
+         width >= kMinPart * size * 2) {
+    size *= 2;
+  }
+  return size;
+}
+
+}  // namespace
+
+void top_k_sm90(const TopKParams& params, const OpContext& context) {
+  const int64_t tokens = params.logits.shape[0];
+  const int size = team_size(tokens, params.logits.shape[1]);
+  if (size == 1) return top_k_sm80(params, context);
+  if (context.scratch->measuring() || tokens == 0 || params.topk_indices.shape[1] == 0) return;
+  constexpr int kBytes = sizeof(TopKStorage<false>);
+  DSV4_CUDA_CHECK(
+      cudaFuncSetAttribute(sm90_top_k, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
+  DSV4_CUDA_CHECK(  // more than 8
+      cudaFuncSetAttribute(sm90_top_k, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
+  cudaLaunchAttribute cluster{};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim = {static_cast<unsigned>(size), 1, 1};
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(tokens * size));
+  config.blockDim = dim3(TopKTraits::kThreads);
+  config.dynamicSmemBytes = kBytes;
+  config.stream = stream_of(context.stream);
+  config.attrs = &cluster;
+  config.numAttrs = 1;
+  DSV4_CUDA_CHECK(cudaLaunchKernelEx(&config, sm90_top_k, top_k_args(params)));
+}
+
+}  // namespace dsv4::nvidia
