@@ -110,70 +110,63 @@ def flash_mla_with_kvcache(
         raise invalid("causal must be False for sparse attention")
     if not is_fp8_kvcache:
         raise unsupported("is_fp8_kvcache=False; sparse attention reads FP8 caches only")
-    _check_queries(q, 4, head_dim_v)
+    tensors = (q, k_cache, indices, attn_sink, extra_k_cache, extra_indices_in_kvcache)
+    lengths = (topk_length, extra_topk_length)
+    with _checked_once(head_dim_v, *tensors, *lengths) as is_new:
+        if is_new:
+            _check_decode(head_dim_v, *tensors, *lengths)
     batch, s_q, heads, _ = q.shape
-    _check_cache("k_cache", k_cache, q)
-    _check("indices", indices, q, torch.int32, (batch, s_q, None))
-    _check("topk_length", topk_length, q, torch.int32, (batch,))
-    _check("attn_sink", attn_sink, q, torch.float32, (heads,))
-    if (extra_k_cache is None) != (extra_indices_in_kvcache is None):
-        raise invalid("extra_k_cache and extra_indices_in_kvcache come together")
-    if extra_k_cache is None and extra_topk_length is not None:
-        raise invalid("extra_topk_length is given without extra_k_cache")
-    if extra_k_cache is not None:
-        _check_cache("extra_k_cache", extra_k_cache, q)
-        _check(
-            "extra_indices_in_kvcache", extra_indices_in_kvcache, q, torch.int32, (batch, s_q, None)
-        )
-        _check("extra_topk_length", extra_topk_length, q, torch.int32, (batch,))
-    _check_config(
-        meta,
-        FlashMLASchedMeta.Config(
-            batch,
-            s_q,
-            heads,
-            k_cache.shape[1],
-            k_cache.shape[2],
-            causal,
-            is_fp8_kvcache,
-            indices.shape[-1],
-            None if extra_k_cache is None else extra_k_cache.shape[1],
-            None if extra_k_cache is None else extra_indices_in_kvcache.shape[-1],
-        ),
+    has_extra = extra_k_cache is not None
+    config = FlashMLASchedMeta.Config(
+        b=batch,
+        s_q=s_q,
+        h_q=heads,
+        page_block_size=k_cache.shape[1],
+        h_k=k_cache.shape[2],
+        causal=causal,
+        is_fp8_kvcache=is_fp8_kvcache,
+        topk=indices.shape[2],
+        extra_page_block_size=extra_k_cache.shape[1] if has_extra else None,
+        extra_topk=extra_indices_in_kvcache.shape[2] if has_extra else None,
     )
+    if not meta.have_initialized:
+        meta.have_initialized, meta.config = True, config
+    elif meta.config != config:
+        _refuse_other_config(meta.config, config)
 
-    scale = _HEAD_DIM**-0.5 if softmax_scale is None else softmax_scale
-    cache = _fp8_cache(k_cache)
-    extra_cache = None if extra_k_cache is None else _fp8_cache(extra_k_cache)
+    # Tokens of a launch lie one stride apart. Where those of two dimensions do not, there is one
+    # launch for each token of a sequence: batch is large where speed matters, s_q is 1 to 4.
+    listed = (indices, extra_indices_in_kvcache) if has_extra else (indices,)
+    as_one = s_q == 1 or all(t.stride(0) == s_q * t.stride(1) for t in (q, *listed))
     out = torch.empty((batch, s_q, heads, head_dim_v), dtype=q.dtype, device=q.device)
-    lse = torch.empty((s_q, batch, heads), dtype=torch.float32, device=q.device)
+    lse_shape = (batch, s_q, heads) if as_one else (s_q, batch, heads)
+    lse = torch.empty(lse_shape, dtype=torch.float32, device=q.device)
+    if as_one:
+        launches = [[t.flatten(0, 1) for t in (q, out, lse, *listed)]]
+        lengths = [t if t is None or s_q == 1 else t.repeat_interleave(s_q) for t in lengths]
+    else:
+        launches = [[q[:, j], out[:, j], lse[j], *(t[:, j] for t in listed)] for j in range(s_q)]
+    caches = [_fp8_cache(k_cache)] + ([_fp8_cache(extra_k_cache)] if has_extra else [])
+    num_tokens = batch * s_q if as_one else batch
+    lengths = [_lengths(t, num_tokens, i) for t, i in zip(lengths, listed)]
     sink = None if attn_sink is None else _raw(attn_sink)
-    lengths = _lengths(topk_length, batch, indices)
-    extra_lengths = None
-    if extra_cache is not None:
-        extra_lengths = _lengths(extra_topk_length, batch, extra_indices_in_kvcache)
-    # Tokens of a call lie one stride apart, which two dimensions of any strides do not: one call
-    # for each token of a sequence. (batch is large where speed matters, s_q is 1 to 4.)
-    scratch = _scratch(q)
     with _on_device(q) as stream:
-        for j in range(s_q):
-            rows = Lists(cache, _raw(indices[:, j]), lengths)
-            extra = None
-            if extra_cache is not None:
-                extra = Lists(extra_cache, _raw(extra_indices_in_kvcache[:, j]), extra_lengths)
-            # Rows that stand alone go where long lists may be cut into chains.
+        for q_part, out_part, lse_part, *slots in launches:
+            rows = [Lists(c, _raw(i), n) for c, i, n in zip(caches, slots, lengths)]
             attend(
-                _raw(q[:, j]),
-                _raw(out[:, j]),
-                window=None if extra is None else rows,
-                compressed=rows if extra is None else extra,
+                _raw(q_part),
+                _raw(out_part),
+                # Rows that stand alone go where long lists may be cut into chains.
+                window=rows[0] if has_extra else None,
+                compressed=rows[-1],
                 sink=sink,
-                softmax_scale=scale,
-                lse=_raw(lse[j]),
-                scratch=scratch,
+                softmax_scale=_HEAD_DIM**-0.5 if softmax_scale is None else softmax_scale,
+                lse=_raw(lse_part),
+                scratch=_scratch(q),
                 stream=stream,
             )
-    return out, _plus_inf_without_keys(lse).permute(1, 2, 0)
+    _plus_inf_without_keys(lse)
+    return out, lse.permute(0, 2, 1) if as_one else lse.permute(1, 2, 0)
 
 
 def flash_mla_sparse_fwd(
@@ -196,12 +189,10 @@ def flash_mla_sparse_fwd(
     Returns out [s_q, h_q, 512] bfloat16, max_logits [s_q, h_q] float32 (-inf for a query without
     keys), lse [s_q, h_q] float32 (+inf).
     """
-    _check_queries(q, 3, d_v)
+    with _checked_once(d_v, q, kv, indices, attn_sink, topk_length) as is_new:
+        if is_new:
+            _check_prefill(d_v, q, kv, indices, attn_sink, topk_length)
     s_q, heads, _ = q.shape
-    _check("kv", kv, q, torch.bfloat16, (None, 1, _HEAD_DIM))
-    _check("indices", indices, q, torch.int32, (s_q, 1, None))
-    _check("attn_sink", attn_sink, q, torch.float32, (heads,))
-    _check("topk_length", topk_length, q, torch.int32, (s_q,))
     out = torch.empty((s_q, heads, d_v), dtype=q.dtype, device=q.device)
     lse = torch.empty((s_q, heads), dtype=torch.float32, device=q.device)
     max_logits = torch.empty_like(lse)
@@ -227,6 +218,62 @@ def flash_mla_sparse_fwd(
 
 
 # ---- checks
+
+# Shapes, strides, dtypes and devices of calls that were found right: checks take longer than a
+# kernel.
+_accepted = set()
+_MAX_ACCEPTED = 4096
+
+
+@contextlib.contextmanager
+def _checked_once(*arguments):
+    """Tells whether arguments like these are new; remembers them unless the block raises."""
+    key = tuple(
+        (a.shape, a.stride(), a.dtype, a.device) if isinstance(a, torch.Tensor) else a
+        for a in arguments
+    )
+    is_new = key not in _accepted
+    yield is_new
+    if is_new:
+        if len(_accepted) >= _MAX_ACCEPTED:
+            _accepted.clear()
+        _accepted.add(key)
+
+
+def _check_decode(
+    head_dim_v,
+    q,
+    k_cache,
+    indices,
+    attn_sink,
+    extra_k_cache,
+    extra_indices,
+    topk_length,
+    extra_topk_length,
+):
+    _check_queries(q, 4, head_dim_v)
+    batch, s_q, heads, _ = q.shape
+    _check_cache("k_cache", k_cache, q)
+    _check("indices", indices, q, torch.int32, (batch, s_q, None))
+    _check("topk_length", topk_length, q, torch.int32, (batch,))
+    _check("attn_sink", attn_sink, q, torch.float32, (heads,))
+    if (extra_k_cache is None) != (extra_indices is None):
+        raise invalid("extra_k_cache and extra_indices_in_kvcache come together")
+    if extra_k_cache is None and extra_topk_length is not None:
+        raise invalid("extra_topk_length is given without extra_k_cache")
+    if extra_k_cache is not None:
+        _check_cache("extra_k_cache", extra_k_cache, q)
+        _check("extra_indices_in_kvcache", extra_indices, q, torch.int32, (batch, s_q, None))
+        _check("extra_topk_length", extra_topk_length, q, torch.int32, (batch,))
+
+
+def _check_prefill(d_v, q, kv, indices, attn_sink, topk_length):
+    _check_queries(q, 3, d_v)
+    s_q, heads, _ = q.shape
+    _check("kv", kv, q, torch.bfloat16, (None, 1, _HEAD_DIM))
+    _check("indices", indices, q, torch.int32, (s_q, 1, None))
+    _check("attn_sink", attn_sink, q, torch.float32, (heads,))
+    _check("topk_length", topk_length, q, torch.int32, (s_q,))
 
 
 def _check(name, tensor, q, dtype, shape):
@@ -271,15 +318,12 @@ def _check_cache(name, cache, q):
         raise invalid(f"{name}: the bytes of a block must be adjacent, stride(1) {cache.stride(1)}")
 
 
-def _check_config(meta, config):
-    if not meta.have_initialized:
-        meta.have_initialized, meta.config = True, config
-        return
-    for field in dataclasses.fields(config):
-        first, now = getattr(meta.config, field.name), getattr(config, field.name)
-        if first != now:
+def _refuse_other_config(first, now):
+    for field in dataclasses.fields(now):
+        before, given = getattr(first, field.name), getattr(now, field.name)
+        if before != given:
             raise invalid(
-                f"{field.name} is {now}, it was {first} in the first call with this metadata"
+                f"{field.name} is {given}, it was {before} in the first call with this metadata"
             )
 
 
@@ -319,9 +363,11 @@ def _on_device(q):
     """The current stream of q's device, made the current device meanwhile; None on a CPU."""
     if q.device.type == "cpu":
         yield None
-        return
-    with torch.cuda.device(q.device):
+    elif q.device.index == torch.cuda.current_device():
         yield torch.cuda.current_stream(q.device).cuda_stream
+    else:
+        with torch.cuda.device(q.device):
+            yield torch.cuda.current_stream(q.device).cuda_stream
 
 
 def _plus_inf_without_keys(lse):

@@ -6,10 +6,10 @@ namespace dsv4::python {
 
 OpenDevice& OpenDevice::get(const DeviceId& id) {
   // Never destroyed: at exit drivers may already be gone.
-  static auto& opened = *new std::map<std::string, std::unique_ptr<OpenDevice>>();
+  static auto& opened = *new std::map<std::pair<Platform, int>, std::unique_ptr<OpenDevice>>();
   static auto& mutex = *new std::mutex();
   const std::lock_guard lock(mutex);
-  std::unique_ptr<OpenDevice>& entry = opened[id.str()];
+  std::unique_ptr<OpenDevice>& entry = opened[{id.platform, id.index}];
   if (entry == nullptr) entry.reset(new OpenDevice(open_device(id, 0)));
   return *entry;
 }

@@ -195,6 +195,30 @@ def test_default_scale_and_inference_mode():
     torch.testing.assert_close(lse[0, :, 0].double(), exact_lse, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("device", DEVICES)
+def test_contiguous_tokens_have_the_bits_of_others(device):
+    """One launch for all tokens of all sequences, or one for each token of a sequence."""
+    generator = torch.Generator().manual_seed(5)
+    cache, rows = make_cache(4, 64, generator)
+    q = torch.randn(3, 4, 8, 512, generator=generator).bfloat16()
+    indices = torch.randint(-1, len(rows), (3, 4, 90), generator=generator).int()
+    length = torch.tensor([90, 0, 7], dtype=torch.int32)
+    results = []
+    for form in (lambda t: t, non_contiguous):
+        dq, dcache, dindices, dlength = on(device, form(q), cache, form(indices), length)
+        meta, _ = flash_mla.get_mla_metadata()
+        results.append(
+            flash_mla.flash_mla_with_kvcache(
+                *(dq, dcache, None, None, 512, meta),
+                is_fp8_kvcache=True,
+                indices=dindices,
+                topk_length=dlength,
+            )
+        )
+    for one, other in zip(*results):
+        assert one.shape == other.shape and torch.equal(one, other)
+
+
 def test_refusals():
     generator = torch.Generator().manual_seed(4)
     cache, _ = make_cache(2, 64, generator)
