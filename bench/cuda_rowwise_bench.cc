@@ -269,6 +269,7 @@ void bench_compress(Bench& bench, int64_t tokens) {
       const auto plan = std::make_shared<PlanView>();
       plan->num_tokens = static_cast<int32_t>(tokens);
       plan->num_seqs = 1;
+      plan->max_query_len = static_cast<int32_t>(tokens);
       plan->query_start = bench.upload(std::vector<int32_t>{0, static_cast<int32_t>(tokens)});
       plan->context_len = bench.upload(std::vector<int32_t>{kFirstPosition + which.ratio - 1});
       plan->state_slot = bench.upload(std::vector<int32_t>{0});

@@ -1,6 +1,7 @@
 // Writers of one cache row from the registers of a lane group, one type per format; bytes as
 // cache/kv_format.h defines them. All formats but f32 round to bf16 first. A tile or row with a NaN
-// or infinity gets a NaN scale, so that the fault stays visible.
+// or infinity gets a NaN scale, so that the fault stays visible. Pages start at multiples of 8
+// bytes.
 #pragma once
 #include "backends/gpu/row.h"
 
@@ -21,7 +22,9 @@ struct CacheRowAddress {
 /// All values of a page come first, then the scales of all rows.
 DSV4_DEVICE CacheRowAddress cache_row_at(const CachePages& pages, int64_t slot, int value_bytes,
                                          int scale_bytes) {
-  const int64_t block = slot / pages.rows_per_block;
+  // A 64-bit division is a long subroutine; slots of 32 bits need none.
+  const auto rows = static_cast<uint32_t>(pages.rows_per_block);
+  const int64_t block = (slot >> 32) == 0 ? static_cast<uint32_t>(slot) / rows : slot / rows;
   const int64_t row = slot - block * pages.rows_per_block;
   uint8_t* page = pages.base + block * pages.block_stride_bytes;
   return {page + row * value_bytes,
@@ -37,7 +40,8 @@ struct F32Rows {
   template <int kVectors>
   DSV4_DEVICE static void store(const CachePages& pages, int64_t slot, const Row<kVectors>& row) {
     const int n = pages.row_elems;
-    store_row(reinterpret_cast<float*>(cache_row_at(pages, slot, 4 * n, 0).values), n, row);
+    store_row<Access::kPairs>(reinterpret_cast<float*>(cache_row_at(pages, slot, 4 * n, 0).values),
+                              n, row);
   }
 };
 
@@ -45,7 +49,8 @@ struct Bf16Rows {
   template <int kVectors>
   DSV4_DEVICE static void store(const CachePages& pages, int64_t slot, const Row<kVectors>& row) {
     const int n = pages.row_elems;
-    store_row(reinterpret_cast<Bf16*>(cache_row_at(pages, slot, 2 * n, 0).values), n, row);
+    store_row<Access::kPairs>(reinterpret_cast<Bf16*>(cache_row_at(pages, slot, 2 * n, 0).values),
+                              n, row);
   }
 };
 

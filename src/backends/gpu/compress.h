@@ -126,7 +126,7 @@ DSV4_DEVICE void finish_entry(const CompressArgs& args, int64_t token, int64_t s
   if (args.round_to_bf16) round_row_to_bf16(row);
   CacheRows::store(args.cache, slot, row);
   if (args.entries != nullptr)
-    store_row(args.entries + token * args.entries_stride, args.width, row);
+    store_row<Access::kPairs>(args.entries + token * args.entries_stride, args.width, row);
 }
 
 /// Position of the rotation of an entry.
@@ -188,7 +188,8 @@ struct CompressEntries {
     }
     // While the rows are on their way.
     Row<kVectors> weight{};
-    if (group_idx() == 0) weight = load_weights<kVectors>(args.norm, args.norm_is_bf16, args.width);
+    if (group_idx() == 0)
+      weight = load_weights<kVectors, Access::kPairs>(args.norm, args.norm_is_bf16, args.width);
     shared.table.template fill<kThreads>(args.rope, entry_position(args, last), 1.0f);
     if (channel < args.width) {
       Pair largest{};
@@ -210,8 +211,9 @@ struct CompressEntries {
     }
     block_sync();
     if (group_idx() != 0) return;
-    finish_entry<CacheRows>(args, token, slot, load_row<kVectors>(shared.pooled, args.width),
-                            weight, [&](int p) { return shared.table.angle[p]; });
+    finish_entry<CacheRows>(args, token, slot,
+                            load_row<kVectors, Access::kPairs>(shared.pooled, args.width), weight,
+                            [&](int p) { return shared.table.angle[p]; });
   }
 };
 
@@ -365,10 +367,11 @@ struct CompressFinish {
 
   DSV4_DEVICE static void finish(const Params& args, int64_t token) {
     const int32_t position = entry_position(args, args.positions[token]);
-    finish_entry<CacheRows>(args, token, args.slots[token],
-                            load_row<kVectors>(args.pooled + token * args.width, args.width),
-                            load_weights<kVectors>(args.norm, args.norm_is_bf16, args.width),
-                            [&](int p) { return rope_angle(position, args.rope.frequencies[p]); });
+    finish_entry<CacheRows>(
+        args, token, args.slots[token],
+        load_row<kVectors, Access::kPairs>(args.pooled + token * args.width, args.width),
+        load_weights<kVectors, Access::kPairs>(args.norm, args.norm_is_bf16, args.width),
+        [&](int p) { return rope_angle(position, args.rope.frequencies[p]); });
   }
 };
 

@@ -58,7 +58,7 @@ class Block {
   void wait(const char* reason);
   void release(int begin, int count);
   void run_lanes(LaneOrder order);
-  [[noreturn]] void stop(std::string message);
+  [[noreturn]] void stop();
   [[noreturn]] void report_stuck();
 
   int64_t block_idx_ = 0, num_blocks_ = 0;
@@ -118,7 +118,10 @@ void Block::run_lanes(LaneOrder order) {
         current_ = thread;
         lane(thread).fiber.enter();
         if (thrown_) std::rethrow_exception(thrown_);
-        if (!error_.empty()) fail(ErrorCode::kInternal, "executor: ", error_);
+        if (!error_.empty()) {
+          fail(ErrorCode::kInternal, "executor: block ", block_idx_, ", lane ", current_, ": ",
+               error_);
+        }
       }
       progress = progress || group_progress;
       if (!group_progress) i += kGroup;
@@ -137,9 +140,9 @@ void Block::lane_main() {
   lane(current_).state = LaneState::kReturned;
 }
 
-// On a lane: the block ends with this error; the lane is not entered again.
-void Block::stop(std::string message) {
-  error_ = concat("block ", block_idx_, ", lane ", current_, ": ", message);
+// On a lane, after error_ was set: the block ends, the lane is not entered again. Nothing that owns
+// memory may live on its stack.
+void Block::stop() {
   lane(current_).fiber.leave(true);
   std::terminate();
 }
@@ -196,9 +199,10 @@ void Block::meet(int width, const Exchange& what, const void* in, size_t in_byte
     meeting.what = what;
   } else if (std::strcmp(meeting.what.operation, what.operation) != 0 ||
              meeting.what.argument != what.argument) {
-    stop(concat("divergent lane operation: ", what.operation, " of ", what.argument,
-                ", other lanes of its group are at ", meeting.what.operation, " of ",
-                meeting.what.argument));
+    error_ = concat("divergent lane operation: ", what.operation, " of ", what.argument,
+                    ", other lanes of its group are at ", meeting.what.operation, " of ",
+                    meeting.what.argument);
+    stop();
   }
   const auto slot = static_cast<size_t>(self - begin);
   if (in_bytes > 0) std::memcpy(meeting.in[slot], in, in_bytes);
@@ -222,8 +226,9 @@ void* Block::shared_memory(const void* place, size_t bytes, size_t alignment, co
                                       static_cast<int64_t>(std::max<size_t>(alignment, 16))));
   const auto end = static_cast<int64_t>(address - base + bytes);
   if (end > shared_limit_) {
-    stop(concat("shared memory \"", name, "\" of ", bytes, " bytes: the block would use ", end,
-                " bytes, the limit is ", shared_limit_));
+    error_ = concat("shared memory \"", name, "\" of ", bytes, " bytes: the block would use ", end,
+                    " bytes, the limit is ", shared_limit_);
+    stop();
   }
   shared_used_ = end;
   auto* data = reinterpret_cast<std::byte*>(address);

@@ -32,7 +32,7 @@ struct IndexQueryArgs {
   float dim_factor, heads_factor;
 };
 
-template <typename Act, IndexForm kForm, int kVectors>
+template <typename Act, IndexForm kForm, int kVectors, Access kAccess>
 struct IndexQuery {
   using Params = IndexQueryArgs;
   using Out = std::conditional_t<kForm == IndexForm::kNone, Act, Bf16>;
@@ -46,18 +46,19 @@ struct IndexQuery {
     Out* out = static_cast<Out*>(args.q_out) + mine.token * args.out_token_stride;
     int h = mine.begin + group_idx();
     Row<kVectors> row{};
-    if (h < mine.end) row = load_row<kVectors>(q + h * args.q_head_stride, count);
+    if (h < mine.end) row = load_row<kVectors, kAccess>(q + h * args.q_head_stride, count);
     table.fill<kThreads>(args.rope, args.positions[mine.token], 1.0f);
     block_sync();
     while (h < mine.end) {
       const int next = h + kThreads / kGroupLanes;
       Row<kVectors> next_row{};
-      if (next < mine.end) next_row = load_row<kVectors>(q + next * args.q_head_stride, count);
+      if (next < mine.end)
+        next_row = load_row<kVectors, kAccess>(q + next * args.q_head_stride, count);
       const float head_weight = weight(args, mine.token, h);
       rotate_tail(row, count, args.rope.pairs, [&](int p) { return table.angle[p]; });
       if (args.hadamard) hadamard_row(row, count);
       const float scale = quantise(row);
-      store_row(out + h * args.out_head_stride, count, row);
+      store_row<kAccess>(out + h * args.out_head_stride, count, row);
       if (group_lane() == 0) {
         args.weights_out[mine.token * args.weights_out_stride + h] =
             head_weight * scale * args.dim_factor * args.heads_factor;

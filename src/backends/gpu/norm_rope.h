@@ -36,7 +36,7 @@ struct RmsNormArgs {
 };
 
 /// Rows of at most 64 kVectors elements: a group each.
-template <typename X, typename Out, int kVectors>
+template <typename X, typename Out, int kVectors, Access kAccess>
 struct RmsNormRows {
   using Params = RmsNormArgs;
   static constexpr int kThreads = 128;
@@ -46,19 +46,21 @@ struct RmsNormRows {
     const int64_t row_idx = block_idx() * kBlockRows + group_idx();
     if (row_idx >= args.rows) return;
     const int count = args.count;
-    auto row = load_row<kVectors>(static_cast<const X*>(args.x) + row_idx * args.x_stride, count);
-    const auto weight = load_weights<kVectors>(args.weight, args.weight_is_bf16, count);
+    auto row =
+        load_row<kVectors, kAccess>(static_cast<const X*>(args.x) + row_idx * args.x_stride, count);
+    const auto weight = load_weights<kVectors, kAccess>(args.weight, args.weight_is_bf16, count);
     scale_row(row, inverse_rms(sum_squares(row), count, args.eps), weight);
-    store_row(static_cast<Out*>(args.out) + row_idx * args.out_stride, count, row);
+    store_row<kAccess>(static_cast<Out*>(args.out) + row_idx * args.out_stride, count, row);
   }
 };
 
 /// Rows of at most 512 kVectors elements: a block each. Squares go through shared memory to the one
 /// group that adds them up in order; the elements stay with their lanes.
-template <typename X, typename Out, int kVectors>
+template <typename X, typename Out, int kVectors, Access kAccess>
 struct RmsNormBlock {
   using Params = RmsNormArgs;
   static constexpr int kThreads = 256;
+  static constexpr int kMinBlocks = kVectors <= 8 ? 5 : 1;
   static constexpr int kBlockRows = 1;
   static constexpr int kGroups = kThreads / kGroupLanes;
   static constexpr int kMaxElems = kGroups * Row<kVectors>::kMaxElems;
@@ -71,9 +73,10 @@ struct RmsNormBlock {
     DSV4_SHARED(Shared, shared);
     const int64_t row_idx = block_idx();
     const int count = args.count;
-    auto row =
-        load_row<kVectors, kGroups>(static_cast<const X*>(args.x) + row_idx * args.x_stride, count);
-    const auto weight = load_weights<kVectors, kGroups>(args.weight, args.weight_is_bf16, count);
+    auto row = load_row<kVectors, kAccess, kGroups>(
+        static_cast<const X*>(args.x) + row_idx * args.x_stride, count);
+    const auto weight =
+        load_weights<kVectors, kAccess, kGroups>(args.weight, args.weight_is_bf16, count);
     DSV4_UNROLL
     for (int i = 0; i < kVectors; ++i) {
       store_pair(shared.square + row_elem<kGroups>(i),
@@ -83,7 +86,7 @@ struct RmsNormBlock {
     if (group_idx() == 0) {
       const int vectors = (count + kVectorElems - 1) / kVectorElems;
       SquareSums sums;
-      DSV4_UNROLL_BY(16)
+      DSV4_UNROLL_BY(8)
       for (int i = 0; i < vectors; ++i) {
         const Pair square = load_pair(shared.square + row_elem(i));
         sums.even = sums.even + square.even;
@@ -94,13 +97,15 @@ struct RmsNormBlock {
     }
     block_sync();
     scale_row(row, shared.factor, weight);
-    store_row<kGroups>(static_cast<Out*>(args.out) + row_idx * args.out_stride, count, row);
+    store_row<kAccess, kGroups>(static_cast<Out*>(args.out) + row_idx * args.out_stride, count,
+                                row);
   }
 };
 
 /// Rows of any length: a group each, read twice.
 template <typename X, typename Out>
 struct RmsNormLong {
+  static constexpr Access kAccess = Access::kElems;
   using Params = RmsNormArgs;
   static constexpr int kThreads = 128;
   static constexpr int kBlockRows = kThreads / kGroupLanes;
@@ -115,17 +120,17 @@ struct RmsNormLong {
     constexpr int kStep = Row<kVectors>::kMaxElems;
     SquareSums sums;
     for (int begin = 0; begin < args.count; begin += kStep) {
-      const auto row = load_row<kVectors>(x + begin, args.count - begin);
+      const auto row = load_row<kVectors, kAccess>(x + begin, args.count - begin);
       DSV4_UNROLL
       for (int i = 0; i < kVectors; ++i) sums.add({row.even[i], row.odd[i]});
     }
     const float factor = inverse_rms(sums.total(), args.count, args.eps);
     for (int begin = 0; begin < args.count; begin += kStep) {
-      auto row = load_row<kVectors>(x + begin, args.count - begin);
+      auto row = load_row<kVectors, kAccess>(x + begin, args.count - begin);
       const void* weight = static_cast<const uint8_t*>(args.weight) + begin * weight_bytes;
       scale_row(row, factor,
-                load_weights<kVectors>(weight, args.weight_is_bf16, args.count - begin));
-      store_row(out + begin, args.count - begin, row);
+                load_weights<kVectors, kAccess>(weight, args.weight_is_bf16, args.count - begin));
+      store_row<kAccess>(out + begin, args.count - begin, row);
     }
   }
 };
@@ -162,10 +167,11 @@ struct QnormRopeInsertArgs {
   float eps;
 };
 
-template <typename Act, typename CacheRows, int kVectors>
+template <typename Act, typename CacheRows, int kVectors, Access kAccess>
 struct QnormRopeInsert {
   using Params = QnormRopeInsertArgs;
   static constexpr int kThreads = 256;
+  static constexpr int kMinBlocks = kVectors == 8 ? 4 : 1;
 
   DSV4_DEVICE static Act* unit(const Params& args, int64_t token, int u) {
     if (u == 0) return static_cast<Act*>(args.kv) + token * args.kv_stride;
@@ -180,14 +186,14 @@ struct QnormRopeInsert {
     int u = mine.begin + group_idx();
     // The first row is on its way while the angles are computed.
     Row<kVectors> row{};
-    if (u < mine.end) row = load_row<kVectors>(unit(args, mine.token, u), count);
+    if (u < mine.end) row = load_row<kVectors, kAccess>(unit(args, mine.token, u), count);
     table.fill<kThreads>(args.rope, args.positions[mine.token], 1.0f);
     block_sync();
     while (u < mine.end) {
       Act* data = unit(args, mine.token, u);
       if (u == 0) {
         rotate_tail(row, count, pairs, angle_of);
-        store_row(data, count, row, (count - 2 * pairs) / kVectorElems);
+        store_row<kAccess>(data, count, row, (count - 2 * pairs) / kVectorElems);
         const int64_t slot = args.slots[mine.token];
         if (slot >= 0) {
           if constexpr (sizeof(Act) == sizeof(Bf16)) round_row_to_bf16(row);
@@ -196,10 +202,10 @@ struct QnormRopeInsert {
       } else {
         scale_row(row, inverse_rms(sum_squares(row), count, args.eps));
         rotate_tail(row, count, pairs, angle_of);
-        store_row(data, count, row);
+        store_row<kAccess>(data, count, row);
       }
       u += kThreads / kGroupLanes;
-      if (u < mine.end) row = load_row<kVectors>(unit(args, mine.token, u), count);
+      if (u < mine.end) row = load_row<kVectors, kAccess>(unit(args, mine.token, u), count);
     }
   }
 };
@@ -215,10 +221,11 @@ struct InverseRopeArgs {
   int32_t head_dim;
 };
 
-template <typename Act, typename Out, bool kQuantise, int kVectors>
+template <typename Act, typename Out, bool kQuantise, int kVectors, Access kAccess>
 struct InverseRope {
   using Params = InverseRopeArgs;
   static constexpr int kThreads = 256;
+  static constexpr int kMinBlocks = kVectors == 8 ? 6 : 1;
 
   DSV4_DEVICE static void run(const Params& args) {
     DSV4_SHARED(RopeTable, table);
@@ -228,15 +235,15 @@ struct InverseRope {
     Out* out = static_cast<Out*>(args.out) + mine.token * args.out_token_stride;
     int h = mine.begin + group_idx();
     Row<kVectors> row{};
-    if (h < mine.end) row = load_row<kVectors>(o + h * args.o_head_stride, count);
+    if (h < mine.end) row = load_row<kVectors, kAccess>(o + h * args.o_head_stride, count);
     table.fill<kThreads>(args.rope, args.positions[mine.token], -1.0f);
     block_sync();
     while (h < mine.end) {
       rotate_tail(row, count, args.rope.pairs, [&](int p) { return table.angle[p]; });
       if constexpr (kQuantise) quantise(row);
-      store_row(out + h * args.out_head_stride, count, row);
+      store_row<kAccess>(out + h * args.out_head_stride, count, row);
       h += kThreads / kGroupLanes;
-      if (h < mine.end) row = load_row<kVectors>(o + h * args.o_head_stride, count);
+      if (h < mine.end) row = load_row<kVectors, kAccess>(o + h * args.o_head_stride, count);
     }
   }
 

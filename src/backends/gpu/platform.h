@@ -330,8 +330,18 @@ DSV4_DEVICE void store_as(void* to, const T& value) {
 
 #if defined(__CUDACC__)
 
+/// `Kernel::kMinBlocks`, if it has one: blocks that a multiprocessor holds at least, a bound of
+/// registers.
 template <typename Kernel>
-__global__ void __launch_bounds__(Kernel::kThreads)
+constexpr int min_blocks() {
+  if constexpr (requires { Kernel::kMinBlocks; }) {
+    return Kernel::kMinBlocks;
+  } else {
+    return 1;
+  }
+}
+template <typename Kernel>
+__global__ void __launch_bounds__(Kernel::kThreads, min_blocks<Kernel>())
     cuda_entry(const __grid_constant__ typename Kernel::Params params) {
   Kernel::run(params);
 }

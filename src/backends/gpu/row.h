@@ -45,60 +45,54 @@ DSV4_DEVICE void store_pair(Bf16* to, Pair pair) {
 DSV4_DEVICE void store_pair(float* to, Pair pair) {
   store_as(to, Words<2>{{bits_of(pair.even), bits_of(pair.odd)}});
 }
-/// May pairs of this row be moved at once? The same answer in all lanes.
-template <typename T>
-DSV4_DEVICE bool has_aligned_pairs(const T* row) {
-  return reinterpret_cast<uintptr_t>(row) % (2 * sizeof(T)) == 0;
-}
+/// How a row is moved; decided by the host, so that kernels hold one way each.
+enum class Access : uint8_t {
+  kWhole,  ///< aligned pairs, and the row has exactly as many elements as the registers hold
+  kPairs,  ///< aligned pairs, an even number of elements
+  kElems,  ///< any alignment, any number
+};
 
-/// Pairs are moved whole and without branches where the row allows it, so that all loads are on
-/// their way at once.
-template <int kVectors, int kGroups = 1, typename T>
+template <int kVectors, Access kAccess, int kGroups = 1, typename T>
 DSV4_DEVICE Row<kVectors> load_row(const T* from, int count) {
   Row<kVectors> row;
-  if (count % 2 == 0 && has_aligned_pairs(from)) {
-    DSV4_UNROLL
-    for (int i = 0; i < kVectors; ++i) {
-      Pair pair{0.0f, 0.0f};
-      if (row_elem<kGroups>(i) < count) pair = load_pair(from + row_elem<kGroups>(i));
-      row.even[i] = pair.even;
-      row.odd[i] = pair.odd;
-    }
-    return row;
-  }
   DSV4_UNROLL
   for (int i = 0; i < kVectors; ++i) {
     const int elem = row_elem<kGroups>(i);
-    row.even[i] = elem < count ? to_float(from[elem]) : 0.0f;
-    row.odd[i] = elem + 1 < count ? to_float(from[elem + 1]) : 0.0f;
+    Pair pair{0.0f, 0.0f};
+    if constexpr (kAccess == Access::kElems) {
+      if (elem < count) pair.even = to_float(from[elem]);
+      if (elem + 1 < count) pair.odd = to_float(from[elem + 1]);
+    } else {
+      if (kAccess == Access::kWhole || elem < count) pair = load_pair(from + elem);
+    }
+    row.even[i] = pair.even;
+    row.odd[i] = pair.odd;
   }
   return row;
 }
 
 /// Vectors from `first_vector` on, one rounding.
-template <int kGroups = 1, int kVectors, typename T>
+template <Access kAccess, int kGroups = 1, int kVectors, typename T>
 DSV4_DEVICE void store_row(T* to, int count, const Row<kVectors>& row, int first_vector = 0) {
-  if (count % 2 == 0 && has_aligned_pairs(to)) {
-    DSV4_UNROLL
-    for (int i = 0; i < kVectors; ++i) {
-      if (i >= first_vector && row_elem<kGroups>(i) < count)
-        store_pair(to + row_elem<kGroups>(i), {row.even[i], row.odd[i]});
-    }
-    return;
-  }
   DSV4_UNROLL
   for (int i = 0; i < kVectors; ++i) {
+    if (i < first_vector) continue;
     const int elem = row_elem<kGroups>(i);
-    if (i >= first_vector && elem < count) to[elem] = from_float<T>(row.even[i]);
-    if (i >= first_vector && elem + 1 < count) to[elem + 1] = from_float<T>(row.odd[i]);
+    if constexpr (kAccess == Access::kElems) {
+      if (elem < count) to[elem] = from_float<T>(row.even[i]);
+      if (elem + 1 < count) to[elem + 1] = from_float<T>(row.odd[i]);
+    } else {
+      if (kAccess == Access::kWhole || elem < count)
+        store_pair(to + elem, {row.even[i], row.odd[i]});
+    }
   }
 }
 
 /// A row of either type: weights.
-template <int kVectors, int kGroups = 1>
+template <int kVectors, Access kAccess, int kGroups = 1>
 DSV4_DEVICE Row<kVectors> load_weights(const void* from, bool is_bf16, int count) {
-  return is_bf16 ? load_row<kVectors, kGroups>(static_cast<const Bf16*>(from), count)
-                 : load_row<kVectors, kGroups>(static_cast<const float*>(from), count);
+  return is_bf16 ? load_row<kVectors, kAccess, kGroups>(static_cast<const Bf16*>(from), count)
+                 : load_row<kVectors, kAccess, kGroups>(static_cast<const float*>(from), count);
 }
 
 // ---- sums

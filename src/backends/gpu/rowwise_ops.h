@@ -77,46 +77,73 @@ void with_act(DType dtype, F f) {
 }
 template <int kVectors>
 using VectorCount = std::integral_constant<int, kVectors>;
-/// The smallest of the listed register rows that holds `count` elements.
-template <int kFirst, int... kRest, typename F>
-void with_vectors(int64_t count, F f) {
-  if (count <= kFirst * kVectorElems) return f(VectorCount<kFirst>{});
-  if constexpr (sizeof...(kRest) > 0) {
-    with_vectors<kRest...>(count, f);
-  } else {
-    fail(ErrorCode::kUnsupported, "row of ", count, " elements: the GPU kernels take at most ",
-         kFirst * kVectorElems);
-  }
+template <Access kAccess>
+using AccessOf = std::integral_constant<Access, kAccess>;
+
+/// May pairs of its rows be moved at once?
+inline bool has_aligned_pairs(const ConstTensor& tensor) {
+  bool aligned = reinterpret_cast<uintptr_t>(tensor.data) % (2 * size_of(tensor.dtype)) == 0;
+  for (int i = 0; i + 1 < tensor.rank; ++i) aligned = aligned && tensor.strides[i] % 2 == 0;
+  return aligned;
 }
-/// f(writer of the format, register row) for rows of a KV cache or of the indexer.
+
+/// Rows of exactly 64 kFast elements that are aligned to pairs, as V4 has them, or any of at most
+/// 64 kAny.
+template <int kFast, int kAny, typename F>
+void with_row_form(int64_t count, bool aligned, F f) {
+  if (count == Row<kFast>::kMaxElems && aligned)
+    return f(VectorCount<kFast>{}, AccessOf<Access::kWhole>{});
+  if (count <= Row<kAny>::kMaxElems) return f(VectorCount<kAny>{}, AccessOf<Access::kElems>{});
+  fail(ErrorCode::kUnsupported, "row of ", count, " elements: the GPU kernels take at most ",
+       Row<kAny>::kMaxElems);
+}
+
 template <typename F>
-void with_cache_rows(const CacheView& view, F f) {
-  const auto with = [&](auto rows) {
-    with_vectors<8, 16>(view.row_elems, [&](auto vectors) { f(rows, vectors); });
-  };
+void with_kv_rows(const CacheView& view, F f) {
+  DSV4_CHECK(view.block_stride_bytes % 8 == 0);
   switch (view.format) {
     case KvFormat::kFp8DsMla:
       static_assert(Fp8DsMla::kNopeDim == Fp8DsMlaRows::kNopeDim &&
                     Fp8DsMla::kValueBytes == Fp8DsMlaRows::kValueBytes &&
                     Fp8DsMla::kScaleBytes == Fp8DsMlaRows::kScaleBytes);
       DSV4_CHECK(view.row_elems == Fp8DsMla::kHeadDim);
-      return f(Fp8DsMlaRows{}, VectorCount<Fp8DsMlaRows::kTiles + 1>{});
+      return f(Fp8DsMlaRows{});
     case KvFormat::kBf16:
-      return with(Bf16Rows{});
+      return f(Bf16Rows{});
     case KvFormat::kFp8:
-      return with(Fp8Rows{});
+      return f(Fp8Rows{});
     case KvFormat::kF32:
     case KvFormat::kIndexF32:
-      return with(F32Rows{});
-    case KvFormat::kIndexFp8:
-      return with_vectors<2, 8>(view.row_elems, [&](auto vectors) { f(IndexFp8Rows{}, vectors); });
-    case KvFormat::kIndexMxfp4:
-      return with_vectors<2, 8>(view.row_elems,
-                                [&](auto vectors) { f(IndexMxfp4Rows{}, vectors); });
-    case KvFormat::kStateF32:
-      break;
+      return f(F32Rows{});
+    default:
+      DSV4_CHECK(!"a row of a KV cache");
   }
-  DSV4_CHECK(!"a row format that is written by no operation");
+}
+
+/// f(writer of the format, register row) for compressed and indexer rows.
+template <typename F>
+void with_entry_rows(const CacheView& view, F f) {
+  const auto with = [&]<int kSmall, int kLarge>(auto rows, VectorCount<kSmall>,
+                                                VectorCount<kLarge>) {
+    if (view.row_elems <= Row<kSmall>::kMaxElems) return f(rows, VectorCount<kSmall>{});
+    DSV4_CHECK(view.row_elems <= Row<kLarge>::kMaxElems);
+    f(rows, VectorCount<kLarge>{});
+  };
+  switch (view.format) {
+    case KvFormat::kIndexFp8:
+      return with(IndexFp8Rows{}, VectorCount<2>{}, VectorCount<8>{});
+    case KvFormat::kIndexMxfp4:
+      return with(IndexMxfp4Rows{}, VectorCount<2>{}, VectorCount<8>{});
+    case KvFormat::kFp8DsMla:
+      return with_kv_rows(view, [&]<typename Rows>(Rows rows) {
+        if constexpr (std::is_same_v<Rows, Fp8DsMlaRows>) f(rows, VectorCount<8>{});
+      });
+    default:
+      with_kv_rows(view, [&]<typename Rows>(Rows rows) {
+        if constexpr (!std::is_same_v<Rows, Fp8DsMlaRows>)
+          with(rows, VectorCount<8>{}, VectorCount<16>{});
+      });
+  }
 }
 
 // ---- operations
@@ -135,15 +162,18 @@ void rms_norm(const RmsNormParams& params, const OpContext& context) {
                          .rows = static_cast<int32_t>(rows),
                          .count = static_cast<int32_t>(count),
                          .eps = params.eps};
+  const bool aligned = count % 2 == 0 && has_aligned_pairs(params.x) &&
+                       has_aligned_pairs(params.weight) && has_aligned_pairs(params.out);
   with_act(params.x.dtype, [&]<typename X>(X) {
     with_act(params.out.dtype, [&]<typename Out>(Out) {
       const auto run = [&]<typename Kernel>(Kernel) {
         launch.template run<Kernel>(ceil_div(rows, int64_t{Kernel::kBlockRows}), args);
       };
-      if (count <= Row<8>::kMaxElems) return run(RmsNormRows<X, Out, 8>{});
-      if (count <= RmsNormBlock<X, Out, 2>::kMaxElems) return run(RmsNormBlock<X, Out, 2>{});
-      if (count <= RmsNormBlock<X, Out, 8>::kMaxElems) return run(RmsNormBlock<X, Out, 8>{});
-      if (count <= RmsNormBlock<X, Out, 16>::kMaxElems) return run(RmsNormBlock<X, Out, 16>{});
+      constexpr Access kPairs = Access::kPairs;
+      if (aligned && count <= Row<8>::kMaxElems) return run(RmsNormRows<X, Out, 8, kPairs>{});
+      if (aligned && count <= 1024) return run(RmsNormBlock<X, Out, 2, kPairs>{});
+      if (aligned && count <= 4096) return run(RmsNormBlock<X, Out, 8, kPairs>{});
+      if (aligned && count <= 8192) return run(RmsNormBlock<X, Out, 16, kPairs>{});
       run(RmsNormLong<X, Out>{});
     });
   });
@@ -168,11 +198,16 @@ void qnorm_rope_insert(const QnormRopeInsertParams& params, const OpContext& con
                            .cache = pages_of(params.window),
                            .head_dim = static_cast<int32_t>(head_dim),
                            .eps = params.eps};
-  with_act(q.dtype, [&](auto act) {
-    with_cache_rows(params.window, [&](auto rows, auto vectors) {
-      using Kernel = QnormRopeInsert<decltype(act), decltype(rows), decltype(vectors)::value>;
-      args.cut = cut_tokens(q.shape[0], q.shape[1] + 1, Kernel::kThreads / kGroupLanes);
-      launch.template run<Kernel>(blocks_of(args.cut), args);
+  const bool aligned = has_aligned_pairs(q) && has_aligned_pairs(kv);
+  with_act(q.dtype, [&]<typename Act>(Act) {
+    with_kv_rows(params.window, [&]<typename Rows>(Rows) {
+      constexpr int kAny = std::is_same_v<Rows, Fp8DsMlaRows> ? 8 : 16;
+      with_row_form<8, kAny>(head_dim, aligned, [&](auto vectors, auto access) {
+        using Kernel =
+            QnormRopeInsert<Act, Rows, decltype(vectors)::value, decltype(access)::value>;
+        args.cut = cut_tokens(q.shape[0], q.shape[1] + 1, Kernel::kThreads / kGroupLanes);
+        launch.template run<Kernel>(blocks_of(args.cut), args);
+      });
     });
   });
 }
@@ -194,12 +229,13 @@ void inverse_rope(const InverseRopeParams& params, const OpContext& context) {
                        .rope = rope_of(params.rope),
                        .positions = params.positions,
                        .head_dim = static_cast<int32_t>(head_dim)};
-  with_act(o.dtype, [&](auto act) {
-    with_act(params.out.dtype, [&](auto out) {
-      with_vectors<8, 16>(head_dim, [&](auto vectors) {
+  const bool aligned = has_aligned_pairs(o) && has_aligned_pairs(params.out);
+  with_act(o.dtype, [&]<typename Act>(Act) {
+    with_act(params.out.dtype, [&]<typename Out>(Out) {
+      with_row_form<8, 16>(head_dim, aligned, [&](auto vectors, auto access) {
         const auto run = [&](auto quantise) {
-          using Kernel = InverseRope<decltype(act), decltype(out), decltype(quantise)::value,
-                                     decltype(vectors)::value>;
+          using Kernel = InverseRope<Act, Out, decltype(quantise)::value, decltype(vectors)::value,
+                                     decltype(access)::value>;
           args.cut = cut_tokens(o.shape[0], o.shape[1], Kernel::kThreads / kGroupLanes);
           launch.template run<Kernel>(blocks_of(args.cut), args);
         };
@@ -241,10 +277,12 @@ void index_query(const IndexQueryParams& params, const OpContext& context) {
       // index_scale as its two factors, as the CPU multiplies them
       .dim_factor = static_cast<float>(1.0 / std::sqrt(static_cast<double>(dim))),
       .heads_factor = static_cast<float>(1.0 / std::sqrt(static_cast<double>(heads)))};
-  with_act(q.dtype, [&](auto act) {
-    with_vectors<2, 8>(dim, [&](auto vectors) {
+  const bool aligned = has_aligned_pairs(q) && has_aligned_pairs(params.q_out);
+  with_act(q.dtype, [&]<typename Act>(Act) {
+    with_row_form<2, 8>(dim, aligned, [&](auto vectors, auto access) {
       const auto run = [&](auto form) {
-        using Kernel = IndexQuery<decltype(act), decltype(form)::value, decltype(vectors)::value>;
+        using Kernel = IndexQuery<Act, decltype(form)::value, decltype(vectors)::value,
+                                  decltype(access)::value>;
         args.cut = cut_tokens(q.shape[0], heads, Kernel::kThreads / kGroupLanes);
         launch.template run<Kernel>(blocks_of(args.cut), args);
       };
@@ -274,7 +312,8 @@ void compress(const CompressParams& params, const OpContext& context) {
   // Rows are read 16 bytes a lane.
   DSV4_CHECK(width % CompressPoolTiles::kChannels == 0);
   DSV4_CHECK(params.gates.shape[1] == 2 * windows * width && params.gates.strides[0] % 4 == 0 &&
-             params.ape.strides[0] % 4 == 0 && state.slot_stride_elems % 4 == 0);
+             params.ape.strides[0] % 4 == 0 && state.slot_stride_elems % 4 == 0 &&
+             has_aligned_pairs(params.norm));
   CompressArgs args{.tokens = plan.num_tokens,
                     .ratio = params.ratio->ratio,
                     .windows = windows,
@@ -316,7 +355,7 @@ void compress(const CompressParams& params, const OpContext& context) {
     launch.template run<Kernel>(
         ceil_div(tokens, int64_t{args.tokens_per_block}) * args.channel_blocks, args);
   }
-  with_cache_rows(params.cache, [&]<typename Rows, typename Vectors>(Rows, Vectors) {
+  with_entry_rows(params.cache, [&]<typename Rows, typename Vectors>(Rows, Vectors) {
     if (few_rows) {
       launch.template run<CompressEntries<Rows, Vectors::value>>(tokens, args);
       if (args.keeps_rows) return;
