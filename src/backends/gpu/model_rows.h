@@ -15,7 +15,7 @@
 #pragma once
 #include <limits>
 
-#include "backends/gpu/row.h"
+#include "backends/gpu/model_rows_pair.h"
 
 namespace dsv4::gpu {
 

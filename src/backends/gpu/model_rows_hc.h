@@ -20,7 +20,7 @@
 //           group_sum, chunks ascending. Mixes: products and sums rounded separately, streams
 //           ascending. Nothing depends on how tokens share blocks.
 #pragma once
-#include "backends/gpu/row.h"
+#include "backends/gpu/model_rows_pair.h"
 
 namespace dsv4::gpu {
 
