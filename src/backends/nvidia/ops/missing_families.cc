@@ -5,9 +5,7 @@ namespace dsv4::nvidia {
   __attribute__((weak)) std::span<const Candidate> family##_candidates() { return {}; } \
   __attribute__((weak)) int64_t family##_scratch_bytes(const ScratchLimits&) { return 0; }
 DSV4_MISSING(rowwise)
-DSV4_MISSING(linear)
 DSV4_MISSING(attend)
 DSV4_MISSING(index_logits)
 DSV4_MISSING(top_k)
-DSV4_MISSING(moe)
 }  // namespace dsv4::nvidia
