@@ -3,6 +3,8 @@
 //
 //   cuda_linear_bench [--candidate NAME] [--filter TEXT] [--tokens M]
 //
+// "flash moe" is the whole operation with 256 experts, random ones for each token.
+//
 // A graph of calls is replayed; weights rotate through more bytes than the L2 holds. Time is the
 // median of replays divided by the calls. Anchors are the times of DeepGEMM's kernels of the same
 // products with quantised input handed over (an H200, graph replay, the same method).
@@ -11,6 +13,8 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
+#include <random>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -197,6 +201,10 @@ class Bench {
     limits.max_tokens = tokens;
     limits.max_cols = s.cols;
     limits.max_rows = s.rows;
+    if (!s.shared_x) {  // the groups of wo_a are the heads
+      limits.num_heads = s.problems;
+      limits.head_dim = static_cast<int>(s.cols);
+    }
     const int64_t scratch_bytes = ops_.scratch_bytes(limits);
     std::byte* scratch = device_bytes(scratch_bytes);
     const auto call = [&](int64_t set) {
@@ -218,7 +226,10 @@ class Bench {
                                             Tensor(out_ + p * out_bytes, s.out, {tokens, s.rows})};
       }
       Arena arena(scratch, scratch_bytes);
-      ops_.linear({.problems = problems, .quantise_input = s.quantise},
+      // wo_a's input was quantised by the step before.
+      ops_.linear({.problems = problems,
+                   .quantise_input = s.quantise,
+                   .input_is_quantised = s.w == kFp8 && !s.quantise},
                   {device_->default_stream(), &arena, &ops_});
     };
     const double us = time_graph(sets, call);
@@ -234,6 +245,91 @@ class Bench {
     std::printf("\n");
     std::fflush(stdout);
     DSV4_CUDA_CHECK(cudaFree(scratch));
+  }
+
+  // Routed experts FP4, the shared one FP8; every call of a graph has experts of its own.
+  void run_moe(int tokens) {
+    constexpr int64_t kHidden = 4096, kInter = 2048, kExperts = 256, kTopK = 6, kSets = 16;
+    constexpr int64_t kMatrix = kHidden * kInter / 2, kScales = kHidden * kInter / 32;
+    if (expert_weights_ == nullptr) {
+      expert_weights_ = device_bytes(3 * kExperts * (kMatrix + kScales));
+      fill(expert_weights_, 3 * kExperts * kMatrix, ~uint64_t{0});
+      DSV4_CUDA_CHECK(cudaMemset(expert_weights_ + 3 * kExperts * kMatrix, 120,
+                                 static_cast<size_t>(3 * kExperts * kScales)));
+    }
+    const auto* scales = reinterpret_cast<const uint8_t*>(expert_weights_ + 3 * kExperts * kMatrix);
+    const auto fp4 = [&](int64_t idx, int64_t rows, int64_t cols) {
+      return Weight{.dtype = kFp4,
+                    .data = expert_weights_ + idx * kMatrix,
+                    .rows = rows,
+                    .cols = cols,
+                    .row_stride = cols,
+                    .scale = scales + idx * kScales,
+                    .scale_stride = cols / 32};
+    };
+    const auto fp8 = [&](int64_t idx, int64_t rows, int64_t cols) {
+      return Weight{.dtype = kFp8,
+                    .data = weights_ + idx * kHidden * kInter,
+                    .rows = rows,
+                    .cols = cols,
+                    .row_stride = cols,
+                    .scale = reinterpret_cast<const uint8_t*>(scales_),
+                    .scale_stride = cols / 128};
+    };
+    std::vector<ExpertWeights> experts;
+    for (int64_t e = 0; e < kExperts; ++e) {
+      experts.push_back({fp4(3 * e, kInter, kHidden), fp4(3 * e + 1, kInter, kHidden),
+                         fp4(3 * e + 2, kHidden, kInter)});
+    }
+    std::mt19937 random(1);
+    std::vector<int32_t> ids;
+    size_t visited = 0;
+    for (int64_t set = 0; set < kSets; ++set) {
+      std::set<int32_t> of_set;
+      for (int t = 0; t < tokens; ++t) {
+        std::set<int32_t> of_token;
+        while (of_token.size() < kTopK) of_token.insert(static_cast<int32_t>(random() % kExperts));
+        ids.insert(ids.end(), of_token.begin(), of_token.end());
+        of_set.insert(of_token.begin(), of_token.end());
+      }
+      visited += of_set.size();
+    }
+    const auto id_bytes = static_cast<int64_t>(ids.size() * sizeof(int32_t));
+    std::byte* device_ids = device_bytes(id_bytes);
+    DSV4_CUDA_CHECK(
+        cudaMemcpy(device_ids, ids.data(), static_cast<size_t>(id_bytes), cudaMemcpyHostToDevice));
+    std::byte* weights = device_bytes(tokens * kTopK * 4);
+    fill(weights, tokens * kTopK * 4, 0x3f3f3f3f3f3f3f3fu);
+    ScratchLimits limits;
+    limits.max_tokens = tokens;
+    limits.max_cols = limits.max_rows = limits.hidden_size = kHidden;
+    limits.moe_intermediate = kInter;
+    limits.num_experts = kExperts;
+    limits.experts_per_token = kTopK;
+    const int64_t scratch_bytes = ops_.scratch_bytes(limits);
+    std::byte* scratch = device_bytes(scratch_bytes);
+    const double us = time_graph(kSets, [&](int64_t set) {
+      Arena arena(scratch, scratch_bytes);
+      ops_.moe({.x = ConstTensor(x_, kBf16, {tokens, kHidden}),
+                .expert_ids = ConstTensor(device_ids + set * tokens * kTopK * 4, DType::kI32,
+                                          {tokens, kTopK}),
+                .expert_weights = ConstTensor(weights, kF32, {tokens, kTopK}),
+                .experts = experts,
+                .shared = {fp8(3 * set, kInter, kHidden), fp8(3 * set + 1, kInter, kHidden),
+                           fp8(3 * set + 2, kHidden, kInter)},
+                .swiglu_limit = 10.0f,
+                .quantise_input = true,
+                .out = Tensor(out_, kBf16, {tokens, kHidden})},
+               {device_->default_stream(), &arena, &ops_});
+    });
+    const double flops = 6.0 * tokens * (kTopK + 1) * kHidden * kInter;
+    const double bytes = static_cast<double>(visited) / kSets * 3 * (kMatrix + kScales) +
+                         3.0 * kHidden * kInter + 4.0 * tokens * kHidden;
+    const double floor_us = std::max(flops / kBf16Tflops * 1e-6, bytes / kGigabytes * 1e-3);
+    std::printf("%-17s %5d %9.1f %9.0f %9.0f %9.1f %6.2f\n", "flash moe", tokens, us,
+                flops / us * 1e-6, bytes / us * 1e-3, floor_us, us / floor_us);
+    std::fflush(stdout);
+    for (std::byte* piece : {device_ids, weights, scratch}) DSV4_CUDA_CHECK(cudaFree(piece));
   }
 
  private:
@@ -281,6 +377,7 @@ class Bench {
   Ops ops_;
   cudaStream_t stream_;
   std::byte *weights_, *scales_, *x_, *out_;
+  std::byte* expert_weights_ = nullptr;
 };
 
 int bench_main(int argc, char** argv) {
@@ -298,6 +395,10 @@ int bench_main(int argc, char** argv) {
     for (const auto& [tokens, anchor_us] : shape.tokens) {
       if (only_tokens == 0 || only_tokens == tokens) bench.run(shape, tokens, anchor_us);
     }
+  }
+  if (std::string("flash moe").find(filter) == std::string::npos) return 0;
+  for (int tokens : {1, 8, 16, 64, 256, 1024, 4096}) {
+    if (only_tokens == 0 || only_tokens == tokens) bench.run_moe(tokens);
   }
   return 0;
 }

@@ -81,6 +81,47 @@ TEST_P(LinearInvariance, RowsAloneAndTogether) {
   }
 }
 
+// The groups of wo_a: problems whose x are neighbouring columns of one matrix, quantised before.
+TEST_P(LinearInvariance, ColumnsOfOneMatrix) {
+  constexpr int64_t kGroups = 3, kRows = 40, kCols = 1152;
+  Random random(12);
+  for (int64_t tokens : {int64_t{1}, int64_t{5}, int64_t{150}}) {
+    Vector values = rounded(DType::kBf16, normal_values(random, tokens * kGroups * kCols, 1.0));
+    for (int64_t t = 0; t < tokens; ++t) {
+      oracle::quantise_linear_input(std::span(values).subspan(
+          static_cast<size_t>(t * kGroups * kCols), static_cast<size_t>(kGroups * kCols)));
+    }
+    const Tensor x = memory().tensor(DType::kBf16, {tokens, kGroups * kCols}, values);
+    std::vector<LinearProblem> problems;
+    std::vector<Tensor> alone;
+    ScratchLimits limits;
+    limits.max_tokens = tokens;
+    limits.max_cols = kCols;
+    limits.max_rows = kRows;
+    limits.num_heads = kGroups;
+    limits.head_dim = kCols;
+    for (int64_t g = 0; g < kGroups; ++g) {
+      Tensor columns = x;
+      columns.data = x.as<uint16_t>() + g * kCols;
+      columns.shape[1] = kCols;
+      const Weight weight =
+          make_weight(memory(), DType::kF8E4M3, kRows, kCols, 30 + static_cast<uint64_t>(g)).weight;
+      alone.push_back(memory().tensor(DType::kF32, {tokens, kRows}));
+      const LinearProblem one{columns, weight, alone.back()};
+      run(ops_.linear, {.problems = {&one, 1}, .input_is_quantised = true}, limits);
+      problems.push_back({columns, weight, memory().tensor(DType::kF32, {tokens, kRows})});
+    }
+    run(ops_.linear, {.problems = problems, .input_is_quantised = true}, limits);
+    for (size_t g = 0; g < kGroups; ++g) {
+      const Tensor& out = problems[g].out;
+      ASSERT_EQ(memory().get(out.as<uint8_t>(), out.num_bytes()),
+                memory().get(alone[g].as<uint8_t>(), out.num_bytes()))
+          << "group " << g << " of " << tokens << " tokens";
+    }
+    clear_memory();
+  }
+}
+
 // A number that is none spoils its own row, and where x is quantised nothing but its 128 columns'
 // products do.
 TEST_P(LinearInvariance, NanAndInfinityStayInTheirRow) {

@@ -5,14 +5,23 @@
 namespace dsv4::testing {
 namespace {
 
+enum class Input { kPlain, kQuantise, kQuantised };
+
 class OracleLinear : public CandidateTest {
  protected:
   // Two problems that share x, rows of x and out wider than needed.
   void check(int64_t tokens, int64_t rows, int64_t cols, DType w_type, DType x_type, DType y_type,
-             bool quantise) {
+             Input input) {
+    const bool quantise = input == Input::kQuantise;
     constexpr int64_t kGap = 16;
     Random random(11);
-    const Vector wide_x = rounded(x_type, normal_values(random, tokens * (cols + kGap), 1.0));
+    Vector wide_x = rounded(x_type, normal_values(random, tokens * (cols + kGap), 1.0));
+    if (input == Input::kQuantised) {
+      for (int64_t t = 0; t < tokens; ++t) {
+        oracle::quantise_linear_input(std::span(wide_x).subspan(
+            static_cast<size_t>(t * (cols + kGap)), static_cast<size_t>(cols)));
+      }
+    }
     oracle::Matrix x(tokens, cols), x_abs(tokens, cols);
     for (int64_t t = 0; t < tokens; ++t) {
       std::copy_n(wide_x.begin() + t * (cols + kGap), cols, x.row(t).begin());
@@ -35,8 +44,14 @@ class OracleLinear : public CandidateTest {
     limits.max_tokens = tokens;
     limits.max_cols = cols;
     limits.max_rows = rows;
-    run(ops_.linear, {.problems = problems, .quantise_input = quantise}, limits);
+    run(ops_.linear,
+        {.problems = problems,
+         .quantise_input = quantise,
+         .input_is_quantised = input == Input::kQuantised},
+        limits);
 
+    const bool fp8_tensor_cores =
+        GetParam().name == "sm90" && w_type == DType::kF8E4M3 && input != Input::kPlain;
     for (size_t i = 0; i < problems.size(); ++i) {
       const oracle::Weight& w = weights[i].numbers;
       oracle::Weight w_abs = w;
@@ -49,8 +64,9 @@ class OracleLinear : public CandidateTest {
         for (int64_t n = 0; n < w.rows; ++n) {
           // Products and additions in any order, a scale applied to each group of 32 (FP4), and
           // products below 2^-126 that count as zero.
-          const double slack = dot_bound(cols + cols / 32 + 8, magnitude.row(t)[n]) +
-                               static_cast<double>(cols) * 0x1p-126;
+          double slack = dot_bound(cols + cols / 32 + 8, magnitude.row(t)[n]) +
+                         static_cast<double>(cols) * 0x1p-126;
+          if (fp8_tensor_cores) slack += fp8_tensor_bound(x.row(t), w.row(n));
           comparison.add({t, n}, actual[t * w.rows + n], exact.row(t)[n],
                          slack + rounding_bound(y_type, exact.row(t)[n], slack));
         }
@@ -79,13 +95,15 @@ TEST_P(OracleLinear, EveryFormatAgrees) {
     for (DType w : {DType::kBf16, DType::kF32, DType::kF8E4M3, DType::kF4E2M1}) {
       for (DType x : act_types) {
         for (DType y : act_types) {
-          for (bool quantise : {false, true}) {
-            if (quantise && x != DType::kBf16) continue;
+          for (Input input : {Input::kPlain, Input::kQuantise, Input::kQuantised}) {
+            if (input != Input::kPlain && x != DType::kBf16) continue;
             SCOPED_TRACE(::testing::Message()
                          << shape.tokens << " x " << shape.rows << " x " << shape.cols << ", w "
                          << dtype_name(w) << ", x " << dtype_name(x) << ", out " << dtype_name(y)
-                         << (quantise ? ", quantised" : ""));
-            check(shape.tokens, shape.rows, shape.cols, w, x, y, quantise);
+                         << (input == Input::kQuantise    ? ", to be quantised"
+                             : input == Input::kQuantised ? ", quantised before"
+                                                          : ""));
+            check(shape.tokens, shape.rows, shape.cols, w, x, y, input);
             clear_memory();
           }
         }

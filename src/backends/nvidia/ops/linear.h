@@ -4,15 +4,17 @@
 // One order for every output, whatever the number of rows of x, the tile and the number of problems
 // (tests compare bits):
 //
-//   K is cut into `num_segments(K)` segments of `segment_cols(K)` columns, which depend on K only.
-//   Inside a segment, from zero, m16n8k16 products of 16 columns are accumulated in f32. Four lanes
-//   share a chunk of 4 * kLaneCols columns (32 of bf16, 64 of FP8, 128 of FP4 weights); lane t owns
-//   16 bytes of it, columns [t * kLaneCols, (t + 1) * kLaneCols); product i of the chunk takes
-//   columns 4i .. 4i + 3 of each lane. Segments are added in ascending order, then one rounding.
+//   K is cut into linear_num_segments(K) segments of linear_segment_cols(K) columns, which depend
+//   on K only. Inside a segment, from zero, m16n8k16 products of 16 columns are accumulated in f32.
+//   Four lanes share a chunk of 4 * kLaneCols columns (32 of bf16, 64 of FP8, 128 of FP4 weights);
+//   lane t owns 16 bytes of it, columns [t * kLaneCols, (t + 1) * kLaneCols); product i of a chunk
+//   takes columns 4i .. 4i + 3 of each lane. Segments are added in ascending order, then one
+//   rounding.
 //
 // Outputs are computed transposed: rows of W are the 16 rows of the instruction, tokens its 8
-// columns. Columns of K beyond the end are zero. f32 operands have an order of their own
-// (linear_reference.cu).
+// columns. Columns of K beyond the end are zero. f32 x with bf16 weights: x is split into three
+// bf16 numbers, each is multiplied so, and the three sums are added, the largest part first. Other
+// f32 operands have an order of their own (linear_reference.cu).
 #pragma once
 #include <cuda_runtime_api.h>
 
@@ -58,6 +60,7 @@ struct LinearItem {
   int32_t tokens;
   int32_t first_tile;
   bool x_f32, out_f32;
+  int64_t x_plane_stride = 0;  ///< of the split kernel: elements between the bf16 parts of x
 };
 
 /// The products of one launch, a kernel parameter.
@@ -80,6 +83,8 @@ constexpr int kMaxStreamTokens = 16;
 void launch_linear_tile(LinearBatch& batch, int64_t max_tokens, cudaStream_t stream);
 /// The better of the two.
 void launch_linear_fast(LinearBatch& batch, int64_t max_tokens, cudaStream_t stream);
+/// f32 x as the sum of three bf16 numbers, the planes of `x`, with bf16 weights.
+void launch_linear_split(LinearBatch& batch, cudaStream_t stream);
 /// Any operands, without tensor cores.
 void launch_linear_reference(LinearBatch& batch, cudaStream_t stream);
 
@@ -95,7 +100,22 @@ struct PrepareParams {
 };
 void launch_linear_prepare(const PrepareParams& params, cudaStream_t stream);
 
-/// Products through a kernel set; `tensor_cores` false: the reference kernel for everything.
-void run_linear(const LinearParams& params, const OpContext& context, bool tensor_cores);
+/// x = high + middle + low, exactly but for what is below bf16's smallest number; rows as above.
+struct SplitParams {
+  const float* x;
+  int64_t x_stride;
+  uint16_t* out;
+  int64_t out_stride, plane_stride;
+  int32_t rows, cols;
+};
+void launch_linear_split_prepare(const SplitParams& params, cudaStream_t stream);
+
+/// Which kernels a candidate uses: what one cannot take goes to the next.
+enum class LinearKernels {
+  kReference,
+  kSm80,  ///< tensor cores for bf16 x
+  kSm90,  ///< and FP8 tensor cores for FP8 weights with quantised input (linear_sm90.h)
+};
+void run_linear(const LinearParams& params, const OpContext& context, LinearKernels kernels);
 
 }  // namespace dsv4::nvidia

@@ -36,7 +36,29 @@ __global__ void __launch_bounds__(kWarps * 32) linear_prepare(const PrepareParam
   }
 }
 
+// x as three bf16 numbers: each is what the ones before leave, rounded.
+__global__ void __launch_bounds__(kWarps * 32) linear_split(const SplitParams params) {
+  const int64_t idx = int64_t{blockIdx.x} * (kWarps * 32) + threadIdx.x;
+  const int64_t row = idx / params.cols;
+  if (row >= params.rows) return;
+  const auto col = static_cast<int>(idx % params.cols);
+  float rest = params.x[row * params.x_stride + col];
+  uint16_t* out = params.out + row * params.out_stride + col;
+#pragma unroll
+  for (int plane = 0; plane < 3; ++plane) {
+    const uint16_t part = float_to_bf16(rest);
+    out[plane * params.plane_stride] = part;
+    rest = __fsub_rn(rest, bf16_to_float(part));
+  }
+}
+
 }  // namespace
+
+void launch_linear_split_prepare(const SplitParams& params, cudaStream_t stream) {
+  const int64_t blocks = ceil_div(int64_t{params.rows} * params.cols, kWarps * 32);
+  linear_split<<<static_cast<unsigned>(blocks), kWarps * 32, 0, stream>>>(params);
+  DSV4_CUDA_CHECK_LAUNCH();
+}
 
 void launch_linear_prepare(const PrepareParams& params, cudaStream_t stream) {
   const int64_t groups = ceil_div(params.cols, kQuantiseGroup) * params.rows;

@@ -33,8 +33,9 @@ __host__ __device__ constexpr int stream_scale_cols(int64_t cols, int block_cols
   return (linear_segment_cols(cols) >> block_cols_log2) + 1;
 }
 
-/// Shared memory: [warps][kWarpBytes], then [warps][16 * kM][stream_scale_cols].
-template <DType kDType, int kM, int kN>
+/// Shared memory: [warps][kWarpBytes], then [warps][16 * kM][stream_scale_cols]. kSplit: the kN
+/// tiles of tokens are the parts of x of 8 tokens, and their sums are added.
+template <DType kDType, int kM, int kN, bool kSplit = false>
 __device__ __forceinline__ void stream_tile(const LinearTile& tile, std::byte* shared) {
   using F = Format<kDType>;
   using Shape = StreamShape<kDType, kM, kN>;
@@ -70,8 +71,9 @@ __device__ __forceinline__ void stream_tile(const LinearTile& tile, std::byte* s
     int x_ends[kN];
 #pragma unroll
     for (int n = 0; n < kN; ++n) {
-      const int token = tile.token0 + 8 * n + g;
-      x_rows[n] = tile.x_row(min(token, tile.token_end - 1));
+      const int token = tile.token0 + (kSplit ? 0 : 8 * n) + g;
+      x_rows[n] =
+          tile.x_row(min(token, tile.token_end - 1)) + (kSplit ? n * tile.x_plane_stride : 0);
       x_ends[n] = token < tile.token_end ? 2 * w.cols : 0;
     }
     // Every lane copies what it alone will read: no barrier between copy and use.
@@ -111,11 +113,28 @@ __device__ __forceinline__ void stream_tile(const LinearTile& tile, std::byte* s
     if constexpr (F::kScaled) {
       const int blocks = (w.cols + (1 << w.block_cols_log2) - 1) >> w.block_cols_log2;
       const int count = min(scale_cols, blocks - first_block);
+      // All loads of a round are asked for before the first is used: one latency, not one each.
+      constexpr int kRound = F::kLaneCols / 4;
+      for (int first = t; first < scale_cols; first += 4 * kRound) {
+        uint32_t bytes[2 * kM][kRound];
 #pragma unroll
-      for (int r = 0; r < 2 * kM; ++r) {
-        const uint8_t* from = tile.scale_row(row0 + 8 * r + g) + first_block;
-        for (int b = t; b < scale_cols; b += 4)
-          scales[(8 * r + g) * scale_cols + b] = b < count ? from[b] : 127;
+        for (int r = 0; r < 2 * kM; ++r) {
+          const uint8_t* from = tile.scale_row(row0 + 8 * r + g) + first_block;
+#pragma unroll
+          for (int i = 0; i < kRound; ++i) {
+            const int b = first + 4 * i;
+            bytes[r][i] = b < count ? __ldg(from + b) : 127u;
+          }
+        }
+#pragma unroll
+        for (int r = 0; r < 2 * kM; ++r) {
+#pragma unroll
+          for (int i = 0; i < kRound; ++i) {
+            const int b = first + 4 * i;
+            if (b < scale_cols)
+              scales[(8 * r + g) * scale_cols + b] = static_cast<uint8_t>(bytes[r][i]);
+          }
+        }
       }
       __syncwarp();
     }
@@ -154,7 +173,10 @@ __device__ __forceinline__ void stream_tile(const LinearTile& tile, std::byte* s
           F::expand(codes[m][0], p, factors[m][0], low);
           F::expand(codes[m][1], p, factors[m][1], high);
 #pragma unroll
-          for (int n = 0; n < kN; ++n) multiply_piece(sums[m][n], low, high, x[n]);
+          for (int half = 0; half < 2; ++half) {
+#pragma unroll
+            for (int n = 0; n < kN; ++n) multiply_half(sums[m][n], low, high, x[n], half);
+          }
         }
       }
     }
@@ -175,17 +197,23 @@ __device__ __forceinline__ void stream_tile(const LinearTile& tile, std::byte* s
   __syncthreads();
 
   // Segments in ascending order.
+  constexpr int kParts = kSplit ? kN : 1, kTokens = 8 * kN / kParts;
   const int rows = groups * 16 * kM;
-  for (int i = static_cast<int>(threadIdx.x); i < rows * 8 * kN; i += kStreamWarps * 32) {
+  for (int i = static_cast<int>(threadIdx.x); i < rows * kTokens; i += kStreamWarps * 32) {
     const int row = i % rows, token = i / rows;
     if (tile.row0 + row >= w.rows || tile.token0 + token >= tile.token_end) continue;
     const int of_group = row / (16 * kM), of_row = row % (16 * kM);
     float total = 0;
-    for (int s = 0; s < segments; ++s) {
-      const float sum = reinterpret_cast<const float*>(
-          shared +
-          (of_group * segments + s) * Shape::kWarpBytes)[token * Shape::kSumStride + of_row];
-      total = s == 0 ? sum : total + sum;
+#pragma unroll
+    for (int part = 0; part < kParts; ++part) {
+      float sum = 0;
+      for (int s = 0; s < segments; ++s) {
+        const float segment_sum = reinterpret_cast<const float*>(
+            shared + (of_group * segments + s) *
+                         Shape::kWarpBytes)[(8 * part + token) * Shape::kSumStride + of_row];
+        sum = s == 0 ? segment_sum : __fadd_rn(sum, segment_sum);
+      }
+      total = part == 0 ? sum : __fadd_rn(total, sum);
     }
     tile.store(tile.token0 + token, tile.row0 + row, total);
   }

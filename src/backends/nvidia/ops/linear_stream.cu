@@ -20,7 +20,7 @@ namespace dsv4::nvidia {
 namespace {
 
 template <int kM, int kN>
-__global__ void __launch_bounds__(kStreamWarps * 32, kM == 1 ? 2 : 1)
+__global__ void __launch_bounds__(kStreamWarps * 32, kM == 1 ? 3 : 1)
     linear_stream(const __grid_constant__ LinearBatch batch) {
   extern __shared__ __align__(128) std::byte shared[];
   const auto block = static_cast<int>(blockIdx.x);
@@ -34,6 +34,15 @@ __global__ void __launch_bounds__(kStreamWarps * 32, kM == 1 ? 2 : 1)
     default:
       return stream_tile<DType::kF4E2M1, kM, kN>(tile, shared);
   }
+}
+
+__global__ void __launch_bounds__(kStreamWarps * 32, 2)
+    linear_stream_split(const __grid_constant__ LinearBatch batch) {
+  extern __shared__ __align__(128) std::byte shared[];
+  const auto block = static_cast<int>(blockIdx.x);
+  const LinearItem& item = find_item(batch, block);
+  stream_tile<DType::kBf16, 1, 3, true>(make_tile(item, block, stream_tile_rows(item.w.cols, 1), 8),
+                                        shared);
 }
 
 template <int kM, int kN>
@@ -65,6 +74,20 @@ void launch(LinearBatch& batch, cudaStream_t stream) {
 }
 
 }  // namespace
+
+void launch_linear_split(LinearBatch& batch, cudaStream_t stream) {
+  if (batch.count == 0) return;
+  int64_t tiles = 0;
+  for (int i = 0; i < batch.count; ++i) {
+    LinearItem& item = batch.items[i];
+    item.first_tile = static_cast<int32_t>(tiles);
+    tiles += ceil_div(item.w.rows, stream_tile_rows(item.w.cols, 1)) * ceil_div(item.tokens, 8);
+  }
+  constexpr int kBytes = kStreamWarps * StreamShape<DType::kBf16, 1, 3>::kWarpBytes;
+  allow_shared_memory(linear_stream_split, kBytes);
+  linear_stream_split<<<static_cast<unsigned>(tiles), kStreamWarps * 32, kBytes, stream>>>(batch);
+  DSV4_CUDA_CHECK_LAUNCH();
+}
 
 void launch_linear_stream(LinearBatch& batch, int64_t max_tokens, cudaStream_t stream) {
   if (batch.count == 0) return;

@@ -17,6 +17,7 @@ struct LinearTile {
   bool out_f32;
   int row0;
   int token0, token_end;
+  int64_t x_plane_stride = 0;
 
   __device__ __forceinline__ const uint16_t* x_row(int token) const {
     return x + (x_rows == nullptr ? token : x_rows[token]) * x_stride;
@@ -61,7 +62,8 @@ __device__ __forceinline__ LinearTile make_tile(const LinearItem& item, int bloc
           .out_f32 = item.out_f32,
           .row0 = tile / token_tiles * tile_rows,
           .token0 = token0,
-          .token_end = min(item.tokens, token0 + tile_tokens)};
+          .token_end = min(item.tokens, token0 + tile_tokens),
+          .x_plane_stride = item.x_plane_stride};
 }
 
 /// How many of the 16 bytes at `byte` lie before `end`.

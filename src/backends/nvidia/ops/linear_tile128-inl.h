@@ -18,14 +18,14 @@ struct TileShape {
   static constexpr int kUnits = kChunkCols / 8;  ///< 16-byte units of a row of x in a chunk
   /// bf16 chunks are short: two of them between barriers.
   static constexpr int kChunks = kDType == DType::kBf16 ? 2 : 1;
-  static constexpr int kStages = 4;
+  static constexpr int kStages = kDType == DType::kF4E2M1 && kTokens == 128 ? 3 : 4;
   static constexpr int kWBytes = kTileRows * 64;  ///< of a chunk
   static constexpr int kXBytes = kTokens * kUnits * 16;
   static constexpr int kStageBytes = kChunks * (kWBytes + kXBytes);
+  /// Sums over segments [token][row]; 4 more floats spread the banks.
   static constexpr int kSumStride = kTileRows + 4;
-  static constexpr int kSumBytes = kTokens * kSumStride * 4;
-  static constexpr int kSharedBytes =
-      kStages * kStageBytes > kSumBytes ? kStages* kStageBytes : kSumBytes;
+  static constexpr int kSharedBytes = kStages * kStageBytes + kTokens * kSumStride * 4;
+  static_assert(kSharedBytes <= 227 << 10);
   /// Place of unit u of a token's row, so that eight lanes that read together (two tokens, four
   /// lane shares) hit all banks.
   __device__ static __forceinline__ int place(int token, int u) {
@@ -127,7 +127,10 @@ __device__ __forceinline__ void tile128(const LinearTile& tile, std::byte* share
   uint32_t next_scales[kM][2] = {};
   if constexpr (F::kScaled) load_scales(0, next_scales);
 
-  float totals[kM][kN][4];
+  // Sums over segments wait in shared memory, each thread's own: in registers they would keep
+  // operands of the next products from being loaded early.
+  float* totals = reinterpret_cast<float*>(shared + kStages * Shape::kStageBytes) +
+                  (warp_token + 2 * t) * Shape::kSumStride + warp_row + g;
   int stage_idx = 0;
   for (int segment = 0; segment < segments; ++segment) {
     float sums[kM][kN][4] = {};
@@ -166,14 +169,28 @@ __device__ __forceinline__ void tile128(const LinearTile& tile, std::byte* share
             F::expand(codes[m][0], p, factors[m][0], low[m]);
             F::expand(codes[m][1], p, factors[m][1], high[m]);
           }
+          // The two products that go to one sum are kNs * kM products apart: 33 clocks each to
+          // another of the same sum.
+          constexpr int kNs = kN < 4 ? kN : 4;
 #pragma unroll
-          for (int n = 0; n < kN; ++n) {
-            const int token = warp_token + 8 * n + g;
-            const uint4 x = sm80::load_shared_16(
-                x_from +
-                (token * Shape::kUnits + Shape::place(token, t * Shape::kPieces + p)) * 16);
+          for (int n0 = 0; n0 < kN; n0 += kNs) {
+            uint4 x[kNs];
 #pragma unroll
-            for (int m = 0; m < kM; ++m) multiply_piece(sums[m][n], low[m], high[m], x);
+            for (int n = 0; n < kNs; ++n) {
+              const int token = warp_token + 8 * (n0 + n) + g;
+              x[n] = sm80::load_shared_16(
+                  x_from +
+                  (token * Shape::kUnits + Shape::place(token, t * Shape::kPieces + p)) * 16);
+            }
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+#pragma unroll
+              for (int n = 0; n < kNs; ++n) {
+#pragma unroll
+                for (int m = 0; m < kM; ++m)
+                  multiply_half(sums[m][n0 + n], low[m], high[m], x[n], half);
+              }
+            }
           }
         }
       }
@@ -183,29 +200,18 @@ __device__ __forceinline__ void tile128(const LinearTile& tile, std::byte* share
 #pragma unroll
       for (int n = 0; n < kN; ++n) {
 #pragma unroll
-        for (int i = 0; i < 4; ++i)
-          totals[m][n][i] = segment == 0 ? sums[m][n][i] : totals[m][n][i] + sums[m][n][i];
+        for (int i = 0; i < 4; ++i) {
+          float& total = totals[(8 * n + i % 2) * Shape::kSumStride + 16 * m + 8 * (i / 2)];
+          total = segment == 0 ? sums[m][n][i] : __fadd_rn(total, sums[m][n][i]);
+        }
       }
     }
   }
 
-  // Through shared memory, so that rows of out are written in one piece.
+  // From shared memory, so that rows of out are written in one piece.
   sm80::copy_async_wait<0>();
   __syncthreads();
-  float* out = reinterpret_cast<float*>(shared);
-#pragma unroll
-  for (int m = 0; m < kM; ++m) {
-#pragma unroll
-    for (int n = 0; n < kN; ++n) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int token = warp_token + 8 * n + 2 * t + i % 2;
-        const int row = warp_row + 16 * m + 8 * (i / 2) + g;
-        out[token * Shape::kSumStride + row] = totals[m][n][i];
-      }
-    }
-  }
-  __syncthreads();
+  const float* out = reinterpret_cast<const float*>(shared + kStages * Shape::kStageBytes);
   const int row = thread % kTileRows;
   if (tile.row0 + row < w.rows) {
     const int tokens = min(kTokens, tile.token_end - tile.token0);

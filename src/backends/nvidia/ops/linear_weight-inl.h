@@ -105,12 +105,15 @@ struct Format<DType::kF4E2M1> {
   }
 };
 
-/// sums += the products of 8 columns of each of four lanes, in two instructions; `low` and `high`
-/// are the pairs of rows g and g + 8, `x` 8 columns of token g.
-__device__ __forceinline__ void multiply_piece(float (&sums)[4], const uint32_t (&low)[4],
-                                               const uint32_t (&high)[4], const uint4& x) {
-  sm80::mma_bf16(sums, {low[0], high[0], low[1], high[1]}, x.x, x.y);
-  sm80::mma_bf16(sums, {low[2], high[2], low[3], high[3]}, x.z, x.w);
+/// sums += the products of 8 columns of each of four lanes, in two instructions (`half` 0 and 1);
+/// `low` and `high` are the pairs of rows g and g + 8, `x` 8 columns of token g.
+__device__ __forceinline__ void multiply_half(float (&sums)[4], const uint32_t (&low)[4],
+                                              const uint32_t (&high)[4], const uint4& x, int half) {
+  if (half == 0) {
+    sm80::mma_bf16(sums, {low[0], high[0], low[1], high[1]}, x.x, x.y);
+  } else {
+    sm80::mma_bf16(sums, {low[2], high[2], low[3], high[3]}, x.z, x.w);
+  }
 }
 
 }  // namespace dsv4::nvidia

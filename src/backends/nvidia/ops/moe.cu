@@ -201,7 +201,7 @@ __device__ __forceinline__ void for_expert_tiles(const ExpertsParams& params, Ti
 }
 
 template <int kM, int kN>
-__global__ void __launch_bounds__(kStreamWarps * 32, kM == 1 ? 2 : 1)
+__global__ void __launch_bounds__(kStreamWarps * 32, kM == 1 ? 3 : 1)
     moe_stream(const __grid_constant__ ExpertsParams params) {
   extern __shared__ __align__(128) std::byte shared[];
   for_expert_tiles(
