@@ -1,72 +1,27 @@
 // linear against the oracle: every candidate, weight format, activation type and output type.
 #include "tests/ops/oracle_testing.h"
+#include "tests/ops/stored_weight.h"
 
 namespace dsv4::testing {
 namespace {
 
-// A random matrix as a checkpoint stores it, and the numbers that it stands for.
-struct StoredWeight {
-  Weight weight;
-  oracle::Weight numbers;
-};
-
-StoredWeight make_weight(DeviceMemory& memory, DType dtype, int64_t rows, int64_t cols,
-                         uint64_t seed) {
-  Random random(seed);
-  StoredWeight out;
-  out.weight = {.dtype = dtype, .rows = rows, .cols = cols, .row_stride = cols};
-  out.numbers.rows = rows;
-  out.numbers.cols = cols;
-  const auto scale_byte = [&] { return static_cast<uint8_t>(117 + random.below(8)); };
-  std::vector<float>& numbers = out.numbers.values;
-  if (dtype == DType::kF8E4M3) {
-    const int64_t block_cols = (cols + 127) / 128, block_rows = (rows + 127) / 128;
-    std::vector<uint8_t> codes, scales;
-    for (int64_t i = 0; i < block_rows * block_cols; ++i) scales.push_back(scale_byte());
-    for (int64_t i = 0; i < rows * cols; ++i) {
-      uint8_t code;
-      do {
-        code = static_cast<uint8_t>(random.below(256));
-      } while ((code & 0x7f) == 0x7f);  // NaN
-      codes.push_back(code);
-      const uint8_t scale = scales[i / cols / 128 * block_cols + i % cols / 128];
-      numbers.push_back(static_cast<float>(oracle::e4m3_decode(code) * oracle::e8m0_decode(scale)));
-    }
-    out.weight.data = memory.put(codes);
-    out.weight.scale = memory.put(scales);
-    out.weight.scale_stride = block_cols;
-  } else if (dtype == DType::kF4E2M1) {
-    std::vector<uint8_t> pairs, scales;
-    for (int64_t i = 0; i < rows * cols / 32; ++i) scales.push_back(scale_byte());
-    for (int64_t i = 0; i < rows * cols; ++i) {
-      const auto code = static_cast<uint8_t>(random.below(16));
-      if (i % 2 == 0) {
-        pairs.push_back(code);
-      } else {
-        pairs.back() = static_cast<uint8_t>(pairs.back() | code << 4);
-      }
-      numbers.push_back(
-          static_cast<float>(oracle::e2m1_decode(code) * oracle::e8m0_decode(scales[i / 32])));
-    }
-    out.weight.data = memory.put(pairs);
-    out.weight.scale = memory.put(scales);
-    out.weight.scale_stride = cols / 32;
-  } else {
-    const Vector values = rounded(dtype, normal_values(random, rows * cols, 0.05));
-    numbers.assign(values.begin(), values.end());
-    out.weight.data = memory.tensor(dtype, {rows, cols}, values).data;
-  }
-  return out;
-}
+enum class Input { kPlain, kQuantise, kQuantised };
 
 class OracleLinear : public CandidateTest {
  protected:
   // Two problems that share x, rows of x and out wider than needed.
   void check(int64_t tokens, int64_t rows, int64_t cols, DType w_type, DType x_type, DType y_type,
-             bool quantise) {
+             Input input) {
+    const bool quantise = input == Input::kQuantise;
     constexpr int64_t kGap = 16;
     Random random(11);
-    const Vector wide_x = rounded(x_type, normal_values(random, tokens * (cols + kGap), 1.0));
+    Vector wide_x = rounded(x_type, normal_values(random, tokens * (cols + kGap), 1.0));
+    if (input == Input::kQuantised) {
+      for (int64_t t = 0; t < tokens; ++t) {
+        oracle::quantise_linear_input(std::span(wide_x).subspan(
+            static_cast<size_t>(t * (cols + kGap)), static_cast<size_t>(cols)));
+      }
+    }
     oracle::Matrix x(tokens, cols), x_abs(tokens, cols);
     for (int64_t t = 0; t < tokens; ++t) {
       std::copy_n(wide_x.begin() + t * (cols + kGap), cols, x.row(t).begin());
@@ -89,8 +44,14 @@ class OracleLinear : public CandidateTest {
     limits.max_tokens = tokens;
     limits.max_cols = cols;
     limits.max_rows = rows;
-    run(ops_.linear, {.problems = problems, .quantise_input = quantise}, limits);
+    run(ops_.linear,
+        {.problems = problems,
+         .quantise_input = quantise,
+         .input_is_quantised = input == Input::kQuantised},
+        limits);
 
+    const bool fp8_tensor_cores =
+        GetParam().name == "sm90" && w_type == DType::kF8E4M3 && input != Input::kPlain;
     for (size_t i = 0; i < problems.size(); ++i) {
       const oracle::Weight& w = weights[i].numbers;
       oracle::Weight w_abs = w;
@@ -103,8 +64,9 @@ class OracleLinear : public CandidateTest {
         for (int64_t n = 0; n < w.rows; ++n) {
           // Products and additions in any order, a scale applied to each group of 32 (FP4), and
           // products below 2^-126 that count as zero.
-          const double slack = dot_bound(cols + cols / 32 + 8, magnitude.row(t)[n]) +
-                               static_cast<double>(cols) * 0x1p-126;
+          double slack = dot_bound(cols + cols / 32 + 8, magnitude.row(t)[n]) +
+                         static_cast<double>(cols) * 0x1p-126;
+          if (fp8_tensor_cores) slack += fp8_tensor_bound(x.row(t), w.row(n));
           comparison.add({t, n}, actual[t * w.rows + n], exact.row(t)[n],
                          slack + rounding_bound(y_type, exact.row(t)[n], slack));
         }
@@ -133,13 +95,15 @@ TEST_P(OracleLinear, EveryFormatAgrees) {
     for (DType w : {DType::kBf16, DType::kF32, DType::kF8E4M3, DType::kF4E2M1}) {
       for (DType x : act_types) {
         for (DType y : act_types) {
-          for (bool quantise : {false, true}) {
-            if (quantise && x != DType::kBf16) continue;
+          for (Input input : {Input::kPlain, Input::kQuantise, Input::kQuantised}) {
+            if (input != Input::kPlain && x != DType::kBf16) continue;
             SCOPED_TRACE(::testing::Message()
                          << shape.tokens << " x " << shape.rows << " x " << shape.cols << ", w "
                          << dtype_name(w) << ", x " << dtype_name(x) << ", out " << dtype_name(y)
-                         << (quantise ? ", quantised" : ""));
-            check(shape.tokens, shape.rows, shape.cols, w, x, y, quantise);
+                         << (input == Input::kQuantise    ? ", to be quantised"
+                             : input == Input::kQuantised ? ", quantised before"
+                                                          : ""));
+            check(shape.tokens, shape.rows, shape.cols, w, x, y, input);
             clear_memory();
           }
         }

@@ -133,7 +133,7 @@ TEST_P(OracleMoe, SharedAndRoutedExperts) {
   for (bool exact : {false, true}) {
     if (exact && !this->exact()) continue;
     for (bool shared : {true, false}) {
-      for (int64_t tokens : {1, 2, 19}) {
+      for (int64_t tokens : {1, 2, 19, 70}) {
         SCOPED_TRACE(::testing::Message() << (exact ? "exact" : "serving") << ", " << tokens
                                           << (shared ? " tokens, shared" : " tokens"));
         const DType act = exact ? DType::kF32 : DType::kBf16;

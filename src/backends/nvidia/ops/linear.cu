@@ -1,0 +1,331 @@
+// The part of a dense product that all kernels share: which kernel takes a problem, which problems
+// share a prepared x and a launch.
+#include "backends/nvidia/ops/linear.h"
+
+#include <algorithm>
+#include <bit>
+
+#include "backends/nvidia/ops/families.h"
+#include "backends/nvidia/ops/gpu_check.h"
+#include "backends/nvidia/ops/linear_sm90.h"
+#include "core/checked_math.h"
+#include "core/fail.h"
+
+namespace dsv4::nvidia {
+namespace {
+
+constexpr int64_t kSplitRows = 256;  // of f32 x at a time, which bounds scratch
+constexpr int64_t kAlignment = 16;   // of a piece that the tensor-core kernels copy
+
+bool aligned(const void* data, int64_t row_bytes) {
+  return (reinterpret_cast<uintptr_t>(data) | static_cast<uintptr_t>(row_bytes)) % kAlignment == 0;
+}
+
+int64_t prepared_bytes(int64_t rows, int64_t cols) {
+  return round_up(rows * round_up(cols, 128) * int64_t{sizeof(uint16_t)}, Arena::kAlignment);
+}
+
+// Three planes.
+int64_t split_bytes(int64_t rows, int64_t cols) {
+  return 3 * prepared_bytes(std::min(rows, kSplitRows), cols);
+}
+
+void check(const LinearProblem& problem, bool quantise_input) {
+  const auto& [x, w, out] = problem;
+  DSV4_CHECK(x.rank == 2 && out.rank == 2 && x.shape[0] == out.shape[0]);
+  DSV4_CHECK(x.shape[1] == w.cols && out.shape[1] == w.rows);
+  DSV4_CHECK(x.strides[1] == 1 && out.strides[1] == 1);
+  DSV4_CHECK(x.dtype == DType::kBf16 || x.dtype == DType::kF32);
+  DSV4_CHECK(out.dtype == DType::kBf16 || out.dtype == DType::kF32);
+  DSV4_CHECK(!quantise_input || x.dtype == DType::kBf16);
+  const bool scaled = w.dtype == DType::kF8E4M3 || w.dtype == DType::kF4E2M1;
+  DSV4_CHECK(scaled || w.dtype == DType::kBf16 || w.dtype == DType::kF32);
+  DSV4_CHECK(!scaled || w.scale != nullptr);
+  DSV4_CHECK(w.dtype != DType::kF4E2M1 || (w.cols % 2 == 0 && w.row_stride % 2 == 0));
+  DSV4_CHECK(w.rows < INT32_MAX && w.cols < INT32_MAX / 4 && x.shape[0] < INT32_MAX);
+}
+
+bool same_view(const ConstTensor& a, const ConstTensor& b) {
+  return a.data == b.data && a.dtype == b.dtype && a.shape == b.shape && a.strides == b.strides;
+}
+
+// Codes and scales of an x for the FP8 tensor cores.
+int64_t fp8_codes_bytes(int64_t rows, int64_t cols) {
+  return round_up(rows * round_up(cols, kFp8Block), Arena::kAlignment);
+}
+int64_t fp8_bytes(int64_t rows, int64_t cols) {
+  return fp8_codes_bytes(rows, cols) +
+         round_up(ceil_div(cols, kFp8Block) * round_up(rows, 4) * int64_t{sizeof(float)},
+                  Arena::kAlignment);
+}
+
+// Columns of x, elements from the first of `whole` to those of `part`; -1: not columns of it.
+int64_t column_of(const ConstTensor& whole, const ConstTensor& part) {
+  if (whole.dtype != part.dtype || whole.shape[0] != part.shape[0] ||
+      whole.strides[0] != part.strides[0])
+    return -1;
+  const int64_t offset = part.as<uint16_t>() - whole.as<uint16_t>();
+  return offset >= 0 && offset + part.shape[1] <= whole.shape[1] ? offset : -1;
+}
+
+// Products of a call, gathered until a launch is full.
+class Launches {
+ public:
+  Launches(const LinearParams& params, const OpContext& context, LinearKernels kernels)
+      : params_(params), context_(context), kernels_(kernels) {
+    for (size_t i = 0; i < params.problems.size(); ++i) {
+      const LinearProblem& problem = params.problems[i];
+      const int64_t rows = problem.x.shape[0];
+      if (takes_split(problem)) budget_ = std::max(budget_, split_bytes(rows, problem.w.cols));
+      if (problem.x.dtype != DType::kBf16) continue;
+      budget_ = std::max(budget_, prepared_bytes(rows, problem.w.cols));
+      if (takes_fp8(problem)) budget_ = std::max(budget_, fp8_bytes(rows, whole_x(i).shape[1]));
+    }
+    base_ = context.scratch->take(budget_);
+  }
+
+  void add(size_t idx) {
+    const LinearProblem& problem = params_.problems[idx];
+    if (problem.x.shape[0] == 0 || problem.w.rows == 0) return;
+    check(problem, params_.quantise_input);
+    if (takes_fp8(problem)) return add_fp8(idx);
+    if (takes_split(problem)) return add_split(problem);
+    ConstTensor x = problem.x;
+    const bool fast = kernels_ != LinearKernels::kReference && x.dtype == DType::kBf16 &&
+                      tensor_cores_take(problem.w);
+    if (params_.quantise_input || (fast && !aligned(x.data, x.strides[0] * size_of(x.dtype))))
+      x = prepared(x);
+    DSV4_CHECK(!fast || x.shape[0] * x.strides[0] < UINT32_MAX);
+    LinearBatch& batch = fast ? fast_ : slow_;
+    if (batch.count == kMaxLinearItems) flush();
+    batch.items[batch.count++] = {.w = linear_weight(problem.w),
+                                  .x = x.data,
+                                  .x_stride = x.strides[0],
+                                  .out = problem.out.data,
+                                  .out_stride = problem.out.strides[0],
+                                  .tokens = static_cast<int32_t>(x.shape[0]),
+                                  .first_tile = 0,
+                                  .x_f32 = x.dtype == DType::kF32,
+                                  .out_f32 = problem.out.dtype == DType::kF32};
+    if (fast) max_tokens_ = std::max(max_tokens_, x.shape[0]);
+  }
+
+  void flush() {
+    const cudaStream_t stream = stream_of(context_.stream);
+    launch_linear_fp8(fp8_, stream);
+    launch_linear_fast(fast_, max_tokens_, stream);
+    launch_linear_split(split_, stream);
+    launch_linear_reference(slow_, stream);
+    split_.count = fp8_.count = fast_.count = slow_.count = 0;
+    max_tokens_ = 0;
+  }
+
+ private:
+  bool takes_fp8(const LinearProblem& problem) const {
+    return kernels_ == LinearKernels::kSm90 && problem.x.dtype == DType::kBf16 &&
+           (params_.quantise_input || params_.input_is_quantised) &&
+           fp8_tensor_cores_take(problem.w);
+  }
+
+  bool takes_split(const LinearProblem& problem) const {
+    return kernels_ != LinearKernels::kReference && problem.x.dtype == DType::kF32 &&
+           problem.w.dtype == DType::kBf16 && tensor_cores_take(problem.w);
+  }
+
+  void add_split(const LinearProblem& problem) {
+    for (int64_t row = 0; row < problem.x.shape[0]; row += kSplitRows) {
+      if (split_.count == kMaxLinearItems) flush();
+      const int64_t rows = std::min(kSplitRows, problem.x.shape[0] - row);
+      const int64_t stride = round_up(problem.w.cols, 128);
+      const ConstTensor x = problem.x.rows(row, rows);
+      auto* data = reinterpret_cast<uint16_t*>(take(split_bytes(rows, problem.w.cols)));
+      launch_linear_split_prepare({.x = x.as<float>(),
+                                   .x_stride = x.strides[0],
+                                   .out = data,
+                                   .out_stride = stride,
+                                   .plane_stride = rows * stride,
+                                   .rows = static_cast<int32_t>(rows),
+                                   .cols = static_cast<int32_t>(problem.w.cols)},
+                                  stream_of(context_.stream));
+      const Tensor out = problem.out.rows(row, rows);
+      split_.items[split_.count++] = {.w = linear_weight(problem.w),
+                                      .x = data,
+                                      .x_stride = stride,
+                                      .out = out.data,
+                                      .out_stride = out.strides[0],
+                                      .tokens = static_cast<int32_t>(rows),
+                                      .first_tile = 0,
+                                      .x_f32 = false,
+                                      .out_f32 = out.dtype == DType::kF32,
+                                      .x_plane_stride = rows * stride};
+    }
+  }
+
+  // The x of problem `idx` and, where those of the next problems are the columns after it (the
+  // groups of wo_a), all of them as one.
+  ConstTensor whole_x(size_t idx) const {
+    ConstTensor whole = params_.problems[idx].x;
+    for (size_t i = idx + 1; i < params_.problems.size(); ++i) {
+      ConstTensor wider = whole;
+      wider.shape[1] += params_.problems[i].x.shape[1];
+      if (whole.shape[1] % kFp8Block != 0 || wider.shape[1] > wider.strides[0] ||
+          column_of(wider, params_.problems[i].x) != whole.shape[1])
+        break;
+      whole = wider;
+    }
+    return whole;
+  }
+
+  // Room for a prepared x; later launches reuse the memory, the stream keeps their order.
+  std::byte* take(int64_t bytes) {
+    if (used_ + bytes > budget_) {
+      flush();
+      used_ = 0;
+      last_x_ = fp8_x_ = {};
+    }
+    used_ += bytes;
+    return base_ + used_ - bytes;
+  }
+
+  // Neighbours with the same x share its copy.
+  ConstTensor prepared(const ConstTensor& x) {
+    if (last_x_ && same_view(x, last_x_)) return last_prepared_;
+    std::byte* data = take(prepared_bytes(x.shape[0], x.shape[1]));
+    last_x_ = x;
+    last_prepared_ = ConstTensor(data, DType::kBf16, {x.shape[0], x.shape[1]});
+    last_prepared_.strides[0] = round_up(x.shape[1], 128);
+    launch_linear_prepare({.x = x.as<uint16_t>(),
+                           .x_stride = x.strides[0],
+                           .out = reinterpret_cast<uint16_t*>(data),
+                           .out_stride = last_prepared_.strides[0],
+                           .rows = static_cast<int32_t>(x.shape[0]),
+                           .cols = static_cast<int32_t>(x.shape[1]),
+                           .quantise = params_.quantise_input},
+                          stream_of(context_.stream));
+    return last_prepared_;
+  }
+
+  void add_fp8(size_t idx) {
+    const LinearProblem& problem = params_.problems[idx];
+    if (fp8_.count == kMaxLinearItems) flush();
+    int64_t col = fp8_x_ ? column_of(fp8_x_, problem.x) : -1;
+    if (col < 0 || col % kFp8Block != 0) {
+      prepare_fp8(whole_x(idx));
+      col = 0;
+    }
+    fp8_.items[fp8_.count++] = {
+        .w = linear_weight(problem.w),
+        .x = fp8_prepared_.codes + col,
+        .x_stride = fp8_prepared_.codes_stride,
+        .x_scales = fp8_prepared_.scales + col / kFp8Block * fp8_prepared_.scale_stride,
+        .x_scale_stride = fp8_prepared_.scale_stride,
+        .out = problem.out.data,
+        .out_stride = problem.out.strides[0],
+        .tokens = static_cast<int32_t>(problem.x.shape[0]),
+        .first_tile = 0,
+        .out_f32 = problem.out.dtype == DType::kF32};
+  }
+
+  void prepare_fp8(const ConstTensor& x) {
+    const int64_t rows = x.shape[0], cols = x.shape[1];
+    std::byte* data = take(fp8_bytes(rows, cols));
+    fp8_x_ = x;
+    fp8_prepared_ = {.x = x.as<uint16_t>(),
+                     .x_stride = x.strides[0],
+                     .codes = reinterpret_cast<uint8_t*>(data),
+                     .codes_stride = round_up(cols, kFp8Block),
+                     .scales = reinterpret_cast<float*>(data + fp8_codes_bytes(rows, cols)),
+                     .scale_stride = round_up(rows, 4),
+                     .rows = static_cast<int32_t>(rows),
+                     .cols = static_cast<int32_t>(cols),
+                     // A group of smaller numbers than the floor allows was quantised under
+                     // another rule; its codes come out with any scale that fits.
+                     .floor = params_.quantise_input ? 1e-4f : 1e-30f};
+    launch_linear_fp8_prepare(fp8_prepared_, stream_of(context_.stream));
+  }
+
+  const LinearParams& params_;
+  const OpContext& context_;
+  LinearKernels kernels_;
+  std::byte* base_ = nullptr;
+  int64_t budget_ = 0, used_ = 0;
+  ConstTensor last_x_{}, last_prepared_{}, fp8_x_{};
+  Fp8PrepareParams fp8_prepared_{};
+  LinearBatch fast_, split_, slow_;
+  Fp8Batch fp8_;
+  int64_t max_tokens_ = 0;
+};
+
+template <LinearKernels kKernels>
+void install(Ops& ops) {
+  ops.linear = [](const LinearParams& params, const OpContext& context) {
+    run_linear(params, context, kKernels);
+  };
+}
+
+}  // namespace
+
+LinearWeight linear_weight(const Weight& weight) {
+  const bool fp4 = weight.dtype == DType::kF4E2M1;
+  return {
+      .dtype = weight.dtype,
+      .rows = static_cast<int32_t>(weight.rows),
+      .cols = static_cast<int32_t>(weight.cols),
+      .block_rows = fp4 ? 1 : weight.block_rows,
+      .block_cols = fp4 ? 32 : weight.block_cols,
+      .block_cols_log2 =
+          fp4 ? 5
+              : static_cast<int32_t>(std::bit_width(static_cast<uint32_t>(weight.block_cols))) - 1,
+      .row_bytes = fp4 ? weight.row_stride / 2 : weight.row_stride * size_of(weight.dtype),
+      .scale_stride = weight.scale_stride,
+      .data = static_cast<const uint8_t*>(weight.data),
+      .scale = weight.scale};
+}
+
+bool tensor_cores_take(const Weight& weight) {
+  if (weight.dtype == DType::kF32) return false;
+  if (weight.dtype == DType::kF8E4M3 &&
+      (weight.block_cols < 128 || !std::has_single_bit(static_cast<uint32_t>(weight.block_cols))))
+    return false;
+  return aligned(weight.data, linear_weight(weight).row_bytes);
+}
+
+bool fp8_tensor_cores_take(const Weight& weight) {
+  return weight.dtype == DType::kF8E4M3 && weight.block_cols == kFp8Block &&
+         weight.block_rows % 128 == 0 && aligned(weight.data, weight.row_stride);
+}
+
+void launch_linear_fast(LinearBatch& batch, int64_t max_tokens, cudaStream_t stream) {
+  if (max_tokens <= kMaxStreamTokens) {
+    launch_linear_stream(batch, max_tokens, stream);
+  } else {
+    launch_linear_tile(batch, max_tokens, stream);
+  }
+}
+
+void run_linear(const LinearParams& params, const OpContext& context, LinearKernels kernels) {
+  const Arena::Scope scope(*context.scratch);
+  Launches launches(params, context, kernels);
+  if (context.scratch->measuring()) return;
+  for (size_t i = 0; i < params.problems.size(); ++i) launches.add(i);
+  launches.flush();
+}
+
+std::span<const Candidate> linear_candidates() {
+  static constexpr Candidate kCandidates[] = {
+      {"linear", "sm90", needs_sm90, install<LinearKernels::kSm90>},
+      {"linear", "sm80", needs_sm80, install<LinearKernels::kSm80>},
+      {"linear", "reference", needs_sm80, install<LinearKernels::kReference>},
+  };
+  return kCandidates;
+}
+
+int64_t linear_scratch_bytes(const ScratchLimits& limits) {
+  // The input of wo_a is prepared in one piece: all heads.
+  const int64_t fp8_cols = std::max(limits.max_cols, int64_t{limits.num_heads} * limits.head_dim);
+  return std::max({prepared_bytes(limits.max_tokens, limits.max_cols),
+                   split_bytes(limits.max_tokens, limits.max_cols),
+                   fp8_bytes(limits.max_tokens, fp8_cols)});
+}
+
+}  // namespace dsv4::nvidia

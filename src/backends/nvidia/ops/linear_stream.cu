@@ -1,0 +1,101 @@
+// linear_stream: products with few tokens, bound by reading W.
+//
+// Problem   out[m, n] = sum_k x[m, k] W[n, k], m <= 16 (kMaxStreamTokens; more in token tiles)
+// Tiling    block = 8 warps; a warp = one segment of K (linear.h) x 16 kM rows of W x 8 kN tokens;
+//           with S segments, 8 / S groups of rows. Each lane copies the 16-byte pieces that it
+//           alone reads into a ring of 4 stages: no barrier until the segments are added
+// Budget    bytes of W once at 4.27 TB/s: 16 B a clock and multiprocessor. Expansion takes 2.25
+//           (FP8), 2.6 (FP4) instructions a code: a third to two thirds of the issue slots at that
+//           rate; matrix instructions under a tenth. x is read from L2 once per 16 kM rows
+// Launch    grid sum of row tiles x token tiles, 256 threads, 2 or 3 blocks an SM
+// Contract  W: tensor_cores_take(); x 16-byte aligned rows; x and W beyond their ends not read
+// Numerics  the order of linear.h
+#include "backends/nvidia/ops/launch.h"
+#include "backends/nvidia/ops/linear_stream-inl.h"
+#include "core/checked_math.h"
+
+#include <algorithm>
+
+namespace dsv4::nvidia {
+namespace {
+
+template <int kM, int kN>
+__global__ void __launch_bounds__(kStreamWarps * 32, kM == 1 ? 3 : 1)
+    linear_stream(const __grid_constant__ LinearBatch batch) {
+  extern __shared__ __align__(128) std::byte shared[];
+  const auto block = static_cast<int>(blockIdx.x);
+  const LinearItem& item = find_item(batch, block);
+  const LinearTile tile = make_tile(item, block, stream_tile_rows(item.w.cols, kM), 8 * kN);
+  switch (item.w.dtype) {
+    case DType::kBf16:
+      return stream_tile<DType::kBf16, kM, kN>(tile, shared);
+    case DType::kF8E4M3:
+      return stream_tile<DType::kF8E4M3, kM, kN>(tile, shared);
+    default:
+      return stream_tile<DType::kF4E2M1, kM, kN>(tile, shared);
+  }
+}
+
+__global__ void __launch_bounds__(kStreamWarps * 32, 2)
+    linear_stream_split(const __grid_constant__ LinearBatch batch) {
+  extern __shared__ __align__(128) std::byte shared[];
+  const auto block = static_cast<int>(blockIdx.x);
+  const LinearItem& item = find_item(batch, block);
+  stream_tile<DType::kBf16, 1, 3, true>(make_tile(item, block, stream_tile_rows(item.w.cols, 1), 8),
+                                        shared);
+}
+
+template <int kM, int kN>
+int warp_bytes(DType dtype) {
+  if (dtype == DType::kBf16) return StreamShape<DType::kBf16, kM, kN>::kWarpBytes;
+  if (dtype == DType::kF8E4M3) return StreamShape<DType::kF8E4M3, kM, kN>::kWarpBytes;
+  return StreamShape<DType::kF4E2M1, kM, kN>::kWarpBytes;
+}
+
+template <int kM, int kN>
+void launch(LinearBatch& batch, cudaStream_t stream) {
+  int64_t tiles = 0;
+  int shared_bytes = 0;
+  for (int i = 0; i < batch.count; ++i) {
+    LinearItem& item = batch.items[i];
+    item.first_tile = static_cast<int32_t>(tiles);
+    const int64_t tile_rows = stream_tile_rows(item.w.cols, kM);
+    tiles += ceil_div(item.w.rows, tile_rows) * ceil_div(item.tokens, 8 * kN);
+    const int scale_bytes = item.w.scale == nullptr
+                                ? 0
+                                : 16 * kM * stream_scale_cols(item.w.cols, item.w.block_cols_log2);
+    shared_bytes =
+        std::max(shared_bytes, kStreamWarps * (warp_bytes<kM, kN>(item.w.dtype) + scale_bytes));
+  }
+  allow_shared_memory(linear_stream<kM, kN>, shared_bytes);
+  linear_stream<kM, kN><<<static_cast<unsigned>(tiles), kStreamWarps * 32,
+                          static_cast<size_t>(shared_bytes), stream>>>(batch);
+  DSV4_CUDA_CHECK_LAUNCH();
+}
+
+}  // namespace
+
+void launch_linear_split(LinearBatch& batch, cudaStream_t stream) {
+  if (batch.count == 0) return;
+  int64_t tiles = 0;
+  for (int i = 0; i < batch.count; ++i) {
+    LinearItem& item = batch.items[i];
+    item.first_tile = static_cast<int32_t>(tiles);
+    tiles += ceil_div(item.w.rows, stream_tile_rows(item.w.cols, 1)) * ceil_div(item.tokens, 8);
+  }
+  constexpr int kBytes = kStreamWarps * StreamShape<DType::kBf16, 1, 3>::kWarpBytes;
+  allow_shared_memory(linear_stream_split, kBytes);
+  linear_stream_split<<<static_cast<unsigned>(tiles), kStreamWarps * 32, kBytes, stream>>>(batch);
+  DSV4_CUDA_CHECK_LAUNCH();
+}
+
+void launch_linear_stream(LinearBatch& batch, int64_t max_tokens, cudaStream_t stream) {
+  if (batch.count == 0) return;
+  if (max_tokens <= 8) {
+    launch<1, 1>(batch, stream);
+  } else {
+    launch<2, 2>(batch, stream);
+  }
+}
+
+}  // namespace dsv4::nvidia
