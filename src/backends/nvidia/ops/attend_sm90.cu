@@ -164,6 +164,10 @@ const char* attend_sm90_why_not(const AttendArgs& args) {
       args.window.format != args.compressed.format) {
     return "window and compressed rows differ in format";
   }
+  // RowAddress: scale bytes lie less than 2^23 bytes behind their row.
+  if (std::max(args.window.rows_per_block, args.compressed.rows_per_block) > (1 << 23) / 576) {
+    return "pages of more than 14563 rows";
+  }
   if (!is_aligned_16(args)) return "rows, q or out are not 16-byte aligned";
   return "";
 }
