@@ -1,0 +1,85 @@
+// Warpgroup matrix products of sm_90 (PTX ISA manual 9.7.15): bf16 operands, f32 accumulators. One
+// instruction per function. All 128 threads of a warpgroup call together; accumulators must not be
+// touched between the first product and wgmma_wait.
+#pragma once
+#include <cstdint>
+
+namespace dsv4::nvidia::sm90 {
+
+__device__ __forceinline__ void wgmma_fence() {
+  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}
+__device__ __forceinline__ void wgmma_commit() {
+  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+/// Waits until at most kPending committed groups are under way.
+template <int kPending>
+__device__ __forceinline__ void wgmma_wait() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
+}
+
+/// Descriptor of an operand in shared memory, rows of 128 bytes with the 128-byte swizzle (16-byte
+/// unit u of row r lies at u ^ (r & 7)). Addresses and strides in bytes, multiples of 16.
+///   K-major:  stride = 1024 (8 rows to the next 8), leading unused; k + 16 is address + 32
+///   MN-major: stride = 1024 (8 k to the next 8), leading = distance of 64-column panels; k + 16 is
+///             address + 2048
+__device__ __forceinline__ uint64_t swizzled_operand(uint32_t address, uint32_t leading_bytes,
+                                                     uint32_t stride_bytes) {
+  return static_cast<uint64_t>((address & 0x3ffff) >> 4) |
+         static_cast<uint64_t>(leading_bytes >> 4) << 16 |
+         static_cast<uint64_t>(stride_bytes >> 4) << 32 | 1ull << 62;
+}
+/// Distance of `bytes` within a descriptor's address field.
+__host__ __device__ constexpr uint64_t operand_offset(uint32_t bytes) {
+  return bytes >> 4;
+}
+
+// clang-format off
+#define DSV4_ACC8(d, i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), \
+                        "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
+#define DSV4_ACC32(d, i) DSV4_ACC8(d, i), DSV4_ACC8(d, i + 8), DSV4_ACC8(d, i + 16), \
+                         DSV4_ACC8(d, i + 24)
+#define DSV4_REGS32 \
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
+  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define DSV4_REGS64 DSV4_REGS32 ", " \
+  "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
+  "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+// clang-format on
+
+/// d[64, 64] = (accumulate ? d : 0) + a[64, 16] b[64, 16]^T, both K-major in shared memory.
+__device__ __forceinline__ void wgmma_64x64_shared(float (&d)[32], uint64_t a, uint64_t b,
+                                                   bool accumulate) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" DSV4_REGS32
+      "}, %32, %33, p, 1, 1, 0, 0;\n}\n"
+      : DSV4_ACC32(d, 0)
+      : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)));
+}
+
+/// d[64, 64] += a[64, 16] b[64, 16]^T; a in registers: rows lane / 4 (+ 8: a1, a3), columns
+/// 2 (lane % 4) + {0, 1} (+ 8: a2, a3); b K-major in shared memory.
+__device__ __forceinline__ void wgmma_64x64_registers(float (&d)[32], uint32_t a0, uint32_t a1,
+                                                      uint32_t a2, uint32_t a3, uint64_t b) {
+  asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" DSV4_REGS32
+               "}, {%32, %33, %34, %35}, %36, 1, 1, 1, 0;\n"
+               : DSV4_ACC32(d, 0)
+               : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b));
+}
+
+/// d[64, 128] += a[64, 16] b[16, 128]; a K-major, b MN-major (two 64-column panels), both in
+/// shared memory.
+__device__ __forceinline__ void wgmma_64x128_shared(float (&d)[64], uint64_t a, uint64_t b) {
+  asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" DSV4_REGS64
+               "}, %64, %65, 1, 1, 1, 0, 1;\n"
+               : DSV4_ACC32(d, 0), DSV4_ACC32(d, 32)
+               : "l"(a), "l"(b));
+}
+
+#undef DSV4_ACC8
+#undef DSV4_ACC32
+#undef DSV4_REGS32
+#undef DSV4_REGS64
+
+}  // namespace dsv4::nvidia::sm90

@@ -1,0 +1,218 @@
+// Host side of sm90_attend, and the kernel that merges the chains of long lists.
+#include "backends/nvidia/ops/attend_sm90.h"
+
+#include <cuda_bf16.h>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+
+#include "backends/nvidia/ops/attend_rows.cuh"
+#include "backends/nvidia/ops/gpu_check.h"
+#include "core/checked_math.h"
+
+namespace dsv4::nvidia {
+namespace {
+
+constexpr int kTileHeads = 64;
+constexpr int kHeadDim = 512;
+constexpr int kTileThreads = 256;                                // of the two output roles
+constexpr int kThreadVectors = kTileHeads * kHeadDim / 4 / 256;  // float4 of a thread
+constexpr int64_t kChainBytes = kTileHeads * kHeadDim * 4;
+/// Most partial results at a time, 128 MiB of them; more tokens go in waves.
+constexpr int64_t kMaxChainResults = 1024;
+
+// sm90_merge_chains: the chains of one token and 64 heads, in ascending order.
+//
+// Tiling    CTA = (token, tile, eighth of the values); threads hold values as those of the two
+//           output roles of sm90_attend do: thread, vector v -> heads row and row + 8, dims
+//           128 (thread / 128) ... (8 v + 2 (thread % 4)) of a half
+// Contract  tokens with one chain are left alone
+constexpr int kMergeParts = 8;
+
+__global__ void __launch_bounds__(kTileThreads)
+    merge_chains_kernel(const __grid_constant__ AttendSm90Args args) {
+  const AttendArgs& attend = args.attend;
+  const int token = static_cast<int>(blockIdx.x) >> args.log2_tiles;
+  const int tile = static_cast<int>(blockIdx.x) - (token << args.log2_tiles);
+  const TokenBlocks blocks = token_blocks(attend, token);
+  if (blocks.num_chains == 1) return;
+  constexpr int kVectors = kThreadVectors / kMergeParts;
+  const int thread = static_cast<int>(threadIdx.x), first = static_cast<int>(blockIdx.y) * kVectors;
+  const int row = (thread >> 5 & 3) * 16 + (thread & 31) / 4;
+
+  float max[2], sum[2];
+  bool any[2] = {false, false};
+  float values[kVectors][4] = {};
+  for (int chain = 0; chain < blocks.num_chains; ++chain) {
+    if (chain > 0 && chain_blocks(attend, blocks, chain).count == 0) continue;
+    const int64_t slot = static_cast<int64_t>(blockIdx.x) * attend.max_chains + chain;
+    const float4* from =
+        args.chains.values + (slot * kThreadVectors + first) * kTileThreads + thread;
+    float by_total[2] = {1.f, 1.f}, by_chain[2] = {0.f, 0.f};
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const float2 partial = args.chains.sums[slot * kTileHeads + row + 8 * h];
+      if (partial.y == 0.f) continue;
+      if (any[h]) {
+        const MergeWeights merged = merge_chains(max[h], sum[h], partial.x, partial.y);
+        max[h] = merged.max;
+        sum[h] = merged.sum;
+        by_total[h] = merged.by_total;
+        by_chain[h] = merged.by_chain;
+      } else {
+        max[h] = partial.x;
+        sum[h] = partial.y;
+        by_total[h] = 0.f;
+        by_chain[h] = 1.f;
+        any[h] = true;
+      }
+    }
+#pragma unroll
+    for (int v = 0; v < kVectors; ++v) {
+      const float4 add = __ldcg(from + v * kTileThreads);
+      values[v][0] = merge_values(values[v][0], add.x, by_total[0], by_chain[0]);
+      values[v][1] = merge_values(values[v][1], add.y, by_total[0], by_chain[0]);
+      values[v][2] = merge_values(values[v][2], add.z, by_total[1], by_chain[1]);
+      values[v][3] = merge_values(values[v][3], add.w, by_total[1], by_chain[1]);
+    }
+  }
+
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    const int head = tile * kTileHeads + row + 8 * h;
+    if (head >= attend.num_heads) continue;
+    const float sink = attend.sink != nullptr ? __ldg(attend.sink + head) : -INFINITY;
+    const float inverse = any[h] ? inverse_denominator(max[h], sum[h], sink) : 0.f;
+    uint16_t* out = attend.out + token * attend.out_token_stride + head * attend.out_head_stride +
+                    (thread >> 7) * 256 + (thread & 3) * 2;
+#pragma unroll
+    for (int v = 0; v < kVectors; ++v) {
+      const __nv_bfloat162 pair =
+          __floats2bfloat162_rn(values[v][2 * h] * inverse, values[v][2 * h + 1] * inverse);
+      *reinterpret_cast<__nv_bfloat162*>(out + (first + v) * 8) = pair;
+    }
+    if (blockIdx.y == 0 && thread < 128 && (thread & 3) == 0 && attend.lse != nullptr) {
+      attend.lse[static_cast<int64_t>(token) * attend.num_heads + head] =
+          any[h] ? log_sum_exp(max[h], sum[h]) : -INFINITY;
+    }
+  }
+}
+
+int num_multiprocessors() {
+  static std::array<std::atomic<int>, 64> known{};
+  int device = 0, count = 0;
+  DSV4_CUDA_CHECK(cudaGetDevice(&device));
+  std::atomic<int>& cached = known[static_cast<size_t>(device) % known.size()];
+  count = cached.load(std::memory_order_relaxed);
+  if (count == 0) {
+    DSV4_CUDA_CHECK(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
+    cached.store(count, std::memory_order_relaxed);
+  }
+  return count;
+}
+
+int log2_tiles_of(int num_heads) {
+  return num_heads > kTileHeads ? 1 : 0;
+}
+
+int64_t tokens_per_wave(int64_t num_tokens, int log2_tiles, int64_t max_chains) {
+  if (max_chains == 1) return num_tokens;
+  return std::clamp<int64_t>(kMaxChainResults / (max_chains << log2_tiles), 1, num_tokens);
+}
+
+// The same call for tokens [begin, begin + count).
+AttendArgs tokens_of(const AttendArgs& args, int64_t begin, int64_t count) {
+  AttendArgs out = args;
+  out.num_tokens = static_cast<int32_t>(count);
+  out.q += begin * args.q_token_stride;
+  out.out += begin * args.out_token_stride;
+  if (out.lse != nullptr) out.lse += begin * args.num_heads;
+  if (out.token_to_seq != nullptr) out.token_to_seq += begin;
+  for (RowSource* rows : {&out.window, &out.compressed}) {
+    if (rows->kind == RowSource::kRange) rows->begin += begin;
+    if (rows->kind == RowSource::kList) rows->slots += begin * rows->slots_stride;
+    if (rows->kind != RowSource::kNone) rows->end += begin;
+  }
+  return out;
+}
+
+void launch(const AttendSm90Args& args, KvFormat format, cudaStream_t stream) {
+  const int grid = std::min(args.num_items, num_multiprocessors());
+  switch (format) {
+    case KvFormat::kFp8DsMla:
+      return launch_attend_sm90<KvFormat::kFp8DsMla>(args, grid, stream);
+    case KvFormat::kBf16:
+      return launch_attend_sm90<KvFormat::kBf16>(args, grid, stream);
+    default:
+      return launch_attend_sm90<KvFormat::kFp8>(args, grid, stream);
+  }
+}
+
+KvFormat format_of(const AttendArgs& args) {
+  return args.window.kind != RowSource::kNone ? args.window.format : args.compressed.format;
+}
+
+}  // namespace
+
+const char* attend_sm90_why_not(const AttendArgs& args) {
+  if (args.head_dim != kHeadDim) return "head_dim is not 512";
+  if (args.num_heads > 2 * kTileHeads) return "more than 128 heads";
+  if (!args.round_p) return "P must stay f32";
+  if (args.rows_per_block != 64) return "blocks are not of 64 rows";
+  if (args.window.kind != RowSource::kNone && args.compressed.kind != RowSource::kNone &&
+      args.window.format != args.compressed.format) {
+    return "window and compressed rows differ in format";
+  }
+  // RowAddress: scale bytes lie less than 2^23 bytes behind their row.
+  if (std::max(args.window.rows_per_block, args.compressed.rows_per_block) > (1 << 23) / 576) {
+    return "pages of more than 14563 rows";
+  }
+  if (!is_aligned_16(args)) return "rows, q or out are not 16-byte aligned";
+  return "";
+}
+
+void attend_sm90(const AttendParams& params, const OpContext& context) {
+  const AttendArgs all = attend_args(params);
+  if (*attend_sm90_why_not(all) != '\0') return attend_sm80(params, context);
+  const int log2_tiles = log2_tiles_of(all.num_heads);
+  const int64_t wave = tokens_per_wave(all.num_tokens, log2_tiles, all.max_chains);
+  Arena::Scope scope(*context.scratch);
+  AttendSm90Args args;
+  args.log2_tiles = log2_tiles;
+  if (all.max_chains > 1) {
+    const int64_t results = (wave << log2_tiles) * all.max_chains;
+    args.chains.values = context.scratch->take_array<float4>(results * kChainBytes / 16);
+    args.chains.sums = context.scratch->take_array<float2>(results * kTileHeads);
+  }
+  if (context.scratch->measuring() || all.num_tokens == 0) return;
+
+  args.window_rows = FastDivisor(all.window.rows_per_block);
+  args.window_columns = FastDivisor(all.window.columns);
+  args.compressed_rows = FastDivisor(all.compressed.rows_per_block);
+  args.compressed_columns = FastDivisor(all.compressed.columns);
+  const cudaStream_t stream = stream_of(context.stream);
+  for (int64_t begin = 0; begin < all.num_tokens; begin += wave) {
+    const int64_t count = std::min(wave, all.num_tokens - begin);
+    args.attend = tokens_of(all, begin, count);
+    args.num_items = static_cast<int32_t>((count << log2_tiles) * all.max_chains);
+    launch(args, format_of(all), stream);
+    if (all.max_chains > 1) {
+      const dim3 grid(static_cast<unsigned>(count << log2_tiles), kMergeParts);
+      merge_chains_kernel<<<grid, kTileThreads, 0, stream>>>(args);
+      DSV4_CUDA_CHECK_LAUNCH();
+    }
+  }
+}
+
+int64_t attend_sm90_scratch_bytes(const ScratchLimits& limits) {
+  const int64_t max_chains = ceil_div(limits.max_entries, int64_t{ReductionGrid{}.rows_per_block} *
+                                                              ReductionGrid{}.blocks_per_chain);
+  if (max_chains <= 1 || limits.max_tokens == 0) return 0;
+  const int log2_tiles = log2_tiles_of(limits.num_heads);
+  const int64_t results =
+      (tokens_per_wave(limits.max_tokens, log2_tiles, max_chains) << log2_tiles) * max_chains;
+  return results * (kChainBytes + kTileHeads * 8) + 2 * Arena::kAlignment;
+}
+
+}  // namespace dsv4::nvidia

@@ -1,0 +1,374 @@
+// sm90_attend: one token x 64 heads against a chain of row blocks.
+//
+// Problem   attend.h; rows of 512 dims, blocks of 64 rows
+// Tiling    item = (token, 64 heads, chain), dealt out to persistent CTAs, first chains first. Four
+//           warpgroups:
+//             0     S = Q K^T [64 x 64] over 512 dims, softmax, P (bf16) to shared memory
+//             1, 2  O[64 x 256] += P V, epilogue
+//             3     gathers rows and writes them as bf16 into a stage: 64 rows x 512, K as it lies
+//                   and V through the transposing descriptor (attend_sm90_loader.cuh)
+//           Two stages. Half of the query is read from shared memory, half lives in registers.
+// Budget    a block and 64 heads: 2 x 1024 clocks of wgmma; shared memory 336 KB = 2690 clocks;
+//           584 B x 64 rows = 37 KB. Limits and measurements: docs/kernels/attend_nvidia.md
+// Launch    min(items, SMs) CTAs of 512 threads, smem = sizeof(SharedStorage), 1 CTA/SM
+// Contract  q, out, rows 16-byte aligned; rows that are masked (-1, outside the range) are never
+//           read and contribute exactly nothing: their tile rows are zeros, their P is 0; a token
+//           without rows gets 0 and lse -inf; bits depend on the token's own rows only
+// Numerics  q.k and p.v accumulate in f32, p rounded to bf16, sums of unrounded p. The reference
+//           maximum follows the true one only when that has grown by more than 2^8: O is then
+//           rarely rescaled, and p <= 2^8 is as exact in bf16 as p <= 1
+#pragma once
+#include <cuda_fp16.h>
+
+#include "backends/nvidia/arch/sm90/wgmma.h"
+#include "backends/nvidia/ops/attend_rows.cuh"
+#include "backends/nvidia/ops/attend_sm90_loader.cuh"
+#include "backends/nvidia/ops/gpu_check.h"
+
+namespace dsv4::nvidia::sm90_attend {
+
+constexpr float kNoMaximum = -1e30f;  // finite: differences of it are numbers
+
+__device__ __forceinline__ BlockHeader read_header(const BlockHeader& header) {
+  const uint4 words = load_shared_4(shared_address(&header));
+  return {static_cast<int>(words.x), static_cast<int>(words.y), static_cast<int>(words.z), words.w};
+}
+
+/// Index of an item's partial results.
+__device__ __forceinline__ int64_t chain_slot(const AttendSm90Args& args,
+                                              const BlockHeader& header) {
+  return ((static_cast<int64_t>(header.token) << args.log2_tiles) + header.tile) *
+             args.attend.max_chains +
+         header.chain;
+}
+
+/// The query of an item. Panels 0-3 (dims 0-255) go to shared memory, asynchronously; dims 256-511
+/// to registers, as A fragments of 16 products.
+template <typename Traits>
+struct Query {
+  uint32_t fragments[64];
+
+  __device__ __forceinline__ void load(const AttendSm90Args& args, SharedStorage<Traits>& shared,
+                                       const BlockHeader& header, int thread) {
+    const int lane = thread & 31, warp = thread >> 5;
+    const int last_head = args.attend.num_heads - header.tile * 64 - 1;
+    const uint16_t* q = args.attend.q + header.token * args.attend.q_token_stride +
+                        header.tile * 64 * args.attend.q_head_stride;
+    // Heads past the last one are copies of it; nobody stores what becomes of them.
+    const auto row_of = [&](int head) {
+      return q + min(head, last_head) * args.attend.q_head_stride;
+    };
+    const int head = warp * 16 + (lane >> 2);
+    const uint16_t* low = row_of(head) + 256 + (lane & 3) * 2;
+    const uint16_t* high = row_of(head + 8) + 256 + (lane & 3) * 2;
+#pragma unroll
+    for (int k = 0; k < 16; ++k) {
+      fragments[4 * k] = load_global_constant(low + k * 16);
+      fragments[4 * k + 1] = load_global_constant(high + k * 16);
+      fragments[4 * k + 2] = load_global_constant(low + k * 16 + 8);
+      fragments[4 * k + 3] = load_global_constant(high + k * 16 + 8);
+    }
+    // A warp copies 512 bytes of a head at a time; 16-byte unit `lane`.
+    const uint32_t panel = shared_address(shared.query[lane >> 3]);
+#pragma unroll 4
+    for (int i = 0; i < 16; ++i) {
+      const int r = i * 4 + warp;
+      copy_async_16(panel + r * 128 + (((lane & 7) ^ (r & 7)) << 4), row_of(r) + lane * 8, true);
+    }
+    copy_async_commit();
+  }
+};
+
+template <typename Traits>
+__device__ __forceinline__ void score_role(const AttendSm90Args& args,
+                                           SharedStorage<Traits>& shared, int thread) {
+  const int lane = thread & 31, warp = thread >> 5, quad = lane & 3;
+  const int row = warp * 16 + (lane >> 2);  // this thread's heads: row, row + 8
+  barrier_sync(kStartBarrier, Traits::kThreads);
+  if (shared.headers[0].token < 0) return;
+  Query<Traits> query;
+  query.load(args, shared, read_header(shared.headers[0]), thread);
+  const uint64_t query_operand = swizzled_operand(shared_address(shared.query), 16, 1024);
+
+  for (int block = 0; shared.headers[block % Traits::kHeaderSlots].token >= 0;) {
+    copy_async_wait<0>();
+    fence_proxy_async();
+    barrier_sync(kScoreBarrier, 128);
+    float max[2] = {kNoMaximum, kNoMaximum}, sum[2] = {0.f, 0.f};
+    for (bool last = false; !last; ++block) {
+      const int stage = block & 1;
+      barrier_sync(kRowsFullBarrier + stage, 256);
+
+      // S = Q K^T
+      float s[32];
+      const uint64_t rows = swizzled_operand(shared_address(shared.rows[stage]), 16, 1024);
+      wgmma_fence();
+#pragma unroll
+      for (int k = 0; k < 32; ++k) {
+        const uint64_t at = operand_offset((k >> 2) * Traits::kPanelBytes + (k & 3) * 32);
+        if (k < 16) {
+          wgmma_64x64_shared(s, query_operand + at, rows + at, k != 0);
+        } else {
+          const uint32_t* a = query.fragments + (k - 16) * 4;
+          wgmma_64x64_registers(s, a[0], a[1], a[2], a[3], rows + at);
+        }
+      }
+      wgmma_commit();
+      last = (shared.headers[block % Traits::kHeaderSlots].flags & kLastBlock) != 0;
+      wgmma_wait<0>();
+
+      if (last) {  // all warps are done with the query: the next one can come
+        const BlockHeader next = read_header(shared.headers[(block + 1) % Traits::kHeaderSlots]);
+        barrier_sync(kScoreBarrier, 128);
+        if (next.token >= 0) query.load(args, shared, next, thread);
+      }
+
+      // Mask, maximum
+      const uint32_t mask_address = shared_address(shared.mask[stage]);
+      const uint4 mask0 = load_shared_4(mask_address), mask1 = load_shared_4(mask_address + 16);
+      const uint32_t mask[8] = {mask0.x, mask0.y, mask0.z, mask0.w,
+                                mask1.x, mask1.y, mask1.z, mask1.w};
+      if ((mask0.x & mask0.y & mask0.z & mask0.w & mask1.x & mask1.y & mask1.z & mask1.w) != ~0u) {
+#pragma unroll
+        for (int g = 0; g < 8; ++g) {
+#pragma unroll
+          for (int e = 0; e < 2; ++e) {
+            if ((mask[g] >> (8 * quad + 4 * e) & 1) == 0) {
+              s[4 * g + e] = s[4 * g + 2 + e] = -INFINITY;
+            }
+          }
+        }
+      }
+      float alpha[2] = {1.f, 1.f};
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        float largest = s[2 * h];
+#pragma unroll
+        for (int g = 0; g < 8; ++g) {
+          largest = fmaxf(largest, fmaxf(s[4 * g + 2 * h], s[4 * g + 2 * h + 1]));
+        }
+        largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, 1));
+        largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, 2)) * args.attend.scale_log2;
+        if (largest > max[h] + 8.f) {
+          alpha[h] = exp2_approx(max[h] - largest);
+          max[h] = largest;
+          sum[h] *= alpha[h];
+        }
+      }
+
+      // P = 2^(scale s - max)
+      uint32_t p[16];
+#pragma unroll
+      for (int g = 0; g < 8; ++g) {
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+          const float p0 = exp2_approx(fmaf(s[4 * g + 2 * h], args.attend.scale_log2, -max[h]));
+          const float p1 = exp2_approx(fmaf(s[4 * g + 2 * h + 1], args.attend.scale_log2, -max[h]));
+          sum[h] += p0 + p1;
+          p[2 * g + h] = pack_bf16(p0, p1);
+        }
+      }
+      if (block > 0) barrier_sync(kPEmptyBarrier, 384);
+      const uint32_t p_row =
+          shared_address(shared.p) + (warp * 16 + ((lane >> 3) & 1) * 8 + (lane & 7)) * 128;
+#pragma unroll
+      for (int g = 0; g < 8; g += 2) {
+        store_matrix_4(p_row + (((g + (lane >> 4)) ^ (lane & 7)) << 4), p[2 * g], p[2 * g + 1],
+                       p[2 * g + 2], p[2 * g + 3]);
+      }
+      if (quad == 0) {
+        shared.alpha[row] = alpha[0];
+        shared.alpha[row + 8] = alpha[1];
+      }
+      if (last) {
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+          sum[h] += __shfl_xor_sync(~0u, sum[h], 1);
+          sum[h] += __shfl_xor_sync(~0u, sum[h], 2);
+          if (quad == 0) shared.sums[row + 8 * h] = make_float2(max[h], sum[h]);
+        }
+      }
+      fence_proxy_async();
+      barrier_arrive(kPFullBarrier, 384);
+    }
+  }
+}
+
+/// Writes 64 heads x 256 dims (two rows a thread) as bf16: the words of a quad are transposed, so
+/// that a thread stores 16 bytes.
+template <typename Value>
+__device__ __forceinline__ void store_output(const AttendSm90Args& args, const BlockHeader& item,
+                                             int half, int row, int quad, const float (&inverse)[2],
+                                             const Value& value) {
+  const int head = item.tile * 64 + row;
+  uint16_t* out = args.attend.out + item.token * args.attend.out_token_stride +
+                  head * args.attend.out_head_stride + half * 256 + quad * 8;
+  const bool odd = (quad & 1) != 0, upper = (quad & 2) != 0;
+#pragma unroll
+  for (int g = 0; g < 8; ++g) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      uint32_t x[4];
+#pragma unroll
+      for (int c = 0; c < 4; ++c) {
+        const int i = (4 * g + c) * 4 + 2 * h;
+        x[c] = pack_bf16(value(i) * inverse[h], value(i + 1) * inverse[h]);
+      }
+      const uint32_t t0 = __shfl_xor_sync(~0u, odd ? x[0] : x[1], 1);
+      const uint32_t t1 = __shfl_xor_sync(~0u, odd ? x[2] : x[3], 1);
+      (odd ? x[0] : x[1]) = t0;
+      (odd ? x[2] : x[3]) = t1;
+      const uint32_t t2 = __shfl_xor_sync(~0u, upper ? x[0] : x[2], 2);
+      const uint32_t t3 = __shfl_xor_sync(~0u, upper ? x[1] : x[3], 2);
+      (upper ? x[0] : x[2]) = t2;
+      (upper ? x[1] : x[3]) = t3;
+      if (head + 8 * h < args.attend.num_heads) {
+        *reinterpret_cast<uint4*>(out + h * 8 * args.attend.out_head_stride + g * 32) =
+            make_uint4(x[0], x[1], x[2], x[3]);
+      }
+    }
+  }
+}
+
+/// Log-sum-exp of a token, or maximum and sum of one of its chains, for heads row and row + 8.
+__device__ __forceinline__ void store_sums(const AttendSm90Args& args, const BlockHeader& item,
+                                           int row, const float2 (&sums)[2]) {
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    const int head = item.tile * 64 + row + 8 * h;
+    const bool any = sums[h].y > 0.f;
+    if ((item.flags & kOnlyChain) == 0) {
+      args.chains.sums[chain_slot(args, item) * 64 + row + 8 * h] =
+          make_float2(any ? sums[h].x : -INFINITY, sums[h].y);
+    } else if (args.attend.lse != nullptr && head < args.attend.num_heads) {
+      args.attend.lse[static_cast<int64_t>(item.token) * args.attend.num_heads + head] =
+          any ? log_sum_exp(sums[h].x, sums[h].y) : -INFINITY;
+    }
+  }
+}
+
+template <typename Traits>
+__device__ __forceinline__ void output_role(const AttendSm90Args& args,
+                                            SharedStorage<Traits>& shared, int half) {
+  // The first half finds the rows: addresses of 4 blocks ahead of this role's, places of 5.
+  const BlockWalk<Traits> walk{args, shared};
+  if (half == 0) {
+    walk.start();
+#pragma unroll 1
+    for (int i = 0; i < 5; ++i) walk.fetch();
+#pragma unroll 1
+    for (int i = 0; i < 4; ++i) walk.resolve(i);
+  }
+  barrier_sync(kStartBarrier, Traits::kThreads);
+  const uint64_t p_operand = swizzled_operand(shared_address(shared.p), 16, 1024);
+
+  for (int block = 0; shared.headers[block % Traits::kHeaderSlots].token >= 0;) {
+    float o0[64], o1[64];  // dims 0-127 and 128-255 of the half
+    const auto o = [&](int i) -> float& { return i < 64 ? o0[i & 63] : o1[i & 63]; };
+    // Zeroed here: accumulators that only products write stay alive for ptxas during the epilogue.
+#pragma unroll
+    for (int i = 0; i < 64; ++i) o0[i] = o1[i] = 0.f;
+    float2 sums[2];
+    for (bool last = false; !last; ++block) {
+      const int stage = block & 1;
+      if (half == 0) {
+        walk.resolve((block + 4) % Traits::kAddressSlots);
+        walk.fetch();
+      }
+      barrier_sync(kPFullBarrier, 384);
+      const uint32_t flags = shared.headers[block % Traits::kHeaderSlots].flags;
+      last = (flags & kLastBlock) != 0;
+      const int row = thread_of_role() / 32 * 16 + thread_of_role() % 32 / 4;
+      const float a0 = shared.alpha[row], a1 = shared.alpha[row + 8];
+      if ((flags & kFirstBlock) == 0 && __any_sync(~0u, a0 != 1.f || a1 != 1.f)) {
+#pragma unroll
+        for (int i = 0; i < 128; i += 4) {
+          o(i) *= a0;
+          o(i + 1) *= a0;
+          o(i + 2) *= a1;
+          o(i + 3) *= a1;
+        }
+      }
+      const uint64_t rows =
+          swizzled_operand(shared_address(shared.rows[stage][half * 4]), Traits::kPanelBytes, 1024);
+      wgmma_fence();
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        const uint64_t p_at = p_operand + operand_offset(k * 32);
+        const uint64_t rows_at = rows + operand_offset(k * 2048);
+        wgmma_64x128_shared(o0, p_at, rows_at);
+        wgmma_64x128_shared(o1, p_at, rows_at + operand_offset(2 * Traits::kPanelBytes));
+      }
+      wgmma_commit();
+      wgmma_wait<0>();
+      barrier_arrive(kRowsEmptyBarrier + stage, 384);
+      if (last) {
+        sums[0] = shared.sums[row];
+        sums[1] = shared.sums[row + 8];
+      }
+      barrier_arrive(kPEmptyBarrier, 384);
+    }
+
+    const int thread = thread_of_role(), quad = thread & 3;
+    const int row = thread / 32 * 16 + thread % 32 / 4;
+    const BlockHeader done = read_header(shared.headers[(block - 1) % Traits::kHeaderSlots]);
+    if (half == 0 && quad == 0) store_sums(args, done, row, sums);
+    if ((done.flags & kOnlyChain) != 0) {
+      float inverse[2];
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const int head = done.tile * 64 + row + 8 * h;
+        const bool has_sink = args.attend.sink != nullptr && head < args.attend.num_heads;
+        const float sink = has_sink ? __ldg(args.attend.sink + head) : -INFINITY;
+        inverse[h] = sums[h].y > 0.f ? inverse_denominator(sums[h].x, sums[h].y, sink) : 0.f;
+      }
+      store_output(args, done, half, row, quad, inverse, o);
+    } else {
+      float4* values =
+          args.chains.values + chain_slot(args, done) * (32 * 256) + half * 128 + thread;
+#pragma unroll
+      for (int k = 0; k < 32; ++k) {
+        __stcg(values + k * 256, make_float4(o(4 * k), o(4 * k + 1), o(4 * k + 2), o(4 * k + 3)));
+      }
+    }
+  }
+}
+
+template <typename Traits>
+__global__ void __launch_bounds__(Traits::kThreads, 1)
+    attend_kernel(const __grid_constant__ AttendSm90Args args) {
+  extern __shared__ __align__(1024) uint8_t storage[];
+  auto& shared = *reinterpret_cast<SharedStorage<Traits>*>(storage);
+  const int role = __shfl_sync(~0u, threadIdx.x >> 7, 0);
+  if (role == 0) {
+    decrease_registers<Traits::kScoreRegisters>();
+    score_role(args, shared, thread_of_role());
+  } else if (role == 3) {
+    decrease_registers<Traits::kLoaderRegisters>();
+    if constexpr (Traits::kConverts) {
+      load_and_convert(args, shared, thread_of_role() >> 5, thread_of_role() & 31);
+    } else {
+      load_bf16(args, shared, thread_of_role() >> 5, thread_of_role() & 31);
+    }
+  } else {
+    increase_registers<Traits::kOutputRegisters>();
+    output_role(args, shared, role - 1);
+  }
+}
+
+}  // namespace dsv4::nvidia::sm90_attend
+
+namespace dsv4::nvidia {
+
+template <KvFormat kFormat>
+void launch_attend_sm90(const AttendSm90Args& args, int grid, cudaStream_t stream) {
+  using Traits = sm90_attend::Traits<kFormat>;
+  constexpr int kBytes = sizeof(sm90_attend::SharedStorage<Traits>);
+  const auto kernel = sm90_attend::attend_kernel<Traits>;
+  DSV4_CUDA_CHECK(
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
+  kernel<<<grid, Traits::kThreads, kBytes, stream>>>(args);
+  DSV4_CUDA_CHECK_LAUNCH();
+}
+
+}  // namespace dsv4::nvidia

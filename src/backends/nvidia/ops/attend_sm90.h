@@ -1,0 +1,57 @@
+// The Hopper candidate of attend: what its kernels are launched with, and its host side.
+#pragma once
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "backends/nvidia/ops/attend.h"
+
+namespace dsv4::nvidia {
+
+/// n / divisor by a product, for 0 <= n < 2^31.
+struct FastDivisor {
+  uint32_t multiplier = 1u << 31;
+  int32_t shift = 31;
+  int32_t divisor = 1;
+
+  FastDivisor() = default;
+  explicit FastDivisor(int32_t d) : divisor(d) {
+    while ((int64_t{1} << (shift - 31)) < d) ++shift;
+    const auto wide = static_cast<uint64_t>(d);
+    multiplier = static_cast<uint32_t>(((uint64_t{1} << shift) + wide - 1) / wide);
+  }
+#ifdef __CUDACC__
+  __device__ __forceinline__ int32_t divide(int32_t n) const {
+    return static_cast<int32_t>(static_cast<uint64_t>(static_cast<uint32_t>(n)) * multiplier >>
+                                shift);
+  }
+#endif
+};
+
+/// Partial results of chains, [token, tile, chain]: values as the kernel's threads hold them,
+/// 64 x 512 floats, and the maximum (base 2, -inf without rows) and sum of 64 heads.
+struct ChainResults {
+  float4* values = nullptr;
+  float2* sums = nullptr;
+};
+
+struct AttendSm90Args {
+  AttendArgs attend;
+  FastDivisor window_rows, window_columns, compressed_rows, compressed_columns;
+  int32_t log2_tiles = 0;  ///< tiles of 64 heads: 1 or 2
+  int32_t num_items = 0;   ///< max_chains x tokens x tiles
+  ChainResults chains;     ///< only where max_chains > 1
+};
+
+/// Empty where the kernel takes the call, else why not. Looks at shapes, formats and strides alone.
+const char* attend_sm90_why_not(const AttendArgs& args);
+/// One 64 x 512 accumulator per token and 64 heads: warp-speciali wgmma kernel for sm_90a.
+/// What it does not take goes to attend_sm80.
+void attend_sm90(const AttendParams& params, const OpContext& context);
+int64_t attend_sm90_scratch_bytes(const ScratchLimits& limits);
+
+/// Launches the kernel for one row format; `grid` CTAs.
+template <KvFormat kFormat>
+void launch_attend_sm90(const AttendSm90Args& args, int grid, cudaStream_t stream);
+
+}  // namespace dsv4::nvidia

@@ -1,0 +1,458 @@
+// The loader role of sm90_attend: walks this CTA's items block by block, gathers their rows and
+// writes them as bf16 into the tile of a stage. Four warps; each owns 8 rows of either half of a
+// block and walks on its own, so that nothing is handed over inside the role.
+#pragma once
+#include "backends/nvidia/arch/sm90/memory.h"
+#include "backends/nvidia/arch/sm90/sync.h"
+#include "backends/nvidia/ops/attend_sm90.h"
+#include "backends/nvidia/ops/attend_sm90_traits.h"
+
+namespace dsv4::nvidia::sm90_attend {
+
+using namespace sm90;  // NOLINT: kernel code, not included by others
+
+/// Number of the thread within its role; read anew wherever it is used, because registers are
+/// short.
+__device__ __forceinline__ int thread_of_role() {
+  int thread;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+  return thread & 127;
+}
+
+/// Where a row lies, in 8 bytes of shared memory; 0: masked. Its address is a multiple of 16 below
+/// 2^48; its scale bytes are a multiple of 8 and less than 2^23 behind it.
+struct RowAddress {
+  uint64_t bits;
+
+  __device__ __forceinline__ static RowAddress of(const std::byte* values, int to_scales) {
+    return {reinterpret_cast<uint64_t>(values) << 16 | static_cast<uint32_t>(to_scales) >> 3};
+  }
+  __device__ __forceinline__ bool valid() const { return bits != 0; }
+  __device__ __forceinline__ const std::byte* values() const {
+    return reinterpret_cast<const std::byte*>(bits >> 20 << 4);
+  }
+  __device__ __forceinline__ int to_scales() const {
+    return static_cast<int>(static_cast<uint32_t>(bits) << 12 >> 9);
+  }
+};
+
+/// The blocks of this CTA's items in order. Runs in warps of an output role, which have time but no
+/// registers: everything is kept in shared memory between calls. Warp w finds the rows of loader
+/// warp w: `fetch` reads where the 16 rows of the next block lie, the `resolve` after it turns that
+/// into addresses. Items lie chain by chain, so that chains that most tokens lack come last; lanes
+/// look at 32 items at once and pass over those without rows.
+template <typename Traits>
+struct BlockWalk {
+  const AttendSm90Args& args;
+  SharedStorage<Traits>& shared;
+
+  __device__ __forceinline__ void start() const {
+    const int warp = thread_of_role() >> 5, lane = thread_of_role() & 31;
+    if (lane == 0) {
+      shared.walk[warp] = {};
+      shared.walk[warp].next_items = static_cast<int>(blockIdx.x);
+    }
+    __syncwarp();
+    look_ahead(shared.walk[warp]);
+  }
+
+  /// Places of the next block. Past the end: a header with token -1, rows that are all masked.
+  __device__ __forceinline__ void fetch() const {
+    const int warp = thread_of_role() >> 5, lane = thread_of_role() & 31;
+    WalkState& state = shared.walk[warp];
+    uint32_t flags = state.inside ? 0 : kFirstBlock;
+    if (!state.inside) start_item(state);
+    const int first = state.first, token = state.token, info = state.info;
+    const bool compressed = state.compressed;
+    const int row = first + (lane >> 3 & 1) * 32 + warp * 8 + (lane & 7);
+    const RowSource& rows = compressed ? args.attend.compressed : args.attend.window;
+    int offset = kNoRow;
+    const int32_t* from = state.places;
+    if (row >= state.begin && row < state.end) {
+      if (rows.kind == RowSource::kRange) {
+        const FastDivisor& by_rows = compressed ? args.compressed_rows : args.window_rows;
+        const FastDivisor& by_columns = compressed ? args.compressed_columns : args.window_columns;
+        const int block = by_rows.divide(row);
+        offset = row - block * by_rows.divisor;
+        from += block - by_columns.divide(block) * by_columns.divisor;
+      } else {
+        offset = kListRow;
+        from += row;
+      }
+      if (compressed) offset |= kCompressedRow;
+    }
+    const bool ends = first + 64 >= state.end;
+    const bool more = !ends || (!compressed && state.entry_end > 0);
+    if (!more) flags |= kLastBlock;
+    __syncwarp();
+    if (lane < 16) {
+      const int slot = state.blocks % Traits::kAddressSlots;
+      const uint32_t place = shared_address(&shared.addresses[warp][slot][lane]);
+      copy_async_4(place, from, offset >= 0);
+      store_shared(place + 4, static_cast<uint32_t>(offset));
+    }
+    if (lane == 0) {
+      if (warp == 0) {
+        store_shared_4(shared_address(&shared.headers[state.blocks % Traits::kHeaderSlots]),
+                       static_cast<uint32_t>(token), info & 0xff, info >> 8 & 0xffff,
+                       flags | info >> 24);
+      }
+      state.blocks += 1;
+      state.inside = more;
+      state.first = first + 64;
+      if (ends && more) start_source(state, true, state.entry_begin, state.entry_end);
+    }
+    copy_async_commit();
+    __syncwarp();
+  }
+
+  /// Addresses of a block whose places have been fetched, in their slot.
+  __device__ __forceinline__ void resolve(int slot) const {
+    const int warp = thread_of_role() >> 5, lane = thread_of_role() & 31;
+    copy_async_wait<0>();
+    if (lane < 16) {
+      const uint32_t at = shared_address(&shared.addresses[warp][slot][lane]);
+      const uint2 place = load_shared_2(at);
+      const auto tagged = static_cast<int>(place.y);
+      const bool compressed = (tagged & kCompressedRow) != 0;
+      const RowSource& rows = compressed ? args.attend.compressed : args.attend.window;
+      int block = static_cast<int>(place.x), offset = tagged & kListRow;
+      const bool masked = tagged < 0 || block < 0;
+      if (offset == kListRow) {
+        const FastDivisor& by_rows = compressed ? args.compressed_rows : args.window_rows;
+        block = by_rows.divide(static_cast<int>(place.x));
+        offset = static_cast<int>(place.x) - block * by_rows.divisor;
+      }
+      const std::byte* page = rows.base + block * rows.block_stride_bytes;
+      const int to_scales =
+          rows.rows_per_block * Traits::kRowBytes - offset * (Traits::kRowBytes - 8);
+      uint64_t bits = RowAddress::of(page + static_cast<uint32_t>(offset * Traits::kRowBytes),
+                                     Traits::kHasScales ? to_scales : 0)
+                          .bits;
+      if (masked) bits = 0;
+      store_shared_2(at, static_cast<uint32_t>(bits), static_cast<uint32_t>(bits >> 32));
+    }
+  }
+
+ private:
+  // tagged: row within its page, or kListRow; kCompressedRow tells the source; kNoRow: masked
+  static constexpr int kNoRow = -1;
+  static constexpr int kCompressedRow = 1 << 30;
+  static constexpr int kListRow = kCompressedRow - 1;
+
+  // By lane 0.
+  __device__ __forceinline__ void start_source(WalkState& state, bool compressed, int begin,
+                                               int end) const {
+    const RowSource& rows = compressed ? args.attend.compressed : args.attend.window;
+    state.compressed = compressed;
+    state.begin = begin;
+    state.end = end;
+    state.first = begin & ~63;
+    state.places = rows.kind == RowSource::kList ? rows.slots + state.token * rows.slots_stride
+                                                 : rows.table + state.seq * rows.table_stride;
+  }
+
+  __device__ __forceinline__ void start_item(WalkState& state) const {
+    copy_async_wait<0>();
+    __syncwarp();
+    const int lane = thread_of_role() & 31;
+    if (lane == 0) {
+      const ComingItem coming = state.coming;
+      const bool exists = coming.item >= 0;
+      const int chain = exists ? chain_of(coming.item) : 0;
+      const int rest = coming.item - chain * (args.attend.num_tokens << args.log2_tiles);
+      const int token = exists ? rest >> args.log2_tiles : -1;
+      int window_begin = coming.window_begin, window_end = coming.window_end;
+      if (!exists || chain > 0 || window_begin >= window_end) window_begin = window_end = 0;
+      int begin = coming.entry_begin, end = coming.entry_end;
+      const bool only = clip_to_chain(chain, begin, end);
+      if (!exists) begin = end = 0;
+      state.token = token;
+      state.seq = coming.seq;
+      state.entry_begin = begin;
+      state.entry_end = end;
+      state.info = (rest - (token << args.log2_tiles)) | chain << 8 |
+                   (only ? static_cast<int>(kOnlyChain) << 24 : 0);
+      const bool compressed = window_begin >= window_end;
+      start_source(state, compressed, compressed ? begin : window_begin,
+                   compressed ? end : window_end);
+    }
+    __syncwarp();
+    look_ahead(state);
+  }
+
+  // Chooses the item after the current one and asks for its numbers.
+  __device__ __forceinline__ void look_ahead(WalkState& state) const {
+    const int lane = thread_of_role() & 31;
+    uint32_t pending = state.pending;
+    int next_items = state.next_items;
+    __syncwarp();
+    while (pending == 0 && next_items < args.num_items) {
+      pending = __ballot_sync(~0u, has_work(next_items + lane * static_cast<int>(gridDim.x)));
+      next_items += 32 * static_cast<int>(gridDim.x);
+    }
+    const int item =
+        pending == 0 ? -1 : next_items + (__ffs(pending) - 33) * static_cast<int>(gridDim.x);
+    if (lane == 0) {
+      state.next_items = next_items;
+      state.pending = pending & (pending - 1);
+      state.coming.item = item;
+    }
+    if (lane < 5) {
+      const AttendArgs& attend = args.attend;
+      const int32_t* from = attend.token_to_seq;
+      if (lane == 1) from = attend.window.begin;
+      if (lane == 2) from = attend.window.end;
+      if (lane == 3) from = attend.compressed.begin;
+      if (lane == 4) from = attend.compressed.end;
+      const bool valid = item >= 0 && from != nullptr;  // null: lists begin at 0, no rows end there
+      int token = 0;
+      if (valid) {
+        token = (item - chain_of(item) * (attend.num_tokens << args.log2_tiles)) >> args.log2_tiles;
+      }
+      copy_async_4(shared_address(&state.coming.seq) + 4 * lane, from + token, valid);
+    }
+    copy_async_commit();
+  }
+
+  __device__ __forceinline__ bool has_work(int item) const {
+    if (item >= args.num_items) return false;
+    const int chain = chain_of(item);
+    if (chain == 0) return true;
+    const int token =
+        (item - chain * (args.attend.num_tokens << args.log2_tiles)) >> args.log2_tiles;
+    const RowSource& rows = args.attend.compressed;
+    int begin = rows.begin != nullptr ? __ldg(rows.begin + token) : 0;
+    int end = __ldg(rows.end + token);
+    clip_to_chain(chain, begin, end);
+    return begin < end;
+  }
+  __device__ __forceinline__ int chain_of(int item) const {
+    return args.attend.max_chains == 1 ? 0 : item / (args.attend.num_tokens << args.log2_tiles);
+  }
+  // Of a token's entries those of a chain; true where that is its only one.
+  __device__ __forceinline__ bool clip_to_chain(int chain, int& begin, int& end) const {
+    const int chain_rows = args.attend.blocks_per_chain * 64;
+    const bool only = begin >= end || end <= chain_rows;
+    begin = max(begin, chain * chain_rows);
+    end = min(end, (chain + 1) * chain_rows);
+    if (begin >= end) begin = end = 0;
+    return only;
+  }
+};
+
+// ---- E4M3 to bf16
+
+/// 2^(120 + e) in both halves: undoes the bias that the codes have as bf16 bits and scales, in one
+/// product. Exact for scale bytes up to kLargestFastScale; beyond, see convert_exactly.
+constexpr uint32_t kLargestFastScale = 134;
+__device__ __forceinline__ uint32_t scale_operand(uint32_t byte) {
+  return min(byte + 120u, 254u) * 0x00800080u;
+}
+/// Bits 7, 15, 23, 31 of the result: whether those bytes exceed kLargestFastScale.
+__device__ __forceinline__ uint32_t slow_scales(uint32_t bytes) {
+  return bytes & ((bytes & 0x7f7f7f7fu) + 0x01010101u * (127 - (kLargestFastScale - 128)));
+}
+/// Likewise: whether those E4M3 codes are NaN.
+__device__ __forceinline__ uint32_t nan_codes(uint32_t codes) {
+  return (codes & 0x7f7f7f7fu) + 0x01010101u;
+}
+/// Four codes as two pairs of bf16. Sign-extended to 16 bits and moved up by 4, a code has its sign
+/// in bit 15 and the rest in bits 4-10, where it reads as the value times 2^-120.
+__device__ __forceinline__ void convert_4(uint32_t codes, uint32_t scale, uint32_t& low,
+                                          uint32_t& high) {
+  constexpr uint32_t kBits = 0x87f087f0u;
+  low = multiply_bf16x2(permute_bytes<0x9180>(codes) << 4 & kBits, scale);
+  high = multiply_bf16x2(permute_bytes<0xb3a2>(codes) << 4 & kBits, scale);
+}
+
+/// A thread's share of a pass: 16-byte chunk `chunk` of every 64 of row `row`.
+template <typename Traits>
+struct PassAddresses {
+  uint32_t raw;           // of the row in its slot, at this chunk
+  uint32_t scales;        // 8 bytes
+  uint32_t unit0, unit1;  // where values 0-7 and 8-15 of panel 0 go
+};
+
+/// NaN codes and scales of 2^8 and more, one word at a time through f32 and rounded once. Rare: the
+/// fast path has written the tile before, this overwrites it.
+template <typename Traits>
+__device__ __forceinline__ void convert_exactly(const PassAddresses<Traits>& at) {
+#pragma unroll 1
+  for (int i = 0; i < Traits::kFp8Columns / 16; ++i) {
+    const int panel = i >> 2, word = i & 3;
+    float scale = 1.f;
+    if (Traits::kHasScales) {
+      const uint32_t byte = load_shared(at.scales + (panel & 4)) >> (panel & 3) * 8 & 0xff;
+      const uint32_t bits = byte == 0 ? 0x00400000u : byte == 255 ? 0x7fffffffu : byte << 23;
+      scale = __uint_as_float(bits);
+    }
+    const uint32_t codes = load_shared(at.raw + panel * 64 + word * 4);
+    uint32_t packed[2];
+#pragma unroll
+    for (int k = 0; k < 2; ++k) {
+      const uint32_t halves = e4m3x2_to_f16x2(static_cast<uint16_t>(codes >> 16 * k));
+      const __half2 pair = *reinterpret_cast<const __half2*>(&halves);
+      packed[k] = pack_bf16(__low2float(pair) * scale, __high2float(pair) * scale);
+    }
+    store_shared_2((word < 2 ? at.unit0 : at.unit1) + panel * Traits::kPanelBytes + (word & 1) * 8,
+                   packed[0], packed[1]);
+  }
+}
+
+/// Copies 8 rows of a warp (one a quad) into a slot of the raw ring; masked rows become zeros.
+template <typename Traits>
+__device__ __forceinline__ void gather_raw(RowAddress address, uint32_t slot, int row, int chunk) {
+  const bool valid = address.valid();
+  const std::byte* from = address.values() + chunk * 16;
+  asm volatile("" : "+l"(from));  // one address register, immediate offsets
+  const uint32_t to = slot + row * Traits::kRawRowBytes + chunk * 16;
+  if (Traits::kHasScales && chunk == 0) {
+    copy_async_8(slot + 8 * Traits::kRawRowBytes + row * 8, from + address.to_scales(), valid);
+  }
+#pragma unroll
+  for (int i = 0; i < Traits::kRowBytes / 64; ++i) copy_async_16(to + i * 64, from + i * 64, valid);
+  copy_async_commit();
+}
+
+/// Converts the 8 rows of a warp that lie in a raw slot into the tile.
+template <typename Traits>
+__device__ __forceinline__ void convert_pass(const PassAddresses<Traits>& at, uint32_t rope_unit,
+                                             int odd) {
+  uint2 scales = {0x7f7f7f7fu, 0x7f7f7f7fu};
+  if (Traits::kHasScales) scales = load_shared_2(at.scales);
+  constexpr int kFp8Panels = Traits::kFp8Columns / 64;
+  uint4 raw[kFp8Panels], rope[2];
+#pragma unroll
+  for (int i = 0; i < kFp8Panels; ++i) raw[i] = load_shared_4(at.raw + i * 64);
+  uint32_t unusual = slow_scales(scales.x) | slow_scales(scales.y);
+#pragma unroll
+  for (int i = 0; i < kFp8Panels; ++i) {
+    if (Traits::kHasScales && i == 4) {  // odd rows take the upper half first: no bank conflict
+      rope[0] = load_shared_4(at.raw + 448 + odd * 64);
+      rope[1] = load_shared_4(at.raw + 512 - odd * 64);
+    }
+    const uint32_t bytes = i < 4 ? scales.x : scales.y;
+    const uint32_t scale = scale_operand(__byte_perm(bytes, 0, 0x4440 | (i & 3)));
+    uint32_t y[8];
+    convert_4(raw[i].x, scale, y[0], y[1]);
+    convert_4(raw[i].y, scale, y[2], y[3]);
+    store_shared_4(at.unit0 + i * Traits::kPanelBytes, y[0], y[1], y[2], y[3]);
+    convert_4(raw[i].z, scale, y[4], y[5]);
+    convert_4(raw[i].w, scale, y[6], y[7]);
+    store_shared_4(at.unit1 + i * Traits::kPanelBytes, y[4], y[5], y[6], y[7]);
+    unusual |=
+        nan_codes(raw[i].x) | nan_codes(raw[i].y) | nan_codes(raw[i].z) | nan_codes(raw[i].w);
+  }
+  if (Traits::kHasScales) {
+    store_shared_4(rope_unit, rope[0].x, rope[0].y, rope[0].z, rope[0].w);
+    store_shared_4(rope_unit ^ 64, rope[1].x, rope[1].y, rope[1].z, rope[1].w);
+  }
+  if (__any_sync(~0u, (unusual & 0x80808080u) != 0)) convert_exactly<Traits>(at);
+}
+
+/// FP8 rows: gathered three passes (half blocks) ahead into the raw ring, then converted.
+template <typename Traits>
+__device__ __forceinline__ void load_and_convert(const AttendSm90Args& args,
+                                                 SharedStorage<Traits>& shared, int warp,
+                                                 int lane) {
+  const int row = lane >> 2, chunk = lane & 3, odd = row & 1;
+  const int tile_row = warp * 8 + row;  // + 32 in the second pass
+  const uint32_t unit0 = shared_address(shared.rows) + tile_row * 128 + ((2 * chunk ^ row) << 4);
+  const uint32_t rope_unit = shared_address(shared.rows) + tile_row * 128 +
+                             (((chunk + 4 * odd) ^ row) << 4) + 7 * Traits::kPanelBytes;
+  const uint32_t raw = shared_address(shared.raw[warp]);
+  const uint32_t addresses = shared_address(shared.addresses[warp]) + row * 8;
+  const auto address = [&](int slot, int pass) {
+    const uint2 bits = load_shared_2(addresses + (slot * 16 + pass * 8) * 8);
+    return RowAddress{static_cast<uint64_t>(bits.y) << 32 | bits.x};
+  };
+
+  barrier_sync(kStartBarrier, Traits::kThreads);
+  gather_raw<Traits>(address(0, 0), raw, row, chunk);
+  gather_raw<Traits>(address(0, 1), raw + Traits::kRawSlotBytes, row, chunk);
+  gather_raw<Traits>(address(1, 0), raw + 2 * Traits::kRawSlotBytes, row, chunk);
+
+  uint32_t raw_slot = raw;
+  int here = 0;  // slot of this block's addresses
+  for (int block = 0; shared.headers[block % Traits::kHeaderSlots].token >= 0; ++block) {
+    const int stage = block & 1;
+    const int next = here == Traits::kAddressSlots - 1 ? 0 : here + 1;
+    const int after = next == Traits::kAddressSlots - 1 ? 0 : next + 1;
+    if (block > 1) barrier_sync(kRowsEmptyBarrier + stage, 384);
+#pragma unroll
+    for (int pass = 0; pass < 2; ++pass) {
+      const uint32_t mask = __ballot_sync(~0u, address(here, pass).valid());
+      if (lane == 0) shared.mask[stage][pass * 4 + warp] = mask;
+      copy_async_wait<2>();
+      __syncwarp();
+      const uint32_t tile = stage * (Traits::kPanels * Traits::kPanelBytes) + pass * 32 * 128;
+      const PassAddresses<Traits> at = {raw_slot + row * Traits::kRawRowBytes + chunk * 16,
+                                        raw_slot + 8 * Traits::kRawRowBytes + row * 8, unit0 + tile,
+                                        (unit0 ^ 16) + tile};
+      convert_pass<Traits>(at, rope_unit + tile, odd);
+      __syncwarp();
+      gather_raw<Traits>(pass == 0 ? address(next, 1) : address(after, 0), raw_slot, row, chunk);
+      raw_slot = raw_slot == raw + (Traits::kRawSlots - 1) * Traits::kRawSlotBytes
+                     ? raw
+                     : raw_slot + Traits::kRawSlotBytes;
+    }
+    here = next;
+    fence_proxy_async();
+    barrier_arrive(kRowsFullBarrier + stage, 256);
+  }
+}
+
+/// bf16 rows: copied straight into the tile as soon as its stage is free; meanwhile those of the
+/// next block are fetched into L2.
+template <typename Traits>
+__device__ __forceinline__ void load_bf16(const AttendSm90Args& args, SharedStorage<Traits>& shared,
+                                          int warp, int lane) {
+  const int row = lane >> 2, chunk = lane & 3;
+  const uint32_t tile_row = shared_address(shared.rows) + (warp * 8 + row) * 128;
+  const uint32_t addresses = shared_address(shared.addresses[warp]) + row * 8;
+  const auto address = [&](int slot, int pass) {
+    const uint2 bits = load_shared_2(addresses + (slot * 16 + pass * 8) * 8);
+    return RowAddress{static_cast<uint64_t>(bits.y) << 32 | bits.x};
+  };
+  barrier_sync(kStartBarrier, Traits::kThreads);
+
+  int here = 0;
+  for (int block = 0; shared.headers[block % Traits::kHeaderSlots].token >= 0; ++block) {
+    const int stage = block & 1;
+    const int next = here == Traits::kAddressSlots - 1 ? 0 : here + 1;
+    if (block > 1) barrier_sync(kRowsEmptyBarrier + stage, 384);
+#pragma unroll
+    for (int pass = 0; pass < 2; ++pass) {
+      const RowAddress found = address(here, pass);
+      const bool valid = found.valid();
+      const uint32_t mask = __ballot_sync(~0u, valid);
+      if (lane == 0) shared.mask[stage][pass * 4 + warp] = mask;
+      const std::byte* from = found.values() + chunk * 16;
+      asm volatile("" : "+l"(from));  // one address register, immediate offsets
+      const uint32_t to =
+          tile_row + stage * (Traits::kPanels * Traits::kPanelBytes) + pass * 32 * 128;
+#pragma unroll
+      for (int i = 0; i < 16; ++i) {
+        copy_async_16(to + (i >> 1) * Traits::kPanelBytes + ((((i & 1) * 4 + chunk) ^ row) << 4),
+                      from + i * 64, valid);
+      }
+    }
+    copy_async_commit();
+#pragma unroll
+    for (int pass = 0; pass < 2; ++pass) {
+      const RowAddress coming = address(next, pass);
+      if (coming.valid()) {
+        prefetch_l2(coming.values() + chunk * 256);
+        prefetch_l2(coming.values() + chunk * 256 + 128);
+      }
+    }
+    here = next;
+    copy_async_wait<0>();
+    __syncwarp();
+    fence_proxy_async();
+    barrier_arrive(kRowsFullBarrier + stage, 256);
+  }
+}
+
+}  // namespace dsv4::nvidia::sm90_attend
