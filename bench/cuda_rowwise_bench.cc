@@ -235,7 +235,6 @@ void bench_heads(Bench& bench, int64_t tokens) {
                        .positions = bench.upload(step.positions),
                        .format = format,
                        .hadamard = fp4,
-                       .index_scale = 0.01f,
                        .q_out = bench.tensor(DType::kBf16, {tokens, kIndexHeads, kIndexDim}),
                        .weights_out = bench.tensor(DType::kF32, {tokens, kIndexHeads})};
                    return [=, &bench](const OpContext& c) { bench.ops().index_query(params, c); };

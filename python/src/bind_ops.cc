@@ -156,7 +156,6 @@ void index_query(nb::handle q, nb::handle weights, nb::handle frequencies, nb::h
       .positions = call.int32_array(positions, "positions", tokens),
       .format = format_named(format),
       .hadamard = hadamard,
-      .index_scale = 1.0f / std::sqrt(static_cast<float>(heads * dim)),
       .q_out = call.output(q_out, "q_out", {DType::kBf16, DType::kF32, DType::kF8E4M3},
                            {tokens, heads, dim}),
       .weights_out = call.output(weights_out, "weights_out", {DType::kF32}, {tokens, heads})};

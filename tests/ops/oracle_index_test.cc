@@ -9,14 +9,9 @@ namespace {
 
 class OracleIndexLogits : public CandidateTest {
  protected:
-  // The E4M3 matrix unit of sm_90 multiplies exactly and adds with few bits: every instruction
-  // takes 32 products and the sum so far, aligns these 33 addends to the largest of them and drops
-  // what lies 13 bits or more below its leading bit (the accumulator keeps about 14 bits;
-  // numerics.md, open questions). The largest addend is at most `head_magnitude` = sum |q||k| of
-  // the head.
+  /// Extra error of a head's dot product with sum |q||k| = `head_magnitude`.
   double matrix_unit_bound(KvFormat format, int dim, double head_magnitude) const {
-    if (!adds_in_fp8_unit(format)) return 0;
-    return dim / 32 * 33 * 0x1p-13 * head_magnitude;
+    return adds_in_fp8_unit(format) ? e4m3_unit_bound(dim, head_magnitude) : 0;
   }
   bool adds_in_fp8_unit(KvFormat format) const {
     return GetParam().platform == Platform::kCuda && GetParam().name == "sm90" &&

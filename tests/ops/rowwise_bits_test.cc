@@ -230,7 +230,6 @@ TEST_P(RowwiseBits, IndexQuery) {
                       .positions = side.memory.put(kPositions),
                       .format = format,
                       .hadamard = hadamard,
-                      .index_scale = 0.125f,
                       .q_out = q_out,
                       .weights_out = weights_out},
                      limits);

@@ -27,7 +27,8 @@ struct AttendCase {
   bool few_tokens = false;   ///< edge_tokens: five of them, for cases that cost much
   int long_entries = 200;    ///< compressed entries of the longest context (kRange)
   ReductionGrid grid = {};
-  double magnitude = 1;  ///< scale of q: larger ones sharpen the softmax
+  double magnitude = 1;     ///< scale of q: larger ones sharpen the softmax
+  bool max_logits = false;  ///< asked for, too; kernels may take another way then
 };
 
 /// One query: the token at `position` of sequence `seq`. The seed of its q is (seq, position), so
@@ -52,7 +53,7 @@ struct AttendPlacement {
 struct AttendResult {
   std::vector<std::byte> out;     ///< [tokens, heads, head_dim], contiguous
   std::vector<float> lse;         ///< [tokens, heads]
-  std::vector<float> max_logits;  ///< [tokens, heads]
+  std::vector<float> max_logits;  ///< [tokens, heads]; empty when not asked for
 };
 
 /// Every token against the oracle, on the rows as the cache's bytes stand for them.

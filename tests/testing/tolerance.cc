@@ -14,6 +14,10 @@ double dot_bound(int64_t length, double magnitude) {
   return gamma(static_cast<double>(length)) * magnitude;
 }
 
+double e4m3_unit_bound(int64_t length, double magnitude) {
+  return static_cast<double>((length + 31) / 32) * 33 * 0x1p-13 * magnitude;
+}
+
 double rounding_bound(DType dtype, double value, double slack) {
   if (dtype != DType::kF32 && dtype != DType::kBf16) return 0;
   const double largest = std::abs(value) + slack;

@@ -26,6 +26,13 @@ double gamma(double roundings);
 /// |a||b|. One rounding per product and per addition, in any order.
 double dot_bound(int64_t length, double magnitude);
 
+/// Extra error of a dot product of `length` terms in the E4M3 matrix unit of sm_90. It multiplies
+/// exactly and adds with few bits: every instruction takes 32 products and the sum so far, aligns
+/// these 33 addends to the largest of them and drops what lies 13 bits or more below its leading
+/// bit (the accumulator keeps about 14 bits; numerics.md, open questions). The largest addend is at
+/// most `magnitude` = sum |a||b|.
+double e4m3_unit_bound(int64_t length, double magnitude);
+
 /// Largest error of one rounding to `dtype` of a number that is within `slack` of `value`: half a
 /// unit in the last place there (kF32, kBf16), zero for exact types.
 double rounding_bound(DType dtype, double value, double slack = 0);

@@ -159,6 +159,8 @@ const char* attend_sm90_why_not(const AttendArgs& args) {
   if (args.head_dim != kHeadDim) return "head_dim is not 512";
   if (args.num_heads > 2 * kTileHeads) return "more than 128 heads";
   if (!args.round_p) return "P must stay f32";
+  // The maximum that weights refer to moves in steps; the true one is not kept.
+  if (args.max_logits != nullptr) return "the largest logit is asked for";
   if (args.rows_per_block != 64) return "blocks are not of 64 rows";
   if (args.window.kind != RowSource::kNone && args.compressed.kind != RowSource::kNone &&
       args.window.format != args.compressed.format) {

@@ -1,7 +1,0 @@
-// Temporary: empty families until their kernels land.
-#include "backends/nvidia/ops/families.h"
-namespace dsv4::nvidia {
-#define DSV4_MISSING(family)                                                            \
-  __attribute__((weak)) std::span<const Candidate> family##_candidates() { return {}; } \
-  __attribute__((weak)) int64_t family##_scratch_bytes(const ScratchLimits&) { return 0; }
-}  // namespace dsv4::nvidia
