@@ -8,7 +8,7 @@
 //             2 (barrier) z = sum of 8 slices, softmax of 2 heads a warp, P to shared memory
 //             3 (barrier) O[16, 64] += P[16, 64 rows] V[64 rows, 64]
 //           E4M3 codes are converted from the fetched bytes straight into MMA fragments, once for S
-//           and once for V: no bf16 tile is written, which is what bounded kernels that do
+//           and once for V; no bf16 tile is written
 // Budget    a block and 16 heads, fp8_ds_mla: 2.1 MFLOP = 1024 clocks of sm_80's tensor cores;
 //           conversion 2 x 2.5 instructions a value = 1280 issue slots a scheduler; shared memory
 //           36 KiB in, 72 KiB out, scores 32 KiB in and out = 1400 clocks
