@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "backends/nvidia/ops/attend_sm80.h"
+#include "backends/nvidia/ops/attend_sm90.h"
 #include "backends/nvidia/ops/families.h"
 #include "cache/kv_format.h"
 #include "core/checked_math.h"
@@ -120,6 +121,7 @@ bool is_aligned_16(const AttendArgs& args) {
 
 std::span<const Candidate> attend_candidates() {
   static const Candidate list[] = {
+      {"attend", "sm90", needs_sm90, [](Ops& ops) { ops.attend = attend_sm90; }},
       {"attend", "sm80", needs_sm80, [](Ops& ops) { ops.attend = attend_sm80; }},
       {"attend", "reference", needs_sm80, [](Ops& ops) { ops.attend = attend_reference; }},
   };
@@ -127,7 +129,8 @@ std::span<const Candidate> attend_candidates() {
 }
 
 int64_t attend_scratch_bytes(const ScratchLimits& limits) {
-  return attend80::scratch_bytes(limits.index_topk > 0 ? limits.index_topk : limits.max_entries);
+  const int64_t entries = limits.index_topk > 0 ? limits.index_topk : limits.max_entries;
+  return std::max(attend80::scratch_bytes(entries), attend_sm90_scratch_bytes(limits, entries));
 }
 
 }  // namespace dsv4::nvidia

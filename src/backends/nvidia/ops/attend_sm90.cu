@@ -164,6 +164,10 @@ const char* attend_sm90_why_not(const AttendArgs& args) {
       args.window.format != args.compressed.format) {
     return "window and compressed rows differ in format";
   }
+  // RowAddress: scale bytes lie less than 2^23 bytes behind their row.
+  if (std::max(args.window.rows_per_block, args.compressed.rows_per_block) > (1 << 23) / 576) {
+    return "pages of more than 14563 rows";
+  }
   if (!is_aligned_16(args)) return "rows, q or out are not 16-byte aligned";
   return "";
 }
@@ -201,13 +205,14 @@ void attend_sm90(const AttendParams& params, const OpContext& context) {
   }
 }
 
-int64_t attend_sm90_scratch_bytes(const ScratchLimits& limits) {
-  const int64_t max_chains = ceil_div(limits.max_entries, int64_t{ReductionGrid{}.rows_per_block} *
-                                                              ReductionGrid{}.blocks_per_chain);
+int64_t attend_sm90_scratch_bytes(const ScratchLimits& limits, int64_t max_entries) {
+  const int64_t max_chains = ceil_div(
+      max_entries, int64_t{ReductionGrid{}.rows_per_block} * ReductionGrid{}.blocks_per_chain);
   if (max_chains <= 1 || limits.max_tokens == 0) return 0;
-  const int log2_tiles = log2_tiles_of(limits.num_heads);
+  // Of any call within the limits, also one with fewer chains and longer waves.
+  const int64_t of_token = max_chains << log2_tiles_of(limits.num_heads);
   const int64_t results =
-      (tokens_per_wave(limits.max_tokens, log2_tiles, max_chains) << log2_tiles) * max_chains;
+      std::min(limits.max_tokens * of_token, std::max(kMaxChainResults, of_token));
   return results * (kChainBytes + kTileHeads * 8) + 2 * Arena::kAlignment;
 }
 

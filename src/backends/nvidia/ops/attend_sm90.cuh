@@ -140,7 +140,6 @@ __device__ __forceinline__ void score_role(const AttendSm90Args& args,
         }
       }
       float alpha[2] = {1.f, 1.f};
-      bool rescale = false;
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
         float largest = s[2 * h];
@@ -154,10 +153,8 @@ __device__ __forceinline__ void score_role(const AttendSm90Args& args,
           alpha[h] = exp2_approx(max[h] - largest);
           max[h] = largest;
           sum[h] *= alpha[h];
-          rescale = true;
         }
       }
-      rescale = __any_sync(~0u, rescale);
 
       // P = 2^(scale s - max)
       uint32_t p[16];
@@ -183,7 +180,6 @@ __device__ __forceinline__ void score_role(const AttendSm90Args& args,
         shared.alpha[row] = alpha[0];
         shared.alpha[row + 8] = alpha[1];
       }
-      if (lane == 0) shared.rescale[warp] = rescale;
       if (last) {
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
@@ -253,9 +249,16 @@ __device__ __forceinline__ void store_sums(const AttendSm90Args& args, const Blo
 
 template <typename Traits>
 __device__ __forceinline__ void output_role(const AttendSm90Args& args,
-                                            SharedStorage<Traits>& shared, int half, int thread) {
-  const int lane = thread & 31, warp = thread >> 5, quad = lane & 3;
-  const int row = warp * 16 + (lane >> 2);
+                                            SharedStorage<Traits>& shared, int half) {
+  // The first half finds the rows: addresses of 4 blocks ahead of this role's, places of 5.
+  const BlockWalk<Traits> walk{args, shared};
+  if (half == 0) {
+    walk.start();
+#pragma unroll 1
+    for (int i = 0; i < 5; ++i) walk.fetch();
+#pragma unroll 1
+    for (int i = 0; i < 4; ++i) walk.resolve(i);
+  }
   barrier_sync(kStartBarrier, Traits::kThreads);
   const uint64_t p_operand = swizzled_operand(shared_address(shared.p), 16, 1024);
 
@@ -268,11 +271,16 @@ __device__ __forceinline__ void output_role(const AttendSm90Args& args,
     float2 sums[2];
     for (bool last = false; !last; ++block) {
       const int stage = block & 1;
+      if (half == 0) {
+        walk.resolve((block + 4) % Traits::kAddressSlots);
+        walk.fetch();
+      }
       barrier_sync(kPFullBarrier, 384);
       const uint32_t flags = shared.headers[block % Traits::kHeaderSlots].flags;
       last = (flags & kLastBlock) != 0;
-      if ((flags & kFirstBlock) == 0 && shared.rescale[warp] != 0) {
-        const float a0 = shared.alpha[row], a1 = shared.alpha[row + 8];
+      const int row = thread_of_role() / 32 * 16 + thread_of_role() % 32 / 4;
+      const float a0 = shared.alpha[row], a1 = shared.alpha[row + 8];
+      if ((flags & kFirstBlock) == 0 && __any_sync(~0u, a0 != 1.f || a1 != 1.f)) {
 #pragma unroll
         for (int i = 0; i < 128; i += 4) {
           o(i) *= a0;
@@ -301,6 +309,8 @@ __device__ __forceinline__ void output_role(const AttendSm90Args& args,
       barrier_arrive(kPEmptyBarrier, 384);
     }
 
+    const int thread = thread_of_role(), quad = thread & 3;
+    const int row = thread / 32 * 16 + thread % 32 / 4;
     const BlockHeader done = read_header(shared.headers[(block - 1) % Traits::kHeaderSlots]);
     if (half == 0 && quad == 0) store_sums(args, done, row, sums);
     if ((done.flags & kOnlyChain) != 0) {
@@ -324,14 +334,6 @@ __device__ __forceinline__ void output_role(const AttendSm90Args& args,
   }
 }
 
-/// Read anew in every role: what the roles share would be computed before they part, where it costs
-/// the loader registers.
-__device__ __forceinline__ int thread_of_role() {
-  int thread;
-  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
-  return thread & 127;
-}
-
 template <typename Traits>
 __global__ void __launch_bounds__(Traits::kThreads, 1)
     attend_kernel(const __grid_constant__ AttendSm90Args args) {
@@ -350,7 +352,7 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
     }
   } else {
     increase_registers<Traits::kOutputRegisters>();
-    output_role(args, shared, role - 1, thread_of_role());
+    output_role(args, shared, role - 1);
   }
 }
 

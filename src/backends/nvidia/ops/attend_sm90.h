@@ -48,7 +48,8 @@ const char* attend_sm90_why_not(const AttendArgs& args);
 /// One 64 x 512 accumulator per token and 64 heads: warp-speciali wgmma kernel for sm_90a.
 /// What it does not take goes to attend_sm80.
 void attend_sm90(const AttendParams& params, const OpContext& context);
-int64_t attend_sm90_scratch_bytes(const ScratchLimits& limits);
+/// Scratch of a call with at most `max_entries` compressed rows a token, in default grids.
+int64_t attend_sm90_scratch_bytes(const ScratchLimits& limits, int64_t max_entries);
 
 /// Launches the kernel for one row format; `grid` CTAs.
 template <KvFormat kFormat>

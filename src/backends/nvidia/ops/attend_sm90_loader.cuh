@@ -11,177 +11,234 @@ namespace dsv4::nvidia::sm90_attend {
 
 using namespace sm90;  // NOLINT: kernel code, not included by others
 
-/// A row of a block for the lanes that copy it; 16 bytes in shared memory.
+/// Number of the thread within its role; read anew wherever it is used, because registers are
+/// short.
+__device__ __forceinline__ int thread_of_role() {
+  int thread;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+  return thread & 127;
+}
+
+/// Where a row lies, in 8 bytes of shared memory; 0: masked. Its address is a multiple of 16 below
+/// 2^48; its scale bytes are a multiple of 8 and less than 2^23 behind it.
 struct RowAddress {
-  const std::byte* values;  // null: masked
-  int32_t scales;           // from `values` to the row's scale bytes
+  uint64_t bits;
+
+  __device__ __forceinline__ static RowAddress of(const std::byte* values, int to_scales) {
+    return {reinterpret_cast<uint64_t>(values) << 16 | static_cast<uint32_t>(to_scales) >> 3};
+  }
+  __device__ __forceinline__ bool valid() const { return bits != 0; }
+  __device__ __forceinline__ const std::byte* values() const {
+    return reinterpret_cast<const std::byte*>(bits >> 20 << 4);
+  }
+  __device__ __forceinline__ int to_scales() const {
+    return static_cast<int>(static_cast<uint32_t>(bits) << 12 >> 9);
+  }
 };
 
-/// The blocks of this CTA's items in order, for one warp: `fetch` reads where the warp's 16 rows of
-/// the next block lie, the `resolve` after it turns that into addresses. Items lie chain by chain,
-/// so that chains that most tokens lack come last; lanes look at 32 items at once and pass over
-/// those without rows.
+/// The blocks of this CTA's items in order. Runs in warps of an output role, which have time but no
+/// registers: everything is kept in shared memory between calls. Warp w finds the rows of loader
+/// warp w: `fetch` reads where the 16 rows of the next block lie, the `resolve` after it turns that
+/// into addresses. Items lie chain by chain, so that chains that most tokens lack come last; lanes
+/// look at 32 items at once and pass over those without rows.
 template <typename Traits>
-class BlockWalk {
- public:
-  __device__ __forceinline__ BlockWalk(const AttendSm90Args& args, SharedStorage<Traits>& shared,
-                                       int warp, int lane)
-      : args_(args),
-        shared_(shared),
-        warp_(warp),
-        lane_(lane),
-        row_in_block_((lane >> 3 & 1) * 32 + warp * 8 + (lane & 7)) {}
+struct BlockWalk {
+  const AttendSm90Args& args;
+  SharedStorage<Traits>& shared;
 
-  /// Past the end: a header with token -1 and rows that are all masked.
-  __device__ __forceinline__ void fetch() {
-    uint32_t flags = 0;
-    if (!inside_) {
-      start_item();
-      flags = kFirstBlock;
+  __device__ __forceinline__ void start() const {
+    const int warp = thread_of_role() >> 5, lane = thread_of_role() & 31;
+    if (lane == 0) {
+      shared.walk[warp] = {};
+      shared.walk[warp].next_items = static_cast<int>(blockIdx.x);
     }
-    const int row = first_ + row_in_block_;
-    const bool valid = row >= begin_ && row < end_;
-    is_compressed_ = compressed_;
-    const RowSource& rows = compressed_ ? args_.attend.compressed : args_.attend.window;
-    int place = row;
-    offset_ = kListRow;
-    if (rows.kind == RowSource::kRange) {
-      const FastDivisor& by_rows = compressed_ ? args_.compressed_rows : args_.window_rows;
-      const FastDivisor& by_columns = compressed_ ? args_.compressed_columns : args_.window_columns;
-      const int block = by_rows.divide(row);
-      offset_ = row - block * by_rows.divisor;
-      place = block - by_columns.divide(block) * by_columns.divisor;
-    }
-    value_ = -1;
-    if (valid) value_ = __ldg(places_ + place);
-
-    first_ += 64;
-    if (first_ >= end_) {
-      inside_ = !compressed_ && entry_end_ > 0;
-      if (inside_) start_source(true, entry_begin_, entry_end_);
-    }
-    if (!inside_) flags |= kLastBlock;
-    if (warp_ == 0 && lane_ == 0) {
-      store_shared_4(shared_address(&shared_.headers[header_slot_]), static_cast<uint32_t>(token_),
-                     info_ & 0xff, info_ >> 8 & 0xffff, flags | info_ >> 24);
-    }
-    header_slot_ = (header_slot_ + 1) % Traits::kHeaderSlots;
+    __syncwarp();
+    look_ahead(shared.walk[warp]);
   }
 
-  /// Of the block fetched last.
-  __device__ __forceinline__ void resolve() {
-    const RowSource& rows = is_compressed_ ? args_.attend.compressed : args_.attend.window;
-    int block = value_, offset = offset_;
-    if (offset == kListRow) {
-      const FastDivisor& by_rows = is_compressed_ ? args_.compressed_rows : args_.window_rows;
-      block = by_rows.divide(value_);
-      offset = value_ - block * by_rows.divisor;
+  /// Places of the next block. Past the end: a header with token -1, rows that are all masked.
+  __device__ __forceinline__ void fetch() const {
+    const int warp = thread_of_role() >> 5, lane = thread_of_role() & 31;
+    WalkState& state = shared.walk[warp];
+    uint32_t flags = state.inside ? 0 : kFirstBlock;
+    if (!state.inside) start_item(state);
+    const int first = state.first, token = state.token, info = state.info;
+    const bool compressed = state.compressed;
+    const int row = first + (lane >> 3 & 1) * 32 + warp * 8 + (lane & 7);
+    const RowSource& rows = compressed ? args.attend.compressed : args.attend.window;
+    int offset = kNoRow;
+    const int32_t* from = state.places;
+    if (row >= state.begin && row < state.end) {
+      if (rows.kind == RowSource::kRange) {
+        const FastDivisor& by_rows = compressed ? args.compressed_rows : args.window_rows;
+        const FastDivisor& by_columns = compressed ? args.compressed_columns : args.window_columns;
+        const int block = by_rows.divide(row);
+        offset = row - block * by_rows.divisor;
+        from += block - by_columns.divide(block) * by_columns.divisor;
+      } else {
+        offset = kListRow;
+        from += row;
+      }
+      if (compressed) offset |= kCompressedRow;
     }
-    uint64_t values = reinterpret_cast<uint64_t>(rows.base + block * rows.block_stride_bytes) +
-                      static_cast<uint32_t>(offset * Traits::kRowBytes);
-    if (value_ < 0) values = 0;
-    const int scales = rows.rows_per_block * Traits::kRowBytes - offset * (Traits::kRowBytes - 8);
-    if (lane_ < 16) {
-      store_shared_4(shared_address(&shared_.addresses[warp_][address_slot_][lane_]),
-                     static_cast<uint32_t>(values), static_cast<uint32_t>(values >> 32),
-                     static_cast<uint32_t>(scales), 0);
+    const bool ends = first + 64 >= state.end;
+    const bool more = !ends || (!compressed && state.entry_end > 0);
+    if (!more) flags |= kLastBlock;
+    __syncwarp();
+    if (lane < 16) {
+      const int slot = state.blocks % Traits::kAddressSlots;
+      const uint32_t place = shared_address(&shared.addresses[warp][slot][lane]);
+      copy_async_4(place, from, offset >= 0);
+      store_shared(place + 4, static_cast<uint32_t>(offset));
     }
-    address_slot_ = address_slot_ == Traits::kAddressSlots - 1 ? 0 : address_slot_ + 1;
+    if (lane == 0) {
+      if (warp == 0) {
+        store_shared_4(shared_address(&shared.headers[state.blocks % Traits::kHeaderSlots]),
+                       static_cast<uint32_t>(token), info & 0xff, info >> 8 & 0xffff,
+                       flags | info >> 24);
+      }
+      state.blocks += 1;
+      state.inside = more;
+      state.first = first + 64;
+      if (ends && more) start_source(state, true, state.entry_begin, state.entry_end);
+    }
+    copy_async_commit();
+    __syncwarp();
+  }
+
+  /// Addresses of a block whose places have been fetched, in their slot.
+  __device__ __forceinline__ void resolve(int slot) const {
+    const int warp = thread_of_role() >> 5, lane = thread_of_role() & 31;
+    copy_async_wait<0>();
+    if (lane < 16) {
+      const uint32_t at = shared_address(&shared.addresses[warp][slot][lane]);
+      const uint2 place = load_shared_2(at);
+      const auto tagged = static_cast<int>(place.y);
+      const bool compressed = (tagged & kCompressedRow) != 0;
+      const RowSource& rows = compressed ? args.attend.compressed : args.attend.window;
+      int block = static_cast<int>(place.x), offset = tagged & kListRow;
+      const bool masked = tagged < 0 || block < 0;
+      if (offset == kListRow) {
+        const FastDivisor& by_rows = compressed ? args.compressed_rows : args.window_rows;
+        block = by_rows.divide(static_cast<int>(place.x));
+        offset = static_cast<int>(place.x) - block * by_rows.divisor;
+      }
+      const std::byte* page = rows.base + block * rows.block_stride_bytes;
+      const int to_scales =
+          rows.rows_per_block * Traits::kRowBytes - offset * (Traits::kRowBytes - 8);
+      uint64_t bits = RowAddress::of(page + static_cast<uint32_t>(offset * Traits::kRowBytes),
+                                     Traits::kHasScales ? to_scales : 0)
+                          .bits;
+      if (masked) bits = 0;
+      store_shared_2(at, static_cast<uint32_t>(bits), static_cast<uint32_t>(bits >> 32));
+    }
   }
 
  private:
-  static constexpr int kListRow = -1;
+  // tagged: row within its page, or kListRow; kCompressedRow tells the source; kNoRow: masked
+  static constexpr int kNoRow = -1;
+  static constexpr int kCompressedRow = 1 << 30;
+  static constexpr int kListRow = kCompressedRow - 1;
 
-  __device__ __forceinline__ void start_source(bool compressed, int begin, int end) {
-    compressed_ = compressed;
-    begin_ = begin;
-    end_ = end;
-    first_ = begin_ & ~63;
-    const RowSource& rows = compressed ? args_.attend.compressed : args_.attend.window;
-    places_ = rows.kind == RowSource::kList ? rows.slots + token_ * rows.slots_stride
-                                            : rows.table + seq_ * rows.table_stride;
+  // By lane 0.
+  __device__ __forceinline__ void start_source(WalkState& state, bool compressed, int begin,
+                                               int end) const {
+    const RowSource& rows = compressed ? args.attend.compressed : args.attend.window;
+    state.compressed = compressed;
+    state.begin = begin;
+    state.end = end;
+    state.first = begin & ~63;
+    state.places = rows.kind == RowSource::kList ? rows.slots + state.token * rows.slots_stride
+                                                 : rows.table + state.seq * rows.table_stride;
   }
 
-  __device__ __forceinline__ void start_item() {
-    while (pending_ == 0 && group_ < args_.num_items) look_at_items();
-    if (pending_ == 0) {
-      token_ = -1;
-      begin_ = end_ = entry_end_ = 0;
-      return;
+  __device__ __forceinline__ void start_item(WalkState& state) const {
+    copy_async_wait<0>();
+    __syncwarp();
+    const int lane = thread_of_role() & 31;
+    if (lane == 0) {
+      const ComingItem coming = state.coming;
+      const bool exists = coming.item >= 0;
+      const int chain = exists ? chain_of(coming.item) : 0;
+      const int rest = coming.item - chain * (args.attend.num_tokens << args.log2_tiles);
+      const int token = exists ? rest >> args.log2_tiles : -1;
+      int window_begin = coming.window_begin, window_end = coming.window_end;
+      if (!exists || chain > 0 || window_begin >= window_end) window_begin = window_end = 0;
+      int begin = coming.entry_begin, end = coming.entry_end;
+      const bool only = clip_to_chain(chain, begin, end);
+      if (!exists) begin = end = 0;
+      state.token = token;
+      state.seq = coming.seq;
+      state.entry_begin = begin;
+      state.entry_end = end;
+      state.info = (rest - (token << args.log2_tiles)) | chain << 8 |
+                   (only ? static_cast<int>(kOnlyChain) << 24 : 0);
+      const bool compressed = window_begin >= window_end;
+      start_source(state, compressed, compressed ? begin : window_begin,
+                   compressed ? end : window_end);
     }
-    const int from = __ffs(pending_) - 1;
-    pending_ &= pending_ - 1;
-    const int item = group_ + (from - 32) * static_cast<int>(gridDim.x);
-    const AttendArgs& attend = args_.attend;
+    __syncwarp();
+    look_ahead(state);
+  }
+
+  // Chooses the item after the current one and asks for its numbers.
+  __device__ __forceinline__ void look_ahead(WalkState& state) const {
+    const int lane = thread_of_role() & 31;
+    uint32_t pending = state.pending;
+    int next_items = state.next_items;
+    __syncwarp();
+    while (pending == 0 && next_items < args.num_items) {
+      pending = __ballot_sync(~0u, has_work(next_items + lane * static_cast<int>(gridDim.x)));
+      next_items += 32 * static_cast<int>(gridDim.x);
+    }
+    const int item =
+        pending == 0 ? -1 : next_items + (__ffs(pending) - 33) * static_cast<int>(gridDim.x);
+    if (lane == 0) {
+      state.next_items = next_items;
+      state.pending = pending & (pending - 1);
+      state.coming.item = item;
+    }
+    if (lane < 5) {
+      const AttendArgs& attend = args.attend;
+      const int32_t* from = attend.token_to_seq;
+      if (lane == 1) from = attend.window.begin;
+      if (lane == 2) from = attend.window.end;
+      if (lane == 3) from = attend.compressed.begin;
+      if (lane == 4) from = attend.compressed.end;
+      const bool valid = item >= 0 && from != nullptr;  // null: lists begin at 0, no rows end there
+      int token = 0;
+      if (valid) {
+        token = (item - chain_of(item) * (attend.num_tokens << args.log2_tiles)) >> args.log2_tiles;
+      }
+      copy_async_4(shared_address(&state.coming.seq) + 4 * lane, from + token, valid);
+    }
+    copy_async_commit();
+  }
+
+  __device__ __forceinline__ bool has_work(int item) const {
+    if (item >= args.num_items) return false;
     const int chain = chain_of(item);
-    const int rest = item - chain * (attend.num_tokens << args_.log2_tiles);
-    token_ = rest >> args_.log2_tiles;
-    seq_ = attend.token_to_seq != nullptr ? __ldg(attend.token_to_seq + token_) : 0;
-    const bool only = entries_of(token_, chain, entry_begin_, entry_end_);
-    int window_begin = 0, window_end = 0;
-    if (chain == 0) rows_of(attend.window, token_, window_begin, window_end);
-    info_ = (rest - (token_ << args_.log2_tiles)) | chain << 8 | (only ? kOnlyChain << 24 : 0);
-    inside_ = true;
-    if (window_begin < window_end) {
-      start_source(false, window_begin, window_end);
-    } else {
-      start_source(true, entry_begin_, entry_end_);
-    }
+    if (chain == 0) return true;
+    const int token =
+        (item - chain * (args.attend.num_tokens << args.log2_tiles)) >> args.log2_tiles;
+    const RowSource& rows = args.attend.compressed;
+    int begin = rows.begin != nullptr ? __ldg(rows.begin + token) : 0;
+    int end = __ldg(rows.end + token);
+    clip_to_chain(chain, begin, end);
+    return begin < end;
   }
-
-  // Lane l looks at the l-th of this CTA's next 32 items.
-  __device__ __forceinline__ void look_at_items() {
-    const int item = group_ + lane_ * static_cast<int>(gridDim.x);
-    group_ += 32 * static_cast<int>(gridDim.x);
-    bool work = false;
-    if (item < args_.num_items) {
-      const int chain = chain_of(item);
-      const int token =
-          (item - chain * (args_.attend.num_tokens << args_.log2_tiles)) >> args_.log2_tiles;
-      int begin = 0, end = 0;
-      if (chain > 0) entries_of(token, chain, begin, end);
-      work = chain == 0 || begin < end;
-    }
-    pending_ = __ballot_sync(~0u, work);
-  }
-
   __device__ __forceinline__ int chain_of(int item) const {
-    return args_.attend.max_chains == 1 ? 0 : item / (args_.attend.num_tokens << args_.log2_tiles);
+    return args.attend.max_chains == 1 ? 0 : item / (args.attend.num_tokens << args.log2_tiles);
   }
-  __device__ __forceinline__ static void rows_of(const RowSource& rows, int token, int& begin,
-                                                 int& end) {
-    begin = rows.kind == RowSource::kRange ? __ldg(rows.begin + token) : 0;
-    end = rows.kind == RowSource::kNone ? 0 : __ldg(rows.end + token);
-    if (begin >= end) begin = end = 0;
-  }
-  // Entries of a chain; true where it is the token's only one.
-  __device__ __forceinline__ bool entries_of(int token, int chain, int& begin, int& end) const {
-    rows_of(args_.attend.compressed, token, begin, end);
-    const int chain_rows = args_.attend.blocks_per_chain * 64;
-    const bool only = end <= chain_rows;
+  // Of a token's entries those of a chain; true where that is its only one.
+  __device__ __forceinline__ bool clip_to_chain(int chain, int& begin, int& end) const {
+    const int chain_rows = args.attend.blocks_per_chain * 64;
+    const bool only = begin >= end || end <= chain_rows;
     begin = max(begin, chain * chain_rows);
     end = min(end, (chain + 1) * chain_rows);
     if (begin >= end) begin = end = 0;
     return only;
   }
-
-  const AttendSm90Args& args_;
-  SharedStorage<Traits>& shared_;
-  const int warp_, lane_, row_in_block_;
-  int group_ = static_cast<int>(blockIdx.x);  // first item that no lane has looked at
-  uint32_t pending_ = 0;                      // of the 32 before it: those that wait
-  // Current item
-  bool inside_ = false;
-  int token_ = -1, seq_ = 0, info_ = 0;
-  int entry_begin_ = 0, entry_end_ = 0;
-  // Its current source
-  bool compressed_ = false;
-  const int32_t* places_ = nullptr;
-  int first_ = 0, begin_ = 0, end_ = 0;
-  // Block fetched last: this lane's row
-  bool is_compressed_ = false;
-  int value_ = -1, offset_ = 0;
-  int header_slot_ = 0, address_slot_ = 0;
 };
 
 // ---- E4M3 to bf16
@@ -200,13 +257,13 @@ __device__ __forceinline__ uint32_t slow_scales(uint32_t bytes) {
 __device__ __forceinline__ uint32_t nan_codes(uint32_t codes) {
   return (codes & 0x7f7f7f7fu) + 0x01010101u;
 }
-/// Four codes as two pairs of bf16. The sign moves to bit 15 and the rest to bits 4-10, where it
-/// reads as the value times 2^-120: x << 4, plus the sign bit (7 -> 11) times 15 = 8 + 4 + 2 + 1.
+/// Four codes as two pairs of bf16. Sign-extended to 16 bits and moved up by 4, a code has its sign
+/// in bit 15 and the rest in bits 4-10, where it reads as the value times 2^-120.
 __device__ __forceinline__ void convert_4(uint32_t codes, uint32_t scale, uint32_t& low,
                                           uint32_t& high) {
-  const uint32_t x0 = __byte_perm(codes, 0, 0x4140), x1 = __byte_perm(codes, 0, 0x4342);
-  low = multiply_bf16x2(multiply_add(x0 & 0x00800080u, 240, x0 << 4), scale);
-  high = multiply_bf16x2(multiply_add(x1 & 0x00800080u, 240, x1 << 4), scale);
+  constexpr uint32_t kBits = 0x87f087f0u;
+  low = multiply_bf16x2(permute_bytes<0x9180>(codes) << 4 & kBits, scale);
+  high = multiply_bf16x2(permute_bytes<0xb3a2>(codes) << 4 & kBits, scale);
 }
 
 /// A thread's share of a pass: 16-byte chunk `chunk` of every 64 of row `row`.
@@ -245,15 +302,13 @@ __device__ __forceinline__ void convert_exactly(const PassAddresses<Traits>& at)
 
 /// Copies 8 rows of a warp (one a quad) into a slot of the raw ring; masked rows become zeros.
 template <typename Traits>
-__device__ __forceinline__ void gather_raw(uint4 address, uint32_t slot, int row, int chunk) {
-  const uint64_t values = static_cast<uint64_t>(address.y) << 32 | address.x;
-  const bool valid = values != 0;
-  const std::byte* from = reinterpret_cast<const std::byte*>(values) + chunk * 16;
+__device__ __forceinline__ void gather_raw(RowAddress address, uint32_t slot, int row, int chunk) {
+  const bool valid = address.valid();
+  const std::byte* from = address.values() + chunk * 16;
   asm volatile("" : "+l"(from));  // one address register, immediate offsets
   const uint32_t to = slot + row * Traits::kRawRowBytes + chunk * 16;
   if (Traits::kHasScales && chunk == 0) {
-    copy_async_8(slot + 8 * Traits::kRawRowBytes + row * 8, from + static_cast<int>(address.z),
-                 valid);
+    copy_async_8(slot + 8 * Traits::kRawRowBytes + row * 8, from + address.to_scales(), valid);
   }
 #pragma unroll
   for (int i = 0; i < Traits::kRowBytes / 64; ++i) copy_async_16(to + i * 64, from + i * 64, valid);
@@ -307,19 +362,13 @@ __device__ __forceinline__ void load_and_convert(const AttendSm90Args& args,
   const uint32_t rope_unit = shared_address(shared.rows) + tile_row * 128 +
                              (((chunk + 4 * odd) ^ row) << 4) + 7 * Traits::kPanelBytes;
   const uint32_t raw = shared_address(shared.raw[warp]);
-  const uint32_t addresses = shared_address(shared.addresses[warp]) + row * 16;
+  const uint32_t addresses = shared_address(shared.addresses[warp]) + row * 8;
   const auto address = [&](int slot, int pass) {
-    return load_shared_4(addresses + (slot * 16 + pass * 8) * 16);
+    const uint2 bits = load_shared_2(addresses + (slot * 16 + pass * 8) * 8);
+    return RowAddress{static_cast<uint64_t>(bits.y) << 32 | bits.x};
   };
 
-  BlockWalk<Traits> walk(args, shared, warp, lane);
-  for (int i = 0; i < 2; ++i) {
-    walk.fetch();
-    walk.resolve();
-  }
-  walk.fetch();
-  __syncwarp();
-  barrier_arrive(kStartBarrier, Traits::kThreads);
+  barrier_sync(kStartBarrier, Traits::kThreads);
   gather_raw<Traits>(address(0, 0), raw, row, chunk);
   gather_raw<Traits>(address(0, 1), raw + Traits::kRawSlotBytes, row, chunk);
   gather_raw<Traits>(address(1, 0), raw + 2 * Traits::kRawSlotBytes, row, chunk);
@@ -330,13 +379,10 @@ __device__ __forceinline__ void load_and_convert(const AttendSm90Args& args,
     const int stage = block & 1;
     const int next = here == Traits::kAddressSlots - 1 ? 0 : here + 1;
     const int after = next == Traits::kAddressSlots - 1 ? 0 : next + 1;
-    walk.resolve();  // block + 2
-    walk.fetch();    // block + 3
     if (block > 1) barrier_sync(kRowsEmptyBarrier + stage, 384);
 #pragma unroll
     for (int pass = 0; pass < 2; ++pass) {
-      const uint2 values = load_shared_2(addresses + (here * 16 + pass * 8) * 16);
-      const uint32_t mask = __ballot_sync(~0u, (values.x | values.y) != 0);
+      const uint32_t mask = __ballot_sync(~0u, address(here, pass).valid());
       if (lane == 0) shared.mask[stage][pass * 4 + warp] = mask;
       copy_async_wait<2>();
       __syncwarp();
@@ -364,34 +410,25 @@ __device__ __forceinline__ void load_bf16(const AttendSm90Args& args, SharedStor
                                           int warp, int lane) {
   const int row = lane >> 2, chunk = lane & 3;
   const uint32_t tile_row = shared_address(shared.rows) + (warp * 8 + row) * 128;
-  const uint32_t addresses = shared_address(shared.addresses[warp]) + row * 16;
-  const auto values_at = [&](int slot, int pass) {
-    const uint2 value = load_shared_2(addresses + (slot * 16 + pass * 8) * 16);
-    return reinterpret_cast<const std::byte*>(static_cast<uint64_t>(value.y) << 32 | value.x);
+  const uint32_t addresses = shared_address(shared.addresses[warp]) + row * 8;
+  const auto address = [&](int slot, int pass) {
+    const uint2 bits = load_shared_2(addresses + (slot * 16 + pass * 8) * 8);
+    return RowAddress{static_cast<uint64_t>(bits.y) << 32 | bits.x};
   };
-  BlockWalk<Traits> walk(args, shared, warp, lane);
-  for (int i = 0; i < 2; ++i) {
-    walk.fetch();
-    walk.resolve();
-  }
-  walk.fetch();
-  __syncwarp();
-  barrier_arrive(kStartBarrier, Traits::kThreads);
+  barrier_sync(kStartBarrier, Traits::kThreads);
 
   int here = 0;
   for (int block = 0; shared.headers[block % Traits::kHeaderSlots].token >= 0; ++block) {
     const int stage = block & 1;
     const int next = here == Traits::kAddressSlots - 1 ? 0 : here + 1;
-    walk.resolve();
-    walk.fetch();
     if (block > 1) barrier_sync(kRowsEmptyBarrier + stage, 384);
 #pragma unroll
     for (int pass = 0; pass < 2; ++pass) {
-      const std::byte* from = values_at(here, pass);
-      const bool valid = from != nullptr;
+      const RowAddress found = address(here, pass);
+      const bool valid = found.valid();
       const uint32_t mask = __ballot_sync(~0u, valid);
       if (lane == 0) shared.mask[stage][pass * 4 + warp] = mask;
-      from += chunk * 16;
+      const std::byte* from = found.values() + chunk * 16;
       asm volatile("" : "+l"(from));  // one address register, immediate offsets
       const uint32_t to =
           tile_row + stage * (Traits::kPanels * Traits::kPanelBytes) + pass * 32 * 128;
@@ -404,10 +441,10 @@ __device__ __forceinline__ void load_bf16(const AttendSm90Args& args, SharedStor
     copy_async_commit();
 #pragma unroll
     for (int pass = 0; pass < 2; ++pass) {
-      const std::byte* from = values_at(next, pass);
-      if (from != nullptr) {
-        prefetch_l2(from + chunk * 256);
-        prefetch_l2(from + chunk * 256 + 128);
+      const RowAddress coming = address(next, pass);
+      if (coming.valid()) {
+        prefetch_l2(coming.values() + chunk * 256);
+        prefetch_l2(coming.values() + chunk * 256 + 128);
       }
     }
     here = next;

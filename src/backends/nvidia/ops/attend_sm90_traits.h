@@ -37,7 +37,7 @@ struct Traits {
   static constexpr int kRawSlots = kConverts ? 3 : 1;
   static constexpr int kRawSlotBytes = kConverts ? 8 * kRawRowBytes + 8 * 8 : 16;
 
-  static constexpr int kAddressSlots = 3;  // blocks whose row addresses are known
+  static constexpr int kAddressSlots = 6;  // blocks whose rows are known, the last one on its way
   static constexpr int kHeaderSlots = 8;   // power of two, more than loader and output lie apart
 };
 
@@ -54,6 +54,25 @@ enum BlockFlags : uint32_t {
   kOnlyChain = 4,   // the token has one chain: its output is final
 };
 
+/// The item after the current one; its numbers are copied asynchronously, in this order.
+struct ComingItem {
+  int32_t item;  // -1: none
+  int32_t seq, window_begin, window_end, entry_begin, entry_end;
+};
+
+/// Where a warp is in its walk over blocks (BlockWalk).
+struct WalkState {
+  const int32_t* places;           // of the current source: slots, or the sequence's block table
+  int32_t first, begin, end;       // its rows; `first` begins the next block
+  int32_t entry_begin, entry_end;  // compressed rows of the item
+  int32_t token, seq, info;        // info: tile, chain << 8, flags << 24
+  int32_t blocks;                  // walked so far
+  int32_t next_items;              // first item that no lane has looked at
+  uint32_t pending;                // of the 32 before it: those that wait
+  ComingItem coming;
+  bool inside, compressed;  // the item has more blocks; the source is the compressed rows
+};
+
 template <typename Traits>
 struct SharedStorage {
   alignas(1024) uint8_t query[Traits::kQueryPanels][Traits::kPanelBytes];
@@ -61,11 +80,11 @@ struct SharedStorage {
   alignas(1024) uint8_t p[Traits::kPanelBytes];
   alignas(16) uint8_t raw[4][Traits::kRawSlots][Traits::kRawSlotBytes];
   BlockHeader headers[Traits::kHeaderSlots];
-  alignas(16) uint32_t mask[Traits::kStages][8];              // 8 rows a word, 4 equal bits a row
-  alignas(16) uint4 addresses[4][Traits::kAddressSlots][16];  // RowAddress: loader only
+  alignas(16) uint32_t mask[Traits::kStages][8];  // 8 rows a word, 4 equal bits a row
+  alignas(16) uint64_t addresses[4][Traits::kAddressSlots][16];  // RowAddress
+  WalkState walk[4];
   float alpha[Traits::kTileHeads];
   float2 sums[Traits::kTileHeads];  // reference maximum (base 2) and sum of a finished chain
-  uint32_t rescale[4];              // of 16 heads
 };
 static_assert(sizeof(SharedStorage<Traits<KvFormat::kFp8DsMla>>) <= 232448, "227 KB a CTA");
 

@@ -108,6 +108,14 @@ __device__ __forceinline__ uint32_t multiply_add(uint32_t a, uint32_t b, uint32_
   asm("mad.lo.u32 %0, %1, %2, %3;" : "=r"(sum) : "r"(a), "r"(b), "r"(c));
   return sum;
 }
+/// 9.7.8.7 prmt: every nibble of kSelector picks a byte of x; with its top bit set that byte's
+/// sign, eight times.
+template <uint32_t kSelector>
+__device__ __forceinline__ uint32_t permute_bytes(uint32_t x) {
+  uint32_t y;
+  asm("prmt.b32 %0, %1, 0, %2;" : "=r"(y) : "r"(x), "n"(kSelector));
+  return y;
+}
 /// Two E4M3 codes (bits 0-7, 8-15) as two halves; NaN codes become NaN.
 __device__ __forceinline__ uint32_t e4m3x2_to_f16x2(uint16_t codes) {
   uint32_t halves;
