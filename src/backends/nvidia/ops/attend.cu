@@ -130,9 +130,8 @@ std::span<const Candidate> attend_candidates() {
 }
 
 int64_t attend_scratch_bytes(const ScratchLimits& limits) {
-  const int64_t sm80 =
-      attend80::scratch_bytes(limits.index_topk > 0 ? limits.index_topk : limits.max_entries);
-  return std::max(sm80, attend_sm90_scratch_bytes(limits));
+  const int64_t entries = limits.index_topk > 0 ? limits.index_topk : limits.max_entries;
+  return std::max(attend80::scratch_bytes(entries), attend_sm90_scratch_bytes(limits, entries));
 }
 
 }  // namespace dsv4::nvidia

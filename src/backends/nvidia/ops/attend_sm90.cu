@@ -166,11 +166,22 @@ const char* attend_sm90_why_not(const AttendArgs& args) {
       args.window.format != args.compressed.format) {
     return "window and compressed rows differ in format";
   }
-  // RowAddress: scale bytes lie less than 2^23 bytes behind their row.
-  if (std::max(args.window.rows_per_block, args.compressed.rows_per_block) > (1 << 23) / 576) {
-    return "pages of more than 14563 rows";
+  // RowAddress: scale bytes lie less than 2^22 bytes behind their row.
+  if (std::max(args.window.rows_per_block, args.compressed.rows_per_block) > (1 << 22) / 576) {
+    return "pages of more than 7281 rows";
   }
-  if (!is_aligned_16(args)) return "rows, q or out are not 16-byte aligned";
+  AttendArgs without_rows = args;
+  without_rows.window = without_rows.compressed = {};
+  if (!is_aligned_16(without_rows)) return "q or out are not 16-byte aligned";
+  const int64_t alignment = format_of(args) == KvFormat::kFp8DsMla ? 8 : 16;
+  for (const RowSource* rows : {&args.window, &args.compressed}) {
+    if ((reinterpret_cast<uintptr_t>(rows->base) |
+         static_cast<uintptr_t>(rows->block_stride_bytes)) %
+            alignment !=
+        0) {
+      return "rows are not 16-byte aligned (fp8_ds_mla: 8)";
+    }
+  }
   return "";
 }
 
@@ -189,6 +200,7 @@ void attend_sm90(const AttendParams& params, const OpContext& context) {
   }
   if (context.scratch->measuring() || all.num_tokens == 0) return;
 
+  args.wide_rows = is_aligned_16(all);
   args.window_rows = FastDivisor(all.window.rows_per_block);
   args.window_columns = FastDivisor(all.window.columns);
   args.compressed_rows = FastDivisor(all.compressed.rows_per_block);
@@ -207,13 +219,14 @@ void attend_sm90(const AttendParams& params, const OpContext& context) {
   }
 }
 
-int64_t attend_sm90_scratch_bytes(const ScratchLimits& limits) {
-  const int64_t max_chains = ceil_div(limits.max_entries, int64_t{ReductionGrid{}.rows_per_block} *
-                                                              ReductionGrid{}.blocks_per_chain);
+int64_t attend_sm90_scratch_bytes(const ScratchLimits& limits, int64_t max_entries) {
+  const int64_t max_chains = ceil_div(
+      max_entries, int64_t{ReductionGrid{}.rows_per_block} * ReductionGrid{}.blocks_per_chain);
   if (max_chains <= 1 || limits.max_tokens == 0) return 0;
-  const int log2_tiles = log2_tiles_of(limits.num_heads);
+  // Of any call within the limits, also one with fewer chains and longer waves.
+  const int64_t of_token = max_chains << log2_tiles_of(limits.num_heads);
   const int64_t results =
-      (tokens_per_wave(limits.max_tokens, log2_tiles, max_chains) << log2_tiles) * max_chains;
+      std::min(limits.max_tokens * of_token, std::max(kMaxChainResults, of_token));
   return results * (kChainBytes + kTileHeads * 8) + 2 * Arena::kAlignment;
 }
 

@@ -40,6 +40,7 @@ struct AttendSm90Args {
   FastDivisor window_rows, window_columns, compressed_rows, compressed_columns;
   int32_t log2_tiles = 0;  ///< tiles of 64 heads: 1 or 2
   int32_t num_items = 0;   ///< max_chains x tokens x tiles
+  bool wide_rows = true;   ///< rows lie at multiples of 16 bytes
   ChainResults chains;     ///< only where max_chains > 1
 };
 
@@ -48,7 +49,8 @@ const char* attend_sm90_why_not(const AttendArgs& args);
 /// One 64 x 512 accumulator per token and 64 heads: warp-speciali wgmma kernel for sm_90a.
 /// What it does not take goes to attend_sm80.
 void attend_sm90(const AttendParams& params, const OpContext& context);
-int64_t attend_sm90_scratch_bytes(const ScratchLimits& limits);
+/// Scratch of a call with at most `max_entries` compressed rows a token, in default grids.
+int64_t attend_sm90_scratch_bytes(const ScratchLimits& limits, int64_t max_entries);
 
 /// Launches the kernel for one row format; `grid` CTAs.
 template <KvFormat kFormat>

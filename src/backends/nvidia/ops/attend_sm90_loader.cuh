@@ -19,8 +19,8 @@ __device__ __forceinline__ int thread_of_role() {
   return thread & 127;
 }
 
-/// Where a row lies, in 8 bytes of shared memory; 0: masked. Its address is a multiple of 16 below
-/// 2^48; its scale bytes are a multiple of 8 and less than 2^23 behind it.
+/// Where a row lies, in 8 bytes of shared memory; 0: masked. Its address is a multiple of 8 below
+/// 2^48; its scale bytes are a multiple of 8 and less than 2^22 behind it.
 struct RowAddress {
   uint64_t bits;
 
@@ -29,10 +29,10 @@ struct RowAddress {
   }
   __device__ __forceinline__ bool valid() const { return bits != 0; }
   __device__ __forceinline__ const std::byte* values() const {
-    return reinterpret_cast<const std::byte*>(bits >> 20 << 4);
+    return reinterpret_cast<const std::byte*>(bits >> 19 << 3);
   }
   __device__ __forceinline__ int to_scales() const {
-    return static_cast<int>(static_cast<uint32_t>(bits) << 12 >> 9);
+    return static_cast<int>(static_cast<uint32_t>(bits) << 13 >> 10);
   }
 };
 
@@ -301,8 +301,10 @@ __device__ __forceinline__ void convert_exactly(const PassAddresses<Traits>& at)
 }
 
 /// Copies 8 rows of a warp (one a quad) into a slot of the raw ring; masked rows become zeros.
+/// `wide`: rows lie at multiples of 16; else, where pages hold an odd number of rows, of 8.
 template <typename Traits>
-__device__ __forceinline__ void gather_raw(RowAddress address, uint32_t slot, int row, int chunk) {
+__device__ __forceinline__ void gather_raw(RowAddress address, bool wide, uint32_t slot, int row,
+                                           int chunk) {
   const bool valid = address.valid();
   const std::byte* from = address.values() + chunk * 16;
   asm volatile("" : "+l"(from));  // one address register, immediate offsets
@@ -310,8 +312,17 @@ __device__ __forceinline__ void gather_raw(RowAddress address, uint32_t slot, in
   if (Traits::kHasScales && chunk == 0) {
     copy_async_8(slot + 8 * Traits::kRawRowBytes + row * 8, from + address.to_scales(), valid);
   }
+  if (wide || !Traits::kHasScales) {
 #pragma unroll
-  for (int i = 0; i < Traits::kRowBytes / 64; ++i) copy_async_16(to + i * 64, from + i * 64, valid);
+    for (int i = 0; i < Traits::kRowBytes / 64; ++i)
+      copy_async_16(to + i * 64, from + i * 64, valid);
+  } else {
+#pragma unroll
+    for (int i = 0; i < Traits::kRowBytes / 64; ++i) {
+      copy_async_8(to + i * 64, from + i * 64, valid);
+      copy_async_8(to + i * 64 + 8, from + i * 64 + 8, valid);
+    }
+  }
   copy_async_commit();
 }
 
@@ -369,9 +380,9 @@ __device__ __forceinline__ void load_and_convert(const AttendSm90Args& args,
   };
 
   barrier_sync(kStartBarrier, Traits::kThreads);
-  gather_raw<Traits>(address(0, 0), raw, row, chunk);
-  gather_raw<Traits>(address(0, 1), raw + Traits::kRawSlotBytes, row, chunk);
-  gather_raw<Traits>(address(1, 0), raw + 2 * Traits::kRawSlotBytes, row, chunk);
+  gather_raw<Traits>(address(0, 0), args.wide_rows, raw, row, chunk);
+  gather_raw<Traits>(address(0, 1), args.wide_rows, raw + Traits::kRawSlotBytes, row, chunk);
+  gather_raw<Traits>(address(1, 0), args.wide_rows, raw + 2 * Traits::kRawSlotBytes, row, chunk);
 
   uint32_t raw_slot = raw;
   int here = 0;  // slot of this block's addresses
@@ -392,7 +403,8 @@ __device__ __forceinline__ void load_and_convert(const AttendSm90Args& args,
                                         (unit0 ^ 16) + tile};
       convert_pass<Traits>(at, rope_unit + tile, odd);
       __syncwarp();
-      gather_raw<Traits>(pass == 0 ? address(next, 1) : address(after, 0), raw_slot, row, chunk);
+      gather_raw<Traits>(pass == 0 ? address(next, 1) : address(after, 0), args.wide_rows, raw_slot,
+                         row, chunk);
       raw_slot = raw_slot == raw + (Traits::kRawSlots - 1) * Traits::kRawSlotBytes
                      ? raw
                      : raw_slot + Traits::kRawSlotBytes;
