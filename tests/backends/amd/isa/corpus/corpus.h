@@ -47,7 +47,7 @@ struct Int32Arithmetic {
     r[20] = sa < sb ? (sb < static_cast<int32_t>(c) ? b : (sa < static_cast<int32_t>(c) ? c : a))
                     : (sa < static_cast<int32_t>(c) ? a : (sb < static_cast<int32_t>(c) ? c : b));
     r[21] = a / 10u + b % 7u;
-    r[22] = static_cast<uint32_t>(((sa << 8) >> 8) * ((sb << 8) >> 8));
+    r[22] = static_cast<uint32_t>(((sa << 16) >> 16) * ((sb << 16) >> 16));
     r[23] = a * 5u - c;
   }
 };
