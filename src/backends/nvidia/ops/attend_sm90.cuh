@@ -11,7 +11,8 @@
 // Budget    a block and 64 heads: 2 x 1024 clocks of wgmma; shared memory 336 KB = 2690 clocks;
 //           584 B x 64 rows = 37 KB. Limits and measurements: docs/kernels/attend_nvidia.md
 // Launch    min(items, SMs) CTAs of 512 threads, smem = sizeof(SharedStorage), 1 CTA/SM
-// Contract  q, out, rows 16-byte aligned; rows that are masked (-1, outside the range) are never
+// Contract  q, out, rows 16-byte aligned (fp8_ds_mla: 8); rows that are masked (-1, outside the
+// range) are never
 //           read and contribute exactly nothing: their tile rows are zeros, their P is 0; a token
 //           without rows gets 0 and lse -inf; bits depend on the token's own rows only
 // Numerics  q.k and p.v accumulate in f32, p rounded to bf16, sums of unrounded p. The reference
