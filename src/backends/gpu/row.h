@@ -45,6 +45,11 @@ DSV4_DEVICE void store_pair(Bf16* to, Pair pair) {
 DSV4_DEVICE void store_pair(float* to, Pair pair) {
   store_as(to, Words<2>{{bits_of(pair.even), bits_of(pair.odd)}});
 }
+/// May pairs of this row be moved at once? The same answer in all lanes.
+template <typename T>
+DSV4_DEVICE bool has_aligned_pairs(const T* row) {
+  return reinterpret_cast<uintptr_t>(row) % (2 * sizeof(T)) == 0;
+}
 /// How a row is moved; decided by the host, so that kernels hold one way each.
 enum class Access : uint8_t {
   kWhole,  ///< aligned pairs, and the row has exactly as many elements as the registers hold
