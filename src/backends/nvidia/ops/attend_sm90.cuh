@@ -9,7 +9,7 @@
 //                   and V through the transposing descriptor (attend_sm90_loader.cuh)
 //           Two stages. Half of the query is read from shared memory, half lives in registers.
 // Budget    a block and 64 heads: 2 x 1024 clocks of wgmma; shared memory 336 KB = 2690 clocks;
-//           584 B x 64 rows = 37 KB. Limits and measurements: docs/kernels/attend_nvidia.md
+//           584 B x 64 rows = 37 KB. Limits and measurements: docs/kernels/attend_sm90.md
 // Launch    min(items, SMs) CTAs of 512 threads, smem = sizeof(SharedStorage), 1 CTA/SM
 // Contract  q, out, rows 16-byte aligned (fp8_ds_mla: 8); rows that are masked (-1, outside the
 // range) are never
