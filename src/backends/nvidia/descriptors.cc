@@ -31,7 +31,6 @@ AttentionDescriptor common() {
   out.padded_num_q_heads = [](int num_heads) { return num_heads; };
   out.head_sizes = {512};
   out.compress_ratios = {0, 4, 128};
-  out.growing_block_tokens = {256};
   out.architectures = split(kBuiltFor);
   if (out.architectures.empty()) {
     out.not_built = "not built in (configure with -DDSV4_ENABLE_CUDA=ON)";

@@ -145,7 +145,7 @@ struct Case {
     const void* q = options.act == DType::kBf16 ? static_cast<const void*>(q_bf16.data())
                                                 : static_cast<const void*>(q_values.data());
     p.q = ConstTensor(q, options.act, {t, h, d});
-    p.window = {window.view, window.blocks, window_begin.data(), window_end.data()};
+    p.window = RangeRows{window.view, window.blocks, window_begin.data(), window_end.data()};
     if (options.compressed == Compressed::kRange) {
       p.compressed = RangeRows{compressed.view, compressed.blocks, begin.data(), end.data()};
     } else if (options.compressed == Compressed::kList) {
@@ -465,8 +465,8 @@ TEST(Attend, TokenAloneGivesTheBitsItHasInABatch) {
     for (int t = 0; t < o.tokens; ++t) {
       AttendParams p = c.params();
       p.q = p.q.rows(t, 1);
-      p.window.begin += t;
-      p.window.end += t;
+      std::get<RangeRows>(p.window).begin += t;
+      std::get<RangeRows>(p.window).end += t;
       p.token_to_seq += t;
       auto& list = std::get<ListedRows>(p.compressed);
       list.slots += t * list.stride;
@@ -599,7 +599,8 @@ TEST(Attend, MeasuringTouchesNothing) {
     Arena measuring;
     AttendParams p = c.params();
     p.q.data = nullptr;
-    p.window.begin = p.window.end = p.token_to_seq = nullptr;
+    auto& window = std::get<RangeRows>(p.window);
+    window.begin = window.end = p.token_to_seq = nullptr;
     ops.attend(p, OpContext{Stream{}, &measuring, &ops});
     EXPECT_GT(measuring.peak(), 0) << candidate->name;
     ScratchLimits limits;
