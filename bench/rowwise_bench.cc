@@ -134,7 +134,7 @@ class Suite {
     const auto query = [&](const char* what, KvFormat format, bool hadamard) {
       measure(what, ops_.index_query,
               IndexQueryParams{q, weights, step.rope(), step.positions.data(), format, hadamard,
-                               0.011f, out, folded},
+                               out, folded},
               4.0 * t * kHeads * kIndexDim);
     };
     query("index_query fp8", KvFormat::kIndexFp8, false);
