@@ -3,8 +3,7 @@
 #pragma once
 #include <type_traits>
 
-#include "backends/nvidia/arch/sm80/matrix_load.h"
-#include "backends/nvidia/arch/sm80/tensor_core.h"
+#include "backends/nvidia/arch/sm80/instructions.h"
 #include "backends/nvidia/ops/attend_rows.cuh"
 #include "backends/nvidia/ops/attend_sm80.h"
 
@@ -291,7 +290,7 @@ __device__ __forceinline__ void score_codes(SharedStorage<T>& shared, int stage,
       const uint32_t b1 = to_bf16<kSlow>(w, w >> 4, m[j]);
 #pragma unroll
       for (int tile = 0; tile < T::kTiles; ++tile) {
-        multiply_add_bf16(s[j][tile], q.a[tile][step], b0, b1);
+        mma_bf16(s[j][tile], q.a[tile][step], b0, b1);
       }
     }
   }
@@ -330,8 +329,7 @@ __device__ __forceinline__ void score_wide(SharedStorage<T>& shared, int stage, 
         const uint32_t(&pair)[4] = k[j][step / 2];
 #pragma unroll
         for (int tile = 0; tile < T::kTiles; ++tile) {
-          multiply_add_bf16(s[j][tile], q.a[tile][step], pair[step % 2 * 2],
-                            pair[step % 2 * 2 + 1]);
+          mma_bf16(s[j][tile], q.a[tile][step], pair[step % 2 * 2], pair[step % 2 * 2 + 1]);
         }
       }
     }
@@ -381,7 +379,7 @@ __device__ __forceinline__ void values_codes(SharedStorage<T>& shared, int stage
       const uint32_t x1 = permute_bytes(word(2), word(3), selector);
       const uint32_t b0 = to_bf16<kSlow>(x0, x0 >> 4, m[0]), b1 = to_bf16<kSlow>(x1, x1 >> 4, m[1]);
 #pragma unroll
-      for (int tile = 0; tile < T::kTiles; ++tile) multiply_add_bf16(o[tile][n], p[tile], b0, b1);
+      for (int tile = 0; tile < T::kTiles; ++tile) mma_bf16(o[tile][n], p[tile], b0, b1);
     }
   }
 }
@@ -405,8 +403,8 @@ __device__ __forceinline__ void values_wide(SharedStorage<T>& shared, int stage,
       load_matrix_x4_transposed(v, slice + wide_offset(step + lane % 16, n + lane / 16));
 #pragma unroll
       for (int tile = 0; tile < T::kTiles; ++tile) {
-        multiply_add_bf16(o[tile][n], p[tile], v[0], v[1]);
-        multiply_add_bf16(o[tile][n + 1], p[tile], v[2], v[3]);
+        mma_bf16(o[tile][n], p[tile], v[0], v[1]);
+        mma_bf16(o[tile][n + 1], p[tile], v[2], v[3]);
       }
     }
   }

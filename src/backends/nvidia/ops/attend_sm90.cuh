@@ -31,7 +31,7 @@ namespace dsv4::nvidia::sm90_attend {
 constexpr float kNoMaximum = -1e30f;  // finite: differences of it are numbers
 
 __device__ __forceinline__ BlockHeader read_header(const BlockHeader& header) {
-  const uint4 words = load_shared_4(shared_address(&header));
+  const uint4 words = load_shared_16(shared_address(&header));
   return {static_cast<int>(words.x), static_cast<int>(words.y), static_cast<int>(words.z), words.w};
 }
 
@@ -74,7 +74,7 @@ struct Query {
 #pragma unroll 4
     for (int i = 0; i < 16; ++i) {
       const int r = i * 4 + warp;
-      copy_async_16(panel + r * 128 + (((lane & 7) ^ (r & 7)) << 4), row_of(r) + lane * 8, true);
+      copy_async_stream(panel + r * 128 + (((lane & 7) ^ (r & 7)) << 4), row_of(r) + lane * 8, 16);
     }
     copy_async_commit();
   }
@@ -126,7 +126,7 @@ __device__ __forceinline__ void score_role(const AttendSm90Args& args,
 
       // Mask, maximum
       const uint32_t mask_address = shared_address(shared.mask[stage]);
-      const uint4 mask0 = load_shared_4(mask_address), mask1 = load_shared_4(mask_address + 16);
+      const uint4 mask0 = load_shared_16(mask_address), mask1 = load_shared_16(mask_address + 16);
       const uint32_t mask[8] = {mask0.x, mask0.y, mask0.z, mask0.w,
                                 mask1.x, mask1.y, mask1.z, mask1.w};
       if ((mask0.x & mask0.y & mask0.z & mask0.w & mask1.x & mask1.y & mask1.z & mask1.w) != ~0u) {
@@ -166,7 +166,7 @@ __device__ __forceinline__ void score_role(const AttendSm90Args& args,
           const float p0 = exp2_approx(fmaf(s[4 * g + 2 * h], args.attend.scale_log2, -max[h]));
           const float p1 = exp2_approx(fmaf(s[4 * g + 2 * h + 1], args.attend.scale_log2, -max[h]));
           sum[h] += p0 + p1;
-          p[2 * g + h] = pack_bf16(p0, p1);
+          p[2 * g + h] = pack_bf16x2(p0, p1);
         }
       }
       if (block > 0) barrier_sync(kPEmptyBarrier, 384);
@@ -213,7 +213,7 @@ __device__ __forceinline__ void store_output(const AttendSm90Args& args, const B
 #pragma unroll
       for (int c = 0; c < 4; ++c) {
         const int i = (4 * g + c) * 4 + 2 * h;
-        x[c] = pack_bf16(value(i) * inverse[h], value(i + 1) * inverse[h]);
+        x[c] = pack_bf16x2(value(i) * inverse[h], value(i + 1) * inverse[h]);
       }
       const uint32_t t0 = __shfl_xor_sync(~0u, odd ? x[0] : x[1], 1);
       const uint32_t t1 = __shfl_xor_sync(~0u, odd ? x[2] : x[3], 1);

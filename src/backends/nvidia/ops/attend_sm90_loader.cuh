@@ -2,6 +2,7 @@
 // writes them as bf16 into the tile of a stage. Four warps; each owns 8 rows of either half of a
 // block and walks on its own, so that nothing is handed over inside the role.
 #pragma once
+#include "backends/nvidia/arch/sm80/instructions.h"
 #include "backends/nvidia/arch/sm90/memory.h"
 #include "backends/nvidia/arch/sm90/sync.h"
 #include "backends/nvidia/ops/attend_sm90.h"
@@ -9,6 +10,7 @@
 
 namespace dsv4::nvidia::sm90_attend {
 
+using namespace sm80;  // NOLINT: kernel code, not included by others
 using namespace sm90;  // NOLINT: kernel code, not included by others
 
 /// Number of the thread within its role; read anew wherever it is used, because registers are
@@ -88,7 +90,7 @@ struct BlockWalk {
     if (lane < 16) {
       const int slot = state.blocks % Traits::kAddressSlots;
       const uint32_t place = shared_address(&shared.addresses[warp][slot][lane]);
-      copy_async_4(place, from, offset >= 0);
+      copy_async_4(place, from, offset >= 0 ? 4 : 0);
       store_shared(place + 4, static_cast<uint32_t>(offset));
     }
     if (lane == 0) {
@@ -210,7 +212,7 @@ struct BlockWalk {
       if (valid) {
         token = (item - chain_of(item) * (attend.num_tokens << args.log2_tiles)) >> args.log2_tiles;
       }
-      copy_async_4(shared_address(&state.coming.seq) + 4 * lane, from + token, valid);
+      copy_async_4(shared_address(&state.coming.seq) + 4 * lane, from + token, valid ? 4 : 0);
     }
     copy_async_commit();
   }
@@ -293,7 +295,7 @@ __device__ __forceinline__ void convert_exactly(const PassAddresses<Traits>& at)
     for (int k = 0; k < 2; ++k) {
       const uint32_t halves = e4m3x2_to_f16x2(static_cast<uint16_t>(codes >> 16 * k));
       const __half2 pair = *reinterpret_cast<const __half2*>(&halves);
-      packed[k] = pack_bf16(__low2float(pair) * scale, __high2float(pair) * scale);
+      packed[k] = pack_bf16x2(__low2float(pair) * scale, __high2float(pair) * scale);
     }
     store_shared_2((word < 2 ? at.unit0 : at.unit1) + panel * Traits::kPanelBytes + (word & 1) * 8,
                    packed[0], packed[1]);
@@ -310,17 +312,18 @@ __device__ __forceinline__ void gather_raw(RowAddress address, bool wide, uint32
   asm volatile("" : "+l"(from));  // one address register, immediate offsets
   const uint32_t to = slot + row * Traits::kRawRowBytes + chunk * 16;
   if (Traits::kHasScales && chunk == 0) {
-    copy_async_8(slot + 8 * Traits::kRawRowBytes + row * 8, from + address.to_scales(), valid);
+    copy_async_8(slot + 8 * Traits::kRawRowBytes + row * 8, from + address.to_scales(),
+                 valid ? 8 : 0);
   }
   if (wide || !Traits::kHasScales) {
 #pragma unroll
     for (int i = 0; i < Traits::kRowBytes / 64; ++i)
-      copy_async_16(to + i * 64, from + i * 64, valid);
+      copy_async_stream(to + i * 64, from + i * 64, valid ? 16 : 0);
   } else {
 #pragma unroll
     for (int i = 0; i < Traits::kRowBytes / 64; ++i) {
-      copy_async_8(to + i * 64, from + i * 64, valid);
-      copy_async_8(to + i * 64 + 8, from + i * 64 + 8, valid);
+      copy_async_8(to + i * 64, from + i * 64, valid ? 8 : 0);
+      copy_async_8(to + i * 64 + 8, from + i * 64 + 8, valid ? 8 : 0);
     }
   }
   copy_async_commit();
@@ -335,13 +338,13 @@ __device__ __forceinline__ void convert_pass(const PassAddresses<Traits>& at, ui
   constexpr int kFp8Panels = Traits::kFp8Columns / 64;
   uint4 raw[kFp8Panels], rope[2];
 #pragma unroll
-  for (int i = 0; i < kFp8Panels; ++i) raw[i] = load_shared_4(at.raw + i * 64);
+  for (int i = 0; i < kFp8Panels; ++i) raw[i] = load_shared_16(at.raw + i * 64);
   uint32_t unusual = slow_scales(scales.x) | slow_scales(scales.y);
 #pragma unroll
   for (int i = 0; i < kFp8Panels; ++i) {
     if (Traits::kHasScales && i == 4) {  // odd rows take the upper half first: no bank conflict
-      rope[0] = load_shared_4(at.raw + 448 + odd * 64);
-      rope[1] = load_shared_4(at.raw + 512 - odd * 64);
+      rope[0] = load_shared_16(at.raw + 448 + odd * 64);
+      rope[1] = load_shared_16(at.raw + 512 - odd * 64);
     }
     const uint32_t bytes = i < 4 ? scales.x : scales.y;
     const uint32_t scale = scale_operand(__byte_perm(bytes, 0, 0x4440 | (i & 3)));
@@ -446,8 +449,9 @@ __device__ __forceinline__ void load_bf16(const AttendSm90Args& args, SharedStor
           tile_row + stage * (Traits::kPanels * Traits::kPanelBytes) + pass * 32 * 128;
 #pragma unroll
       for (int i = 0; i < 16; ++i) {
-        copy_async_16(to + (i >> 1) * Traits::kPanelBytes + ((((i & 1) * 4 + chunk) ^ row) << 4),
-                      from + i * 64, valid);
+        copy_async_stream(
+            to + (i >> 1) * Traits::kPanelBytes + ((((i & 1) * 4 + chunk) ^ row) << 4),
+            from + i * 64, valid ? 16 : 0);
       }
     }
     copy_async_commit();

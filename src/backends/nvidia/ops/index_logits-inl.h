@@ -10,7 +10,7 @@
 #pragma once
 #include <cstdint>
 
-#include "backends/nvidia/arch/sm80/mma.h"
+#include "backends/nvidia/arch/sm80/instructions.h"
 #include "backends/nvidia/ops/index_logits.h"
 #include "cache/kv_format.h"
 

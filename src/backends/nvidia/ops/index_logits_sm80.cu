@@ -73,8 +73,8 @@ __device__ void load_queries(const IndexLogitsArgs& args, TokenStorage* tokens, 
 __device__ __forceinline__ void expand_fp8(uint32_t codes, uint32_t& even, uint32_t& odd) {
   constexpr uint32_t kTwo120 = 0x7b807b80;
   const uint32_t low = __byte_perm(codes, 0, 0x1404), high = __byte_perm(codes, 0, 0x3424);
-  even = sm80::mul_bf16x2((low & 0x80008000u) | ((low >> 4) & 0x07f007f0u), kTwo120);
-  odd = sm80::mul_bf16x2((high & 0x80008000u) | ((high >> 4) & 0x07f007f0u), kTwo120);
+  even = sm80::multiply_bf16x2((low & 0x80008000u) | ((low >> 4) & 0x07f007f0u), kTwo120);
+  odd = sm80::multiply_bf16x2((high & 0x80008000u) | ((high >> 4) & 0x07f007f0u), kTwo120);
 }
 
 // Byte kByte of E2M1 pairs -> a pair of bf16, times `scale`. `shifted` = codes << 4. As above: the
@@ -84,7 +84,7 @@ __device__ __forceinline__ uint32_t expand_fp4(uint32_t codes, uint32_t shifted,
   constexpr uint32_t kTwo126 = 0x7e807e80;
   const uint32_t pair = __byte_perm(shifted, codes, (4 + kByte) << 12 | kByte << 4);
   const uint32_t value = (pair & 0x80008000u) | ((pair >> 6) & 0x01c001c0u);
-  return sm80::mul_bf16x2(sm80::mul_bf16x2(value, kTwo126), scale);
+  return sm80::multiply_bf16x2(sm80::multiply_bf16x2(value, kTwo126), scale);
 }
 
 /// Left operands: [tile of 16 rows][step][register of the instruction].
@@ -135,8 +135,8 @@ __device__ __forceinline__ float score(const TokenStorage& token, const Operands
       const uint4 q = token.q[q_piece(8 * n + g, t, piece)];
 #pragma unroll
       for (int m = 0; m < Traits::kRows / 2; ++m) {
-        sm80::mma_16816(dots[m], keys[m][2 * piece], q.x, q.y);
-        sm80::mma_16816(dots[m], keys[m][2 * piece + 1], q.z, q.w);
+        sm80::mma_bf16(dots[m], keys[m][2 * piece], q.x, q.y);
+        sm80::mma_bf16(dots[m], keys[m][2 * piece + 1], q.z, q.w);
       }
     }
     const float2 w = *reinterpret_cast<const float2*>(&token.weights[8 * n + 2 * t]);

@@ -19,7 +19,9 @@
 //           split. NaN stays NaN.
 #include <algorithm>
 
-#include "backends/nvidia/arch/sm90/wgmma_fp8.h"
+#include "backends/nvidia/arch/sm90/memory.h"
+#include "backends/nvidia/arch/sm90/sync.h"
+#include "backends/nvidia/arch/sm90/wgmma.h"
 #include "backends/nvidia/ops/gpu_check.h"
 #include "backends/nvidia/ops/index_logits-inl.h"
 #include "core/checked_math.h"
@@ -90,7 +92,7 @@ template <int kSums>
 __device__ __forceinline__ void multiply(float (&dots)[kSums], const Keys& keys,
                                          const Queries& queries) {
   const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(queries.units));
-  sm90::fp8_fence();
+  sm90::wgmma_fence();
 #pragma unroll
   for (int s = 0; s < Traits::kSteps; ++s) {
     const uint32_t a0 = keys.words[0][2 * s], a1 = keys.words[1][2 * s];
@@ -102,8 +104,8 @@ __device__ __forceinline__ void multiply(float (&dots)[kSums], const Keys& keys,
       sm90::wgmma_64x128x32_e4m3(dots, a0, a1, a2, a3, b, s > 0);
     }
   }
-  sm90::fp8_commit();
-  sm90::fp8_wait<0>();
+  sm90::wgmma_commit();
+  sm90::wgmma_wait<0>();
 }
 
 /// Folds the heads of a tile from sum kFirst on, and writes the scores of rows g (lane t = 0) and g
@@ -146,7 +148,7 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
   const int warpgroup = uniform(threadIdx.x / 128), warp = threadIdx.x % 128 / 32;
   const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
   load_queries(args, storage, first, count);
-  sm90::fp8_fence_shared();
+  sm90::fence_proxy_async();
   __syncthreads();
 
   for (int begin = 0, end; begin < count; begin = end) {  // tokens of one sequence

@@ -6,7 +6,7 @@
 // Launch    grid rows * groups / 8, 256 threads; lets the product start at once
 // Contract  any alignment of x; codes up to a multiple of 128 columns are written, 4-byte aligned
 // Numerics  numerics.md 2-4; a group with an infinity or NaN gets code NaN
-#include "backends/nvidia/arch/sm90/wgmma_fp8_shared.h"
+#include "backends/nvidia/arch/sm90/sync.h"
 #include "backends/nvidia/ops/launch.h"
 #include "backends/nvidia/ops/linear_quantise-inl.h"
 #include "backends/nvidia/ops/linear_sm90.h"

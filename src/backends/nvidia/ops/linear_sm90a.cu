@@ -19,8 +19,10 @@
 
 #include <algorithm>
 
-#include "backends/nvidia/arch/sm80/tensor_core.h"
-#include "backends/nvidia/arch/sm90/wgmma_fp8_shared.h"
+#include "backends/nvidia/arch/sm80/instructions.h"
+#include "backends/nvidia/arch/sm90/cluster.h"
+#include "backends/nvidia/arch/sm90/sync.h"
+#include "backends/nvidia/arch/sm90/wgmma.h"
 #include "backends/nvidia/ops/launch.h"
 #include "backends/nvidia/ops/linear_sm90.h"
 #include "core/checked_math.h"
@@ -137,18 +139,19 @@ __device__ __forceinline__ void multiply_blocks(const Work& work, int begin, int
   for (int block = begin; block < end; ++block) {
     const uint32_t scale_byte = __ldg(w_scales + block);
     sm90::mbarrier_wait(sm80::shared_address(&shared.full[place.stage]), place.phase);
-    sm90::show_shared_to_products();
+    sm90::fence_proxy_async();
     const uint64_t a =
         sm90::fp8_operand(sm80::shared_address(shared.w[place.stage]) + group * kWBytes / 2);
     const uint64_t b = sm90::fp8_operand(sm80::shared_address(shared.x[place.stage]));
     float block_sums[kN / 2];
 #pragma unroll
     for (float& sum : block_sums) sum = 0;
-    sm90::fp8_products_begin();
+    sm90::wgmma_fence();
 #pragma unroll
     for (int i = 0; i < kFp8Block / 32; ++i)
       sm90::Fp8Product<kN>::run(block_sums, a + 2 * i, b + 2 * i, i > 0);
-    sm90::fp8_products_finish();
+    sm90::wgmma_commit();
+    sm90::wgmma_wait<0>();
     const float w_scale = scale_byte == 0     ? 0x1p-127f
                           : scale_byte == 255 ? __uint_as_float(0x7fc00000u)
                                               : __uint_as_float(scale_byte << 23);
@@ -222,22 +225,23 @@ __global__ void __launch_bounds__(kThreads, Traits<kN>::kBlocksPerSm)
   extern __shared__ __align__(1024) std::byte raw[];
   auto& shared = *reinterpret_cast<SharedStorage<kN>*>(raw);
   init_barriers(shared);
-  const auto rank = static_cast<int>(sm90::rank_in_cluster());
+  const auto rank = static_cast<int>(sm90::cluster_rank());
   Work work = find_work<kN>(batch, static_cast<int>(blockIdx.x) / segments);
   const int segment_blocks = fp8_segment_blocks(work.item->w.cols);
   work.block_begin = min(rank * segment_blocks, work.block_end);
   work.block_end = min(work.block_begin + segment_blocks, work.block_end);
   Place place;
   if (threadIdx.x < kGroupThreads) {
-    if constexpr (kN == 64) sm90::give_back_registers<40>();
+    if constexpr (kN == 64) sm90::decrease_registers<40>();
     copy_tile(work, true, shared, place);
   } else {
-    if constexpr (kN == 64) sm90::take_registers<96>();  // 85 are an even share
+    if constexpr (kN == 64) sm90::increase_registers<96>();  // 85 are an even share
     float sums[kN / 2] = {};
     multiply_blocks(work, work.block_begin, work.block_end, shared, place, sums);
     put_sums(shared, sums);
   }
-  sm90::sync_cluster();
+  sm90::cluster_arrive();
+  sm90::cluster_wait();
   const int own_segments = fp8_num_segments(work.item->w.cols);
   // Every block adds up its share of the outputs: consecutive rows of one token go together.
   const int share = (kN * kRows + segments - 1) / segments;
@@ -250,7 +254,8 @@ __global__ void __launch_bounds__(kThreads, Traits<kN>::kBlocksPerSm)
       total = __fadd_rn(total, sm90::load_from_cluster(address, static_cast<uint32_t>(s)));
     store(*work.item, work.token0 + token, work.row0 + row, total);
   }
-  sm90::sync_cluster();  // nobody leaves while others read its sums
+  sm90::cluster_arrive();
+  sm90::cluster_wait();  // nobody leaves while others read its sums
 }
 
 template <int kN>
@@ -261,12 +266,12 @@ __global__ void __launch_bounds__(kThreads, 1)
   init_barriers(shared);
   Place place;
   if (threadIdx.x < kGroupThreads) {
-    sm90::give_back_registers<40>();
+    sm90::decrease_registers<40>();
     const auto first = static_cast<int>(blockIdx.x);
     for (int tile = first; tile < tiles; tile += static_cast<int>(gridDim.x))
       copy_tile(find_work<kN>(batch, tile), tile == first, shared, place);
   } else {
-    sm90::take_registers<232>();
+    sm90::increase_registers<232>();
     const int thread = static_cast<int>(threadIdx.x) - kGroupThreads;
     for (int tile = static_cast<int>(blockIdx.x); tile < tiles;
          tile += static_cast<int>(gridDim.x)) {
@@ -283,10 +288,10 @@ __global__ void __launch_bounds__(kThreads, 1)
         for (int i = 0; i < kN / 2; ++i)
           totals[i] = s == 0 ? sums[i] : __fadd_rn(totals[i], sums[i]);
       }
-      sm90::sync_some(1,
-                      2 * kGroupThreads);  // the sums of the tile before are out
+      sm90::barrier_sync(1,
+                         2 * kGroupThreads);  // the sums of the tile before are out
       put_sums(shared, totals);
-      sm90::sync_some(1, 2 * kGroupThreads);
+      sm90::barrier_sync(1, 2 * kGroupThreads);
       for (int i = thread; i < kN * kRows; i += 2 * kGroupThreads)
         store(*work.item, work.token0 + i / kRows, work.row0 + i % kRows,
               shared.sums[i / kRows][i % kRows]);

@@ -6,7 +6,7 @@
 #pragma once
 #include <cstdint>
 
-#include "backends/nvidia/arch/sm80/tensor_core.h"
+#include "backends/nvidia/arch/sm80/instructions.h"
 #include "dsv4/dtype.h"
 
 namespace dsv4::nvidia {

@@ -49,4 +49,16 @@ __device__ inline uint32_t cluster_load(uint32_t address) {
   return value;
 }
 
+/// A float at `address` of this block's shared memory, read in block `rank` of the cluster.
+__device__ __forceinline__ float load_from_cluster(uint32_t address, uint32_t rank) {
+  float value;
+  asm volatile(
+      "{\n.reg .b32 remote;\nmapa.shared::cluster.u32 remote, %1, %2;\n"
+      "ld.shared::cluster.f32 %0, [remote];\n}\n"
+      : "=f"(value)
+      : "r"(address), "r"(rank)
+      : "memory");
+  return value;
+}
+
 }  // namespace dsv4::nvidia::sm90

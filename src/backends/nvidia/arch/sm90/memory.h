@@ -1,37 +1,14 @@
-// Shared memory, asynchronous copies and packed arithmetic as sm_90 code uses them. One instruction
-// per function; sections refer to the PTX ISA manual.
+// Shared memory, copies and packed arithmetic as sm_90 code uses them, beside those of sm_80. One
+// instruction per function; sections refer to the PTX ISA manual.
 #pragma once
 #include <cstdint>
 
 namespace dsv4::nvidia::sm90 {
 
-__device__ __forceinline__ uint32_t shared_address(const void* pointer) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
-}
-
-/// 9.7.9.25 cp.async: 16 bytes past L1; zeros where `valid` is false (then nothing is read).
-__device__ __forceinline__ void copy_async_16(uint32_t to, const void* from, bool valid) {
-  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
-               "r"(valid ? 16 : 0)
+/// cp.async of 8 bytes, or zeros where `bytes` is 0.
+__device__ __forceinline__ void copy_async_8(uint32_t to, const void* from, int bytes) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(to), "l"(from), "r"(bytes)
                : "memory");
-}
-__device__ __forceinline__ void copy_async_8(uint32_t to, const void* from, bool valid) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(to), "l"(from),
-               "r"(valid ? 8 : 0)
-               : "memory");
-}
-__device__ __forceinline__ void copy_async_4(uint32_t to, const void* from, bool valid) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(from),
-               "r"(valid ? 4 : 0)
-               : "memory");
-}
-__device__ __forceinline__ void copy_async_commit() {
-  asm volatile("cp.async.commit_group;" ::: "memory");
-}
-/// Waits until at most kPending groups of this thread are under way.
-template <int kPending>
-__device__ __forceinline__ void copy_async_wait() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 __device__ __forceinline__ void prefetch_l2(const void* pointer) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(pointer));
@@ -57,14 +34,6 @@ __device__ __forceinline__ uint2 load_shared_2(uint32_t address) {
                : "memory");
   return value;
 }
-__device__ __forceinline__ uint4 load_shared_4(uint32_t address) {
-  uint4 value;
-  asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
-               : "r"(address)
-               : "memory");
-  return value;
-}
 __device__ __forceinline__ void store_shared(uint32_t address, uint32_t value) {
   asm volatile("st.shared.b32 [%0], %1;" ::"r"(address), "r"(value) : "memory");
 }
@@ -86,23 +55,6 @@ __device__ __forceinline__ void store_matrix_4(uint32_t address, uint32_t x, uin
                : "memory");
 }
 
-/// 2^x, relative error 2^-22; subnormal results are zero.
-__device__ __forceinline__ float exp2_approx(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-/// Two floats, rounded to nearest even, `low` in bits 0-15.
-__device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
-  uint32_t packed;
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
-  return packed;
-}
-__device__ __forceinline__ uint32_t multiply_bf16x2(uint32_t a, uint32_t b) {
-  uint32_t product;
-  asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(product) : "r"(a), "r"(b));
-  return product;
-}
 __device__ __forceinline__ uint32_t multiply_add(uint32_t a, uint32_t b, uint32_t c) {
   uint32_t sum;
   asm("mad.lo.u32 %0, %1, %2, %3;" : "=r"(sum) : "r"(a), "r"(b), "r"(c));
@@ -121,6 +73,13 @@ __device__ __forceinline__ uint32_t e4m3x2_to_f16x2(uint16_t codes) {
   uint32_t halves;
   asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(halves) : "h"(codes));
   return halves;
+}
+
+/// Two floats -> two E4M3 codes, the first one in the low byte [9.7.9.22, sm_89 and later].
+__device__ __forceinline__ uint32_t e4m3x2(float low, float high) {
+  uint16_t out;
+  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(out) : "f"(high), "f"(low));
+  return out;
 }
 
 }  // namespace dsv4::nvidia::sm90

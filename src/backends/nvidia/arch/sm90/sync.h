@@ -1,5 +1,5 @@
-// Ordering on sm_90: named barriers, register budgets of warpgroups, the proxy fence. One
-// instruction per function; sections refer to the PTX ISA manual.
+// Ordering on sm_90: named barriers, register budgets of warpgroups, the proxy fence, mbarriers,
+// dependent launches. One instruction per function; sections refer to the PTX ISA manual.
 #pragma once
 #include <cstdint>
 
@@ -26,6 +26,39 @@ __device__ __forceinline__ void decrease_registers() {
 /// and bulk copies after it.
 __device__ __forceinline__ void fence_proxy_async() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+// ---- mbarrier
+
+__device__ __forceinline__ void mbarrier_init(uint32_t barrier, int arrivals) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
+}
+__device__ __forceinline__ void mbarrier_arrive(uint32_t barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+/// Arrives when all earlier cp.async of this thread have landed.
+__device__ __forceinline__ void mbarrier_arrive_after_copies(uint32_t barrier) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
+}
+/// Waits for the end of the phase of that parity; the hint lets the hardware put the warp to sleep.
+__device__ __forceinline__ void mbarrier_wait(uint32_t barrier, uint32_t parity) {
+  asm volatile(
+      "{\n.reg .pred p;\nagain:\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1, %2;\n"
+      "@!p bra again;\n}\n" ::"r"(barrier),
+      "r"(parity), "r"(1000000)
+      : "memory");
+}
+
+// ---- dependent launches (griddepcontrol)
+
+/// The next kernel of the stream may start; what it reads of this one it waits for.
+__device__ __forceinline__ void start_next_kernel() {
+  asm volatile("griddepcontrol.launch_dependents;");
+}
+/// Waits for the end of the kernels before and for what they wrote.
+__device__ __forceinline__ void wait_for_kernels_before() {
+  asm volatile("griddepcontrol.wait;" ::: "memory");
 }
 
 }  // namespace dsv4::nvidia::sm90

@@ -1,6 +1,6 @@
-// Warpgroup matrix products of sm_90 (PTX ISA manual 9.7.15): bf16 operands, f32 accumulators. One
-// instruction per function. All 128 threads of a warpgroup call together; accumulators must not be
-// touched between the first product and wgmma_wait.
+// Warpgroup matrix products of sm_90 (PTX ISA manual 9.7.15): bf16 or E4M3 operands, f32
+// accumulators. One instruction per function. All 128 threads of a warpgroup call together;
+// accumulators must not be touched between the first product and wgmma_wait.
 #pragma once
 #include <cstdint>
 
@@ -39,8 +39,9 @@ __host__ __device__ constexpr uint64_t operand_offset(uint32_t bytes) {
                         "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
 #define DSV4_ACC32(d, i) DSV4_ACC8(d, i), DSV4_ACC8(d, i + 8), DSV4_ACC8(d, i + 16), \
                          DSV4_ACC8(d, i + 24)
-#define DSV4_REGS32 \
-  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
+#define DSV4_REGS8 "%0, %1, %2, %3, %4, %5, %6, %7"
+#define DSV4_REGS16 DSV4_REGS8 ", %8, %9, %10, %11, %12, %13, %14, %15"
+#define DSV4_REGS32 DSV4_REGS16 ", " \
   "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
 #define DSV4_REGS64 DSV4_REGS32 ", " \
   "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
@@ -77,8 +78,114 @@ __device__ __forceinline__ void wgmma_64x128_shared(float (&d)[64], uint64_t a, 
                : "l"(a), "l"(b));
 }
 
+// ---- E4M3
+
+/// Descriptor of a K-major E4M3 operand: rows of 128 bytes, swizzled as above. 32 columns on is
+/// operand_offset(32) further.
+__device__ __forceinline__ uint64_t fp8_operand(uint32_t address) {
+  return swizzled_operand(address, 16, 1024);
+}
+
+/// d[64, 64] = (accumulate ? d : 0) + a[64, 32] b[64, 32]^T in E4M3. Lane (g, t) = (lane / 4, lane
+/// % 4) of warp w holds a of rows 16 w + g (a0, a2) and 16 w + g + 8 (a1, a3), columns 4 t.. (a0,
+/// a1) and 16 + 4 t.. (a2, a3); d[4 n ..] = (row g: columns 8 n + 2 t, + 1), (row g + 8: the same).
+__device__ __forceinline__ void wgmma_64x64x32_e4m3(float (&d)[32], uint32_t a0, uint32_t a1,
+                                                    uint32_t a2, uint32_t a3, uint64_t b,
+                                                    bool accumulate) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n64k32.f32.e4m3.e4m3 {" DSV4_REGS32
+      "}, {%32, %33, %34, %35}, %36, p, 1, 1;\n}\n"
+      : DSV4_ACC32(d, 0)
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(static_cast<int>(accumulate)));
+}
+
+/// As above for 128 rows of b: d[64, 128], columns 64.. in d[32..].
+__device__ __forceinline__ void wgmma_64x128x32_e4m3(float (&d)[64], uint32_t a0, uint32_t a1,
+                                                     uint32_t a2, uint32_t a3, uint64_t b,
+                                                     bool accumulate) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %69, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n128k32.f32.e4m3.e4m3 {" DSV4_REGS64
+      "}, {%64, %65, %66, %67}, %68, p, 1, 1;\n}\n"
+      : DSV4_ACC32(d, 0), DSV4_ACC32(d, 32)
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(static_cast<int>(accumulate)));
+}
+
+/// d[64, kN] = (accumulate ? d : 0) + a[64, 32] b[kN, 32]^T in E4M3, both in shared memory; d as
+/// above.
+template <int kN>
+struct Fp8Product;
+
+template <>
+struct Fp8Product<8> {
+  __device__ static __forceinline__ void run(float (&d)[4], uint64_t a, uint64_t b,
+                                             bool accumulate) {
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %6, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n8k32.f32.e4m3.e4m3 {%0, %1, %2, %3"
+        "}, %4, %5, p, 1, 1;\n}\n"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)));
+  }
+};
+
+template <>
+struct Fp8Product<16> {
+  __device__ static __forceinline__ void run(float (&d)[8], uint64_t a, uint64_t b,
+                                             bool accumulate) {
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %10, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n16k32.f32.e4m3.e4m3 {" DSV4_REGS8
+        "}, %8, %9, p, 1, 1;\n}\n"
+        : DSV4_ACC8(d, 0)
+        : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)));
+  }
+};
+
+template <>
+struct Fp8Product<32> {
+  __device__ static __forceinline__ void run(float (&d)[16], uint64_t a, uint64_t b,
+                                             bool accumulate) {
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %18, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n32k32.f32.e4m3.e4m3 {" DSV4_REGS16
+        "}, %16, %17, p, 1, 1;\n}\n"
+        : DSV4_ACC8(d, 0), DSV4_ACC8(d, 8)
+        : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)));
+  }
+};
+
+template <>
+struct Fp8Product<64> {
+  __device__ static __forceinline__ void run(float (&d)[32], uint64_t a, uint64_t b,
+                                             bool accumulate) {
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n64k32.f32.e4m3.e4m3 {" DSV4_REGS32
+        "}, %32, %33, p, 1, 1;\n}\n"
+        : DSV4_ACC32(d, 0)
+        : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)));
+  }
+};
+
+template <>
+struct Fp8Product<128> {
+  __device__ static __forceinline__ void run(float (&d)[64], uint64_t a, uint64_t b,
+                                             bool accumulate) {
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n128k32.f32.e4m3.e4m3 {" DSV4_REGS64
+        "}, %64, %65, p, 1, 1;\n}\n"
+        : DSV4_ACC32(d, 0), DSV4_ACC32(d, 32)
+        : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)));
+  }
+};
+
 #undef DSV4_ACC8
 #undef DSV4_ACC32
+#undef DSV4_REGS8
+#undef DSV4_REGS16
 #undef DSV4_REGS32
 #undef DSV4_REGS64
 
