@@ -174,7 +174,6 @@ void DeepseekV4Attention::compress(Step& step) const {
 void DeepseekV4Attention::select(Step& step) const {
   if (step.all_entries_visible) return;
   const Layer& layer = *layer_;
-  const ModelConfig& config = layer.config;
   const ForwardOptions& options = *step.options;
   const OpContext context = step.context(ops());
   const PlanView& plan = *step.plan;
