@@ -5,4 +5,4 @@ cd "$(dirname "$0")/.."
 scripts/setup.sh
 echo "test: building" >&2
 scripts/build.sh release
-ctest --test-dir build/release --output-on-failure "$@"
+ctest --test-dir build/release -j 2 --output-on-failure "$@"
