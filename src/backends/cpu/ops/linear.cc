@@ -9,6 +9,7 @@
 #include "backends/cpu/ops/flush_denormals.h"
 #include "backends/cpu/parallel.h"
 #include "core/fail.h"
+#include "ops/linear_problem.h"
 
 namespace dsv4::cpu {
 namespace {
@@ -196,20 +197,6 @@ class Pass {
   int64_t x_used_ = 0;
 };
 
-void check(const LinearProblem& problem, bool quantise_input) {
-  const auto& [x, w, out] = problem;
-  DSV4_CHECK(x.rank == 2 && out.rank == 2 && x.shape[0] == out.shape[0]);
-  DSV4_CHECK(x.shape[1] == w.cols && out.shape[1] == w.rows);
-  DSV4_CHECK(x.strides[1] == 1 && out.strides[1] == 1);
-  DSV4_CHECK(x.dtype == DType::kBf16 || x.dtype == DType::kF32);
-  DSV4_CHECK(out.dtype == DType::kBf16 || out.dtype == DType::kF32);
-  DSV4_CHECK(!quantise_input || x.dtype == DType::kBf16);
-  const bool scaled = w.dtype == DType::kF8E4M3 || w.dtype == DType::kF4E2M1;
-  DSV4_CHECK(scaled || w.dtype == DType::kBf16 || w.dtype == DType::kF32);
-  DSV4_CHECK(!scaled || w.scale != nullptr);
-  DSV4_CHECK(w.dtype != DType::kF4E2M1 || (w.cols % 2 == 0 && w.row_stride % 2 == 0));
-}
-
 std::string runs_anywhere() {
   return {};
 }
@@ -255,7 +242,7 @@ void run_linear(const LinearKernels& kernels, const LinearParams& params,
   const std::span<const LinearProblem> problems = params.problems;
   for (size_t begin = 0; begin < problems.size();) {
     const LinearProblem& first = problems[begin];
-    check(first, params.quantise_input);
+    check_linear_problem(first, params.quantise_input);
     const Lanes lanes = linear_lanes(first.x.dtype, first.w.dtype);
     const int tile_rows = kernels.tile_rows(first.w, lanes, first.x.shape[0]);
     size_t end = begin + 1;
@@ -263,7 +250,7 @@ void run_linear(const LinearKernels& kernels, const LinearParams& params,
            same_view(first.x, problems[end].x) &&
            lanes == linear_lanes(first.x.dtype, problems[end].w.dtype) &&
            tile_rows == kernels.tile_rows(problems[end].w, lanes, first.x.shape[0])) {
-      check(problems[end++], params.quantise_input);
+      check_linear_problem(problems[end++], params.quantise_input);
     }
     pass.add(problems.subspan(begin, end - begin), lanes, tile_rows);
     begin = end;

@@ -10,6 +10,7 @@
 #include "backends/nvidia/ops/linear_sm90.h"
 #include "core/checked_math.h"
 #include "core/fail.h"
+#include "ops/linear_problem.h"
 
 namespace dsv4::nvidia {
 namespace {
@@ -30,19 +31,11 @@ int64_t split_bytes(int64_t rows, int64_t cols) {
   return 3 * prepared_bytes(std::min(rows, kSplitRows), cols);
 }
 
+// The kernels count rows and columns in 32 bits.
 void check(const LinearProblem& problem, bool quantise_input) {
-  const auto& [x, w, out] = problem;
-  DSV4_CHECK(x.rank == 2 && out.rank == 2 && x.shape[0] == out.shape[0]);
-  DSV4_CHECK(x.shape[1] == w.cols && out.shape[1] == w.rows);
-  DSV4_CHECK(x.strides[1] == 1 && out.strides[1] == 1);
-  DSV4_CHECK(x.dtype == DType::kBf16 || x.dtype == DType::kF32);
-  DSV4_CHECK(out.dtype == DType::kBf16 || out.dtype == DType::kF32);
-  DSV4_CHECK(!quantise_input || x.dtype == DType::kBf16);
-  const bool scaled = w.dtype == DType::kF8E4M3 || w.dtype == DType::kF4E2M1;
-  DSV4_CHECK(scaled || w.dtype == DType::kBf16 || w.dtype == DType::kF32);
-  DSV4_CHECK(!scaled || w.scale != nullptr);
-  DSV4_CHECK(w.dtype != DType::kF4E2M1 || (w.cols % 2 == 0 && w.row_stride % 2 == 0));
-  DSV4_CHECK(w.rows < INT32_MAX && w.cols < INT32_MAX / 4 && x.shape[0] < INT32_MAX);
+  check_linear_problem(problem, quantise_input);
+  DSV4_CHECK(problem.w.rows < INT32_MAX && problem.w.cols < INT32_MAX / 4 &&
+             problem.x.shape[0] < INT32_MAX);
 }
 
 bool same_view(const ConstTensor& a, const ConstTensor& b) {
