@@ -13,7 +13,7 @@
 //     DSV4_DEVICE static void run(const Params& params);
 //   };
 // and is started over a one-dimensional grid: launch_cuda<Example>() here, execute<Example>() of
-// executor.h on the host; an AMD file names its entry with DSV4_AMD_KERNEL.
+// executor.h on the host, amd_entry<Example> of a code object on AMD GPUs.
 //
 // Translation units with kernels are compiled without contraction (-fmad=false,
 // -ffp-contract=off): a * b + c is two roundings, fma(a, b, c) is one, on every platform. Division
@@ -357,8 +357,29 @@ cudaError_t launch_cuda(int64_t blocks, const typename Kernel::Params& params,
 
 #elif defined(__HIP__)
 
-/// extern "C" entry `name` of a code object. The flat work-group size must be told: the compiler
-/// assumes 1024 lanes otherwise, and halves the registers.
+/// Waves that a SIMD of the four holds at least, a bound of registers: one block's share, or
+/// `Kernel::kMinWaves` where it asks for more.
+template <typename Kernel>
+constexpr int min_waves() {
+  if constexpr (requires { Kernel::kMinWaves; }) {
+    return Kernel::kMinWaves;
+  } else {
+    return Kernel::kThreads <= 4 * kWaveSize ? 1 : Kernel::kThreads / (4 * kWaveSize);
+  }
+}
+
+/// The entry of a kernel in a code object. The host finds it by the name of its type
+/// (amd/kernel_name.h); amd/entries.h makes the entries of all kernels that operations start. The
+/// flat work-group size must be told: the compiler assumes 1024 lanes otherwise, and halves the
+/// registers.
+template <typename Kernel>
+__attribute__((global, amdgpu_flat_work_group_size(Kernel::kThreads, Kernel::kThreads),
+               amdgpu_waves_per_eu(min_waves<Kernel>()))) void
+amd_entry(const typename Kernel::Params params) {
+  Kernel::run(params);
+}
+
+/// extern "C" entry `name` of a code object: for tests that run a kernel by a plain name.
 #define DSV4_AMD_KERNEL(name, Kernel)                                                              \
   extern "C" __attribute__((global,                                                                \
                             amdgpu_flat_work_group_size(Kernel::kThreads, Kernel::kThreads))) void \

@@ -1,0 +1,45 @@
+#include "backends/amd/candidates.h"
+
+#include <algorithm>
+
+#include "attention/descriptor.h"
+#include "backends/gpu/model_rows_ops.h"
+#include "backends/gpu/rowwise_ops.h"
+#include "ops/forced_candidates.h"
+
+namespace dsv4::amd {
+namespace {
+
+constexpr Capability kGfx90a{9, 0, 10}, kGfx942{9, 4, 2}, kGfx950{9, 5, 0};
+
+std::string needs(const char* names, const Capability& capability) {
+  return concat("needs ", names, ", this is ", architecture_name(Platform::kRocm, capability));
+}
+
+int64_t scratch_bytes(const ScratchLimits& limits) {
+  return std::max({gpu::rowwise_scratch_bytes(limits), gpu::model_rows_scratch_bytes(limits)});
+}
+
+}  // namespace
+
+std::string needs_cdna(const Capability& capability) {
+  for (const Capability& known : {kEmulated, kGfx90a, kGfx942, kGfx950}) {
+    if (capability == known) return "";
+  }
+  return needs("gfx90a, gfx942 or gfx950", capability);
+}
+
+std::string needs_gfx950(const Capability& capability) {
+  return capability == kEmulated || capability == kGfx950 ? "" : needs("gfx950", capability);
+}
+
+Ops make_ops(std::span<const Candidate> candidates, const Capability& capability,
+             std::string_view forced) {
+  Ops ops;
+  ops.scratch_bytes = scratch_bytes;
+  install_candidates(ops, candidates, forced,
+                     [&](const Candidate& candidate) { return candidate.why_not(capability); });
+  return ops;
+}
+
+}  // namespace dsv4::amd
