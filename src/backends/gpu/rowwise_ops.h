@@ -16,6 +16,7 @@
 #include "backends/gpu/index_query.h"
 #include "backends/gpu/norm_rope.h"
 #include "backends/gpu/plan_rows.h"
+#include "backends/gpu/ragged_rows.h"
 #include "cache/kv_format.h"
 #include "core/checked_math.h"
 #include "core/fail.h"
@@ -416,6 +417,33 @@ void map_slots(const MapSlotsParams& params, const OpContext& context) {
                                  .blocks_per_token = static_cast<int32_t>(blocks_per_token)});
 }
 
+template <typename Launch>
+void ragged_rows(const RaggedRowsParams& params, const OpContext& context) {
+  if (context.scratch->measuring()) return;
+  const Launch launch(context);
+  RaggedArgs args{.tokens = params.num_tokens,
+                  .begin = nullptr,
+                  .end = nullptr,
+                  .blocks = {},
+                  .token_to_seq = params.token_to_seq,
+                  .list = nullptr,
+                  .list_stride = 0,
+                  .indptr = params.indptr,
+                  .slots = params.slots};
+  if (const auto* ranges = std::get_if<RangeRows>(&params.rows)) {
+    args.begin = ranges->begin;
+    args.end = ranges->begin == nullptr ? nullptr : ranges->end;
+    args.blocks = blocks_of(ranges->blocks);
+  } else {
+    const auto& lists = std::get<ListedRows>(params.rows);
+    args.end = lists.length;
+    args.list = lists.slots;
+    args.list_stride = lists.stride;
+  }
+  launch.template run<RaggedIndptr>(1, args);
+  launch.template run<RaggedFill>(params.num_tokens, args);
+}
+
 /// A block for every 16 bytes of each lane, or fewer where rows are many.
 inline int32_t blocks_per_row(int64_t rows, int64_t row_bytes, int64_t threads) {
   const int64_t wanted = std::max<int64_t>(1, kFullGrid / std::max<int64_t>(1, rows));
@@ -473,6 +501,7 @@ void install_rowwise(Ops& ops) {
   ops.compress = compress<Launch>;
   ops.index_query = index_query<Launch>;
   ops.map_slots = map_slots<Launch>;
+  ops.ragged_rows = ragged_rows<Launch>;
   ops.inverse_rope = inverse_rope<Launch>;
 }
 
