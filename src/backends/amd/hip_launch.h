@@ -11,6 +11,7 @@ namespace dsv4::amd {
 
 class HipLaunch {
  public:
+  static constexpr bool kBf16Only = true;  // as the descriptor's activations
   explicit HipLaunch(const OpContext& context)
       : stream_(context.stream.handle), kernels_(KernelTable::current()) {}
 
