@@ -1,4 +1,6 @@
-// Device entry of top_k.h.
-#include "backends/amd/ops/top_k.h"
+// Entries of top_k.
+#include "backends/amd/ops/index_ops.h"
 
-DSV4_AMD_KERNEL(top_k, dsv4::amd::TopK)
+#include "backends/amd/entries.h"
+
+DSV4_AMD_ENTRIES(amd::install_top_k)
