@@ -43,6 +43,7 @@ std::vector<OpCandidate> op_candidates(const std::string& family) {
   // A family with one kernel on the CPU has no list there.
   if (out.empty()) out.push_back({Platform::kCpu, "", "only", "", true});
   append_emulated_candidates(family, out);
+  append_interpreted_candidates(family, out);
   append_cuda_candidates(family, out);
   return out;
 }
@@ -51,7 +52,11 @@ OpenedCandidate open_candidate(const OpCandidate& candidate, int num_threads) {
   const std::string forced =
       candidate.family.empty() ? "" : candidate.family + ":" + candidate.name;
   if (candidate.platform == Platform::kCuda) return open_cuda_candidate(forced);
-  if (candidate.platform == Platform::kRocm) return open_emulated_candidate(candidate, num_threads);
+  if (candidate.platform == Platform::kRocm) {
+    OpenedCandidate interpreted = open_interpreted_candidate(candidate, num_threads);
+    return interpreted.device ? std::move(interpreted)
+                              : open_emulated_candidate(candidate, num_threads);
+  }
   return {cpu::open_cpu_device(num_threads), cpu::make_ops(forced)};
 }
 

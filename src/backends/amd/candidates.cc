@@ -3,6 +3,8 @@
 #include <algorithm>
 
 #include "attention/descriptor.h"
+#include "backends/amd/ops/linear_ops.h"
+#include "backends/amd/ops/moe_ops.h"
 #include "backends/gpu/model_rows_ops.h"
 #include "backends/gpu/rowwise_ops.h"
 #include "ops/forced_candidates.h"
@@ -28,7 +30,8 @@ int64_t flat_list_bytes(const ScratchLimits& limits) {
 
 int64_t scratch_bytes(const ScratchLimits& limits) {
   return flat_list_bytes(limits) +
-         std::max({gpu::rowwise_scratch_bytes(limits), gpu::model_rows_scratch_bytes(limits)});
+         std::max({gpu::rowwise_scratch_bytes(limits), gpu::model_rows_scratch_bytes(limits),
+                   linear_scratch_bytes(limits), moe_scratch_bytes(limits)});
 }
 
 }  // namespace
