@@ -1,5 +1,7 @@
 #include "tests/testing/op_candidates.h"
 
+#include <set>
+
 #include "backends/amd/emulated_device.h"
 #include "backends/cpu/candidates.h"
 #include "backends/cpu/cpu_device.h"
@@ -12,9 +14,10 @@ constexpr const char* kForward = "emulated";
 constexpr const char* kReverse = "emulated_reverse";
 
 void append_emulated_candidates(const std::string& family, std::vector<OpCandidate>& out) {
-  if (family != "rowwise" && family != "model_rows") return;
+  static const std::set<std::string> kFamilies{"rowwise", "model_rows", "attend"};
+  if (!kFamilies.contains(family)) return;
   for (const char* name : {kForward, kReverse})
-    out.push_back({Platform::kRocm, family, name, "", true});
+    out.push_back({Platform::kRocm, family, name, "", family != "attend"});
 }
 
 }  // namespace

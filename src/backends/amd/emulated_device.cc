@@ -5,6 +5,7 @@
 #include <cstring>
 #include <thread>
 
+#include "backends/amd/ops/attend_ops.h"
 #include "backends/gpu/executor_launch.h"
 #include "backends/gpu/model_rows_ops.h"
 #include "backends/gpu/rowwise_ops.h"
@@ -63,6 +64,7 @@ Ops make_ops() {
   Ops ops;
   gpu::install_rowwise<gpu::ExecutorLaunch<kOrder>>(ops);
   gpu::install_model_rows<gpu::ExecutorLaunch<kOrder>>(ops);
+  install_attend<gpu::ExecutorLaunch<kOrder>>(ops);
   ops.scratch_bytes = [](const ScratchLimits& limits) {
     return std::max(gpu::rowwise_scratch_bytes(limits), gpu::model_rows_scratch_bytes(limits));
   };
