@@ -482,13 +482,15 @@ void LayerOracle::check_end_to_end() {
     return;
   }
   // The oracle does not round P. With that point left out on both sides, the acceptance of
-  // numerics.md 7 holds.
+  // numerics.md 7 holds. AMD's kernels always round.
   Numerics numerics = which().numerics;
-  numerics.round_p_to_bf16 = false;
-  const auto layer = make_layer(numerics);
-  LayerRecord unrounded;
-  unrounded.run(*layer, hidden_, which().feed().chunks);
-  EXPECT_LT(distance(unrounded), 1e-4);
+  if (!which().target.is_emulated()) {
+    numerics.round_p_to_bf16 = false;
+    const auto layer = make_layer(numerics);
+    LayerRecord unrounded;
+    unrounded.run(*layer, hidden_, which().feed().chunks);
+    EXPECT_LT(distance(unrounded), 1e-4);
+  }
   // Rounding P changes the heads by at most 2^-8 / sqrt(3), root mean square. A quantiser of step s
   // turns a change d into a whole step with probability |d| / s: a mean square of |d| s, and s is
   // at most 2^-3 of the value in E4M3. That happens at the input of wo_b, and of wo_a if quantised.
