@@ -1,4 +1,4 @@
-// attend: 16, 32 or 64 heads of one token against its rows, for gfx942 and gfx950.
+// attend: 16 or 32 heads of one token against its rows, for gfx942 and gfx950.
 //
 // Problem   out[t,h,:] = sum_r p_r k_r / (sum_r p_r + 2^(sink_h log2 e - m)), p_r = 2^(z_r - m),
 //           z_r = (scale log2 e) (q[t,h,:] . k_r), m = max z_r; head_dim 512
@@ -31,20 +31,20 @@ namespace dsv4::amd {
 /// 448 E4M3 values with a scale per 64, 64 bf16 values.
 struct Fp8DsMlaRows {
   using Codes = OcpCodes;
-  static constexpr bool kScaled = true, kAnyWide = true;
+  static constexpr bool kScaled = true, kAnyNarrow = true, kAnyWide = true;
   DSV4_DEVICE static bool is_wide(int slice) { return slice == 7; }
   DSV4_DEVICE static int offset(int slice) { return 64 * slice; }
 };
 struct PlainBf16Rows {
   using Codes = OcpCodes;
-  static constexpr bool kScaled = false, kAnyWide = true;
+  static constexpr bool kScaled = false, kAnyNarrow = false, kAnyWide = true;
   DSV4_DEVICE static bool is_wide(int) { return true; }
   DSV4_DEVICE static int offset(int slice) { return 128 * slice; }
 };
 /// E4M3 values whose scale is 1.
 struct PlainFp8Rows {
   using Codes = OcpCodes;
-  static constexpr bool kScaled = false, kAnyWide = false;
+  static constexpr bool kScaled = false, kAnyNarrow = true, kAnyWide = false;
   DSV4_DEVICE static bool is_wide(int) { return false; }
   DSV4_DEVICE static int offset(int slice) { return 64 * slice; }
 };
@@ -96,8 +96,9 @@ struct Attend {
   };
 
   // A wave's slice of a block of rows: row 16 t + lane % 16, a quarter of the slice by lane / 16.
+  template <bool kWide>
   struct SliceRows {
-    gpu::Words<4> at[kRowTiles][Rows::kAnyWide ? 2 : 1];
+    gpu::Words<4> at[kRowTiles][kWide ? 2 : 1];
     uint32_t scale_byte;  // of row `lane`
   };
   // bf16, the 8 dims of a lane in each of two steps along the dims.
@@ -114,49 +115,33 @@ struct Attend {
 
   struct Lane {
     int wave, lane, row, quarter;  // row = lane % 16, quarter = lane / 16
-    bool wide;
   };
 
   // ---- rows
 
-  DSV4_DEVICE static void put_row(Shared& shared, int table, int row, RowRef ref) {
-    shared.rows[table][row] = ref;
-    const int is_read = ref.values != nullptr ? 1 : 0;
-    shared.is_read[table][row] = static_cast<uint32_t>(is_read);
-    const int any = gpu::group_max(is_read);
-    if (gpu::group_lane() == 0) shared.any_read[table][row / 32] = any;
-  }
-
-  DSV4_DEVICE static void fetch(const Shared& shared, int table, const Lane& at, SliceRows& out) {
+  template <bool kWide>
+  DSV4_DEVICE static void fetch(const Shared& shared, int table, const Lane& at,
+                                SliceRows<kWide>& out) {
     DSV4_UNROLL
     for (int t = 0; t < kRowTiles; ++t) {
       const uint8_t* values = shared.rows[table][16 * t + at.row].values;
-      out.at[t][0] = {};
-      if constexpr (Rows::kAnyWide) out.at[t][1] = {};
-      if (values == nullptr) continue;
-      values += Rows::offset(at.wave);
-      if constexpr (Rows::kAnyWide) {
-        if (at.wide) {
-          out.at[t][0] = load<gpu::Words<4>, 4>(values + 32 * at.quarter);
-          out.at[t][1] = load<gpu::Words<4>, 4>(values + 32 * at.quarter + 16);
-          continue;
-        }
+      DSV4_UNROLL
+      for (int i = 0; i < (kWide ? 2 : 1); ++i) {
+        const int offset = Rows::offset(at.wave) + (kWide ? 32 : 16) * at.quarter + 16 * i;
+        out.at[t][i] = load<gpu::Words<4>, 4>(values + offset);
       }
-      out.at[t][0] = load<gpu::Words<4>, 4>(values + 16 * at.quarter);
     }
-    out.scale_byte = 127;
-    if constexpr (Rows::kScaled) {
+    out.scale_byte = 0;
+    if constexpr (Rows::kScaled && !kWide) {
       const uint8_t* scales = shared.rows[table][at.lane].scales;
-      if (!at.wide && scales != nullptr) out.scale_byte = scales[at.wave];
+      out.scale_byte = scales[at.wave];
     }
   }
 
   // Scales of a lane's rows 16 t + 4 quarter + i, from the lanes that hold them.
   DSV4_DEVICE static void put_scales(Shared& shared, const Lane& at, uint32_t scale_byte) {
-    if constexpr (Rows::kScaled) {
-      shared.scales[at.wave][at.lane] = gpu::e8m0_to_float(scale_byte) * Rows::Codes::kUnit;
-      wave_sync();
-    }
+    shared.scales[at.wave][at.lane] = gpu::e8m0_to_float(scale_byte) * Rows::Codes::kUnit;
+    wave_sync();
   }
   DSV4_DEVICE static F32x4 scales_of(const Shared& shared, const Lane& at, int row_tile) {
     if constexpr (Rows::kScaled) {
@@ -170,32 +155,32 @@ struct Attend {
   // ---- scores
 
   /// Codes become as the chip's converter takes them, in place.
-  DSV4_DEVICE static void make_keys(const Lane& at, SliceRows& rows, Keys& keys) {
+  template <bool kWide>
+  DSV4_DEVICE static void make_keys(SliceRows<kWide>& rows, Keys& keys) {
     DSV4_UNROLL
     for (int t = 0; t < kRowTiles; ++t) {
-      if constexpr (Rows::kAnyWide) {
-        if (at.wide) {
-          keys.at[t][0] = rows.at[t][0];
-          keys.at[t][1] = rows.at[t][1];
-          continue;
+      if constexpr (kWide) {
+        keys.at[t][0] = rows.at[t][0];
+        keys.at[t][1] = rows.at[t][1];
+      } else {
+        uint32_t nan = 0;
+        DSV4_UNROLL
+        for (int w = 0; w < 4; ++w) {
+          uint32_t& codes = rows.at[t][0].word[w];
+          if constexpr (Rows::Codes::kHidesNan) nan |= nan_codes(codes);
+          codes = Rows::Codes::of(codes);
+          Bf16x8& out = keys.at[t][w / 2];
+          out.word[w % 2 * 2] = cut_to_bf16(Rows::Codes::template pair<false>(codes));
+          out.word[w % 2 * 2 + 1] = cut_to_bf16(Rows::Codes::template pair<true>(codes));
         }
-      }
-      uint32_t nan = 0;
-      DSV4_UNROLL
-      for (int w = 0; w < 4; ++w) {
-        uint32_t& codes = rows.at[t][0].word[w];
-        if constexpr (Rows::Codes::kHidesNan) nan |= nan_codes(codes);
-        codes = Rows::Codes::of(codes);
-        Bf16x8& out = keys.at[t][w / 2];
-        out.word[w % 2 * 2] = cut_to_bf16(Rows::Codes::template pair<false>(codes));
-        out.word[w % 2 * 2 + 1] = cut_to_bf16(Rows::Codes::template pair<true>(codes));
-      }
-      if constexpr (Rows::Codes::kHidesNan) {
-        if ((nan & 0x80808080u) != 0) keys.at[t][0].word[0] = 0x7fc07fc0u;
+        if constexpr (Rows::Codes::kHidesNan) {
+          if ((nan & 0x80808080u) != 0) keys.at[t][0].word[0] = 0x7fc07fc0u;
+        }
       }
     }
   }
 
+  template <bool kWide>
   DSV4_DEVICE static void put_scores(Shared& shared, const Lane& at, const Keys& keys,
                                      const Bf16x8 (&q)[2]) {
     DSV4_UNROLL
@@ -203,7 +188,7 @@ struct Attend {
       F32x4 z{};
       z = mfma_16x16x32_bf16(keys.at[t][0], q[0], z);
       z = mfma_16x16x32_bf16(keys.at[t][1], q[1], z);
-      if (!at.wide) z *= scales_of(shared, at, t);
+      if constexpr (!kWide) z *= scales_of(shared, at, t);
       // Column of D: the head; rows 4 quarter + i of the tile.
       store<16>(&shared.scores.of[at.wave][at.row][16 * t + 4 * at.quarter], z);
     }
@@ -241,70 +226,63 @@ struct Attend {
   // ---- values
 
   // Rows 32 half .. + 31 of the wave's slice, as they lie in a row.
+  template <bool kWide>
   DSV4_DEVICE static void put_stage(Shared& shared, const Lane& at, int half,
-                                    const SliceRows& rows) {
-    uint8_t* stage = shared.stage.rows[at.wave];
+                                    const SliceRows<kWide>& rows) {
+    constexpr int kParts = kWide ? 2 : 1;
     DSV4_UNROLL
     for (int t = 0; t < 2; ++t) {
-      const int row = 16 * t + at.row;
-      if constexpr (Rows::kAnyWide) {
-        if (at.wide) {
-          uint8_t* to = stage + row * kWidePitch + 32 * at.quarter;
-          store<16>(to, rows.at[2 * half + t][0]);
-          store<16>(to + 16, rows.at[2 * half + t][1]);
-          continue;
-        }
-      }
-      store<16>(stage + row * kNarrowPitch + 16 * at.quarter, rows.at[2 * half + t][0]);
+      uint8_t* to = shared.stage.rows[at.wave] +
+                    (16 * t + at.row) * (kWide ? kWidePitch : kNarrowPitch) +
+                    16 * kParts * at.quarter;
+      DSV4_UNROLL
+      for (int i = 0; i < kParts; ++i) store<16>(to + 16 * i, rows.at[2 * half + t][i]);
     }
   }
 
   // The staged rows 16 t + 4 quarter + i, t in {0, 1}, as operand: dim 4 (lane % 16) + c of
   // `out[c]`.
+  template <bool kWide>
   DSV4_DEVICE static void take_stage(const Shared& shared, const Lane& at, int half,
                                      Bf16x8 (&out)[4]) {
     const uint8_t* stage = shared.stage.rows[at.wave];
     DSV4_UNROLL
     for (int t = 0; t < 2; ++t) {
       const int row = 16 * t + 4 * at.quarter;
-      if constexpr (Rows::kAnyWide) {
-        if (at.wide) {
-          gpu::Words<2> dims[4];
+      if constexpr (kWide) {
+        gpu::Words<2> dims[4];
+        DSV4_UNROLL
+        for (int i = 0; i < 4; ++i)
+          dims[i] = load<gpu::Words<2>>(stage + (row + i) * kWidePitch + 8 * at.row);
+        DSV4_UNROLL
+        for (int c = 0; c < 4; c += 2) {
           DSV4_UNROLL
-          for (int i = 0; i < 4; ++i) {
-            dims[i] = load<gpu::Words<2>>(stage + (row + i) * kWidePitch + 8 * at.row);
+          for (int pair = 0; pair < 2; ++pair) {
+            const uint32_t even = dims[2 * pair].word[c / 2], odd = dims[2 * pair + 1].word[c / 2];
+            out[c].word[2 * t + pair] = join_lower(even, odd);
+            out[c + 1].word[2 * t + pair] = join_upper(even, odd);
           }
-          DSV4_UNROLL
-          for (int c = 0; c < 4; c += 2) {
-            DSV4_UNROLL
-            for (int pair = 0; pair < 2; ++pair) {
-              const uint32_t even = dims[2 * pair].word[c / 2],
-                             odd = dims[2 * pair + 1].word[c / 2];
-              out[c].word[2 * t + pair] = join_lower(even, odd);
-              out[c + 1].word[2 * t + pair] = join_upper(even, odd);
-            }
-          }
-          continue;
         }
-      }
-      uint32_t dims[4];
-      DSV4_UNROLL
-      for (int i = 0; i < 4; ++i)
-        dims[i] = load<uint32_t>(stage + (row + i) * kNarrowPitch + 4 * at.row);
-      // Bytes (row 0, row 1) of dims 0 and 1, of dims 2 and 3; then the same of rows 2 and 3.
-      const uint32_t a = permute_bytes(dims[1], dims[0], 0x05010400);
-      const uint32_t b = permute_bytes(dims[1], dims[0], 0x07030602);
-      const uint32_t c = permute_bytes(dims[3], dims[2], 0x05010400);
-      const uint32_t d = permute_bytes(dims[3], dims[2], 0x07030602);
-      const uint32_t codes[4] = {join_lower(a, c), join_upper(a, c), join_lower(b, d),
-                                 join_upper(b, d)};
-      const F32x4 scale = scales_of(shared, at, 2 * half + t);
-      DSV4_UNROLL
-      for (int dim = 0; dim < 4; ++dim) {
-        const FloatPair low = Rows::Codes::template pair<false>(codes[dim]);
-        const FloatPair high = Rows::Codes::template pair<true>(codes[dim]);
-        out[dim].word[2 * t] = cut_to_bf16({low.even * scale[0], low.odd * scale[1]});
-        out[dim].word[2 * t + 1] = cut_to_bf16({high.even * scale[2], high.odd * scale[3]});
+      } else {
+        uint32_t dims[4];
+        DSV4_UNROLL
+        for (int i = 0; i < 4; ++i)
+          dims[i] = load<uint32_t>(stage + (row + i) * kNarrowPitch + 4 * at.row);
+        // Bytes (row 0, row 1) of dims 0 and 1, of dims 2 and 3; then the same of rows 2 and 3.
+        const uint32_t a = permute_bytes(dims[1], dims[0], 0x05010400);
+        const uint32_t b = permute_bytes(dims[1], dims[0], 0x07030602);
+        const uint32_t c = permute_bytes(dims[3], dims[2], 0x05010400);
+        const uint32_t d = permute_bytes(dims[3], dims[2], 0x07030602);
+        const uint32_t codes[4] = {join_lower(a, c), join_upper(a, c), join_lower(b, d),
+                                   join_upper(b, d)};
+        const F32x4 scale = scales_of(shared, at, 2 * half + t);
+        DSV4_UNROLL
+        for (int dim = 0; dim < 4; ++dim) {
+          const FloatPair low = Rows::Codes::template pair<false>(codes[dim]);
+          const FloatPair high = Rows::Codes::template pair<true>(codes[dim]);
+          out[dim].word[2 * t] = cut_to_bf16({low.even * scale[0], low.odd * scale[1]});
+          out[dim].word[2 * t + 1] = cut_to_bf16({high.even * scale[2], high.odd * scale[3]});
+        }
       }
     }
   }
@@ -399,6 +377,92 @@ struct Attend {
 
   // ---- the block
 
+  // The first wave finds the rows of the next blocks, a lane each; after the last block all rows
+  // are masked. `ahead` is what it knows so far.
+  DSV4_DEVICE static void look_ahead(const AttendArgs& args, const TokenBlocks& blocks,
+                                     const Lane& at, int32_t block, RowPlace& ahead) {
+    if (at.wave != 0) return;
+    ahead = {-1, 0};
+    if (block < blocks.count) ahead = place_of(args, blocks, block, at.lane);
+  }
+  DSV4_DEVICE static void put_ahead(const AttendArgs& args, const TokenBlocks& blocks,
+                                    Shared& shared, const Lane& at, int32_t block, RowPlace ahead) {
+    if (at.wave != 0) return;
+    const int table = block % 2;
+    shared.rows[table][at.lane] = address_of(args, blocks, block, ahead);
+    const int is_read = ahead.loaded >= 0 ? 1 : 0;
+    shared.is_read[table][at.lane] = static_cast<uint32_t>(is_read);
+    const int any = gpu::group_max(is_read);
+    if (gpu::group_lane() == 0) shared.any_read[table][at.lane / 32] = any;
+  }
+
+  // All chains of the token. `out` has their values and sums, @return whether there were rows.
+  template <bool kWide>
+  DSV4_DEVICE static bool attend_rows(const AttendArgs& args, const TokenBlocks& blocks,
+                                      Shared& shared, const Lane& at, const Bf16x8 (&q)[kTiles][2],
+                                      RowPlace ahead, Values& out, HeadState& out_state) {
+    // Slices of the kind that the first wave has not.
+    constexpr bool kMayFind = kWide == !Rows::kAnyNarrow;
+    SliceRows<kWide> rows;
+    fetch(shared, 0, at, rows);
+    Values o{};
+    HeadState state{};
+    bool seen = false;  // rows of this chain
+    bool has_total = false;
+    [[maybe_unused]] int32_t end = kChains ? chain_end(args, blocks, 0) : 0;
+    for (int32_t block = 0; block < blocks.count; ++block) {
+      const int table = block % 2;
+      if constexpr (kMayFind) {
+        put_ahead(args, blocks, shared, at, block + 1, ahead);
+        look_ahead(args, blocks, at, block + 2, ahead);
+      }
+      if (uniform(shared.any_read[table][0] | shared.any_read[table][1]) != 0) {
+        if constexpr (Rows::kScaled && !kWide) put_scales(shared, at, rows.scale_byte);
+        Keys keys;
+        make_keys(rows, keys);
+        DSV4_UNROLL
+        for (int tile = 0; tile < kTiles; ++tile) {
+          put_scores<kWide>(shared, at, keys, q[tile]);
+          gpu::block_sync();
+          softmax(args, shared, table, tile, !seen, state);
+          gpu::block_sync();
+        }
+        if (seen) multiply(o, at, shared.alpha);
+        seen = true;
+        DSV4_UNROLL
+        for (int half = 0; half < 2; ++half) {
+          put_stage(shared, at, half, rows);
+          wave_sync();
+          Bf16x8 v[4];
+          take_stage<kWide>(shared, at, half, v);
+          wave_sync();
+          if (half == 1) fetch(shared, 1 - table, at, rows);
+          add_values(shared, at, half, v, o);
+        }
+      } else {
+        gpu::block_sync();
+        fetch(shared, 1 - table, at, rows);
+      }
+      gpu::block_sync();  // scores, P and this block's table are free
+      if constexpr (kChains) {
+        if (block + 1 < end || block + 1 == blocks.count) continue;
+        end = chain_end(args, blocks, block + 1);
+        if (!seen) continue;
+        merge(shared, at, has_total, o, state, out, out_state);
+        has_total = true;
+        seen = false;
+        o = {};
+      }
+    }
+    if constexpr (kChains) {
+      if (seen) merge(shared, at, has_total, o, state, out, out_state);
+    } else {
+      out = o;
+      out_state = state;
+    }
+    return has_total || seen;
+  }
+
   DSV4_DEVICE static void run(const AttendArgs& args) {
     DSV4_SHARED(Shared, shared);
     const int tid = gpu::thread_idx();
@@ -407,24 +471,13 @@ struct Attend {
     at.lane = tid % gpu::kWaveSize;
     at.row = at.lane % 16;
     at.quarter = at.lane / 16;
-    at.wide = Rows::is_wide(at.wave);
     const auto item = static_cast<int32_t>(gpu::block_idx());
     const int32_t token = item / args.head_tiles, first_head = item % args.head_tiles * kHeads;
     const TokenBlocks blocks = token_blocks(args, token);
-
-    // Row `tid` of the next block: what is known of it.
     RowPlace ahead{-1, 0};
-    const auto look_ahead = [&](int32_t block) {
-      if (tid < kBlockRows && block < blocks.count) ahead = place_of(args, blocks, block, tid);
-    };
-    const auto put_ahead = [&](int32_t block) {
-      if (tid < kBlockRows && block < blocks.count)
-        put_row(shared, block % 2, tid, address_of(args, blocks, block, ahead));
-    };
-    look_ahead(0);
-    put_ahead(0);
-    look_ahead(1);
-
+    look_ahead(args, blocks, at, 0, ahead);
+    put_ahead(args, blocks, shared, at, 0, ahead);
+    look_ahead(args, blocks, at, 1, ahead);
     Bf16x8 q[kTiles][2];
     DSV4_UNROLL
     for (int tile = 0; tile < kTiles; ++tile) {
@@ -437,65 +490,17 @@ struct Attend {
       q[tile][1] = load<gpu::Words<4>, 4>(from + 8);
     }
     gpu::block_sync();
-    SliceRows rows;
-    fetch(shared, 0, at, rows);
 
     Values o{};
-    [[maybe_unused]] Values total{};
     HeadState state{};
-    [[maybe_unused]] HeadState total_state{};
-    bool seen = false;  // rows of this chain
-    [[maybe_unused]] bool has_total = false;
-    for (int32_t block = 0; block < blocks.count; ++block) {
-      const int table = block % 2;
-      put_ahead(block + 1);
-      look_ahead(block + 2);
-      const bool active = uniform(shared.any_read[table][0] | shared.any_read[table][1]) != 0;
-      if (active) {
-        put_scales(shared, at, rows.scale_byte);
-        Keys keys;
-        make_keys(at, rows, keys);
-        DSV4_UNROLL
-        for (int tile = 0; tile < kTiles; ++tile) {
-          put_scores(shared, at, keys, q[tile]);
-          gpu::block_sync();
-          softmax(args, shared, table, tile, !seen, state);
-          gpu::block_sync();
-        }
-        if (seen) multiply(o, at, shared.alpha);
-        seen = true;
-        DSV4_UNROLL
-        for (int half = 0; half < 2; ++half) {
-          put_stage(shared, at, half, rows);
-          wave_sync();
-          Bf16x8 v[4];
-          take_stage(shared, at, half, v);
-          wave_sync();
-          if (half == 1 && block + 1 < blocks.count) fetch(shared, 1 - table, at, rows);
-          add_values(shared, at, half, v, o);
-        }
-      } else {
-        gpu::block_sync();
-        if (block + 1 < blocks.count) fetch(shared, 1 - table, at, rows);
-      }
-      gpu::block_sync();  // scores, P and this block's table are free
-      if constexpr (kChains) {
-        if (!seen || block + 1 == blocks.count ||
-            chain_of(args, blocks, block + 1) == chain_of(args, blocks, block)) {
-          continue;
-        }
-        merge(shared, at, has_total, o, state, total, total_state);
-        has_total = true;
-        seen = false;
-        o = {};
-      }
-    }
-    if constexpr (kChains) {
-      if (seen) merge(shared, at, has_total, o, state, total, total_state);
-      finish(args, shared, at, token, first_head, has_total || seen, total, total_state);
+    bool has_rows;
+    // Waves of both kinds meet at the same number of barriers.
+    if (Rows::is_wide(at.wave)) {
+      has_rows = attend_rows<true>(args, blocks, shared, at, q, ahead, o, state);
     } else {
-      finish(args, shared, at, token, first_head, seen, o, state);
+      has_rows = attend_rows<false>(args, blocks, shared, at, q, ahead, o, state);
     }
+    finish(args, shared, at, token, first_head, has_rows, o, state);
   }
 };
 

@@ -125,7 +125,7 @@ inline AttendArgs attend_args(const AttendParams& params) {
       .head_tiles = 1,
       .blocks_per_chain = params.grid.blocks_per_chain};
   DSV4_CHECK(out.token_to_seq != nullptr ||
-             (out.window.kind != RowSource::kRange && out.compressed.kind != RowSource::kRange));
+             (out.rows[0].kind != RowSource::kRange && out.rows[1].kind != RowSource::kRange));
   return out;
 }
 
@@ -143,18 +143,15 @@ void attend(const AttendParams& params, const OpContext& context) {
   const Launch launch(context);
   const AttendArgs args = attend_args(params);
   const int64_t tokens = params.q.shape[0];
-  // Larger tiles convert rows for more heads; with few tokens more blocks are worth more. Both give
+  // Tiles of 32 heads share converted rows; with few tokens more blocks are worth more. All give
   // the same bits. MI355X has 256 compute units, MI300X 304.
   constexpr int64_t kComputeUnits = 256;
-  const auto fills = [&](int64_t heads) {
-    return args.num_heads > heads / 2 &&
-           tokens * ceil_div(int64_t{args.num_heads}, heads) >= kComputeUnits;
-  };
   const bool chains = params.max_entries > int64_t{kBlockRows} * args.blocks_per_chain;
+  const bool wide_tiles = args.num_heads > 16 &&
+                          tokens * ceil_div(int64_t{args.num_heads}, int64_t{32}) >= kComputeUnits;
   const auto run = [&]<typename Rows>(Rows) {
     if (chains) return run_attend<Launch, Attend<Rows, 1, true>>(launch, tokens, args);
-    if (fills(64)) return run_attend<Launch, Attend<Rows, 4, false>>(launch, tokens, args);
-    if (fills(32)) return run_attend<Launch, Attend<Rows, 2, false>>(launch, tokens, args);
+    if (wide_tiles) return run_attend<Launch, Attend<Rows, 2, false>>(launch, tokens, args);
     run_attend<Launch, Attend<Rows, 1, false>>(launch, tokens, args);
   };
   switch (format) {

@@ -16,16 +16,16 @@ struct RowSource {
   int32_t value_bytes;  ///< of a row in the value area of its page
   int32_t scale_bytes;  ///< of a row in the scale area behind it; 0: none
   /// kRange: row r of sequence s lies in block table[s * table_stride + r / rows_per_block %
-  /// columns]; kList: slot of place i is table[token * table_stride + i], negative: no row; kFlat:
-  /// table[begin[token] + i].
+  /// columns]. Lists: slot of place i is table[l + i], negative: no row; l is token * table_stride
+  /// (kList) or begin[token] (kFlat).
   const int32_t* table;
   int64_t table_stride;
   int32_t columns;
-  const int32_t* begin;  ///< [T], or null: 0; kFlat: row pointers
-  const int32_t* end;    ///< [T]; kList: the length; kFlat: row pointers from the second on
+  const int32_t* begin;  ///< [T]; kRange: first place
+  const int32_t* end;    ///< [T]; kRange: one past the last place; kList: the length; kFlat: of l
 };
 
-/// A row in memory; values is null for a masked one.
+/// A row in memory; a masked one is kZeroRow.
 struct RowRef {
   const uint8_t* values;
   const uint8_t* scales;
@@ -40,54 +40,67 @@ struct AttendArgs {
   float* max_logits;  ///< [T, heads], or null
   const float* sink;  ///< [heads], or null
   const int32_t* token_to_seq;
-  RowSource window, compressed;
-  float scale_log2;  ///< softmax_scale * log2 e
+  RowSource rows[2];  ///< window, compressed
+  float scale_log2;   ///< softmax_scale * log2 e
   int32_t num_heads;
   int32_t head_tiles;  ///< blocks of the grid per token
   int32_t blocks_per_chain;
 };
 
-/// The blocks of one token: window blocks, then compressed blocks from compressed_first.
+constexpr int kBlockRows = 64;
+
+/// What a token reads of one source. Places are positions or entries (ranges), or places of a list.
+struct TokenRows {
+  int32_t begin, end;  // places
+  int32_t first_block;
+  int32_t blocks;
+  int64_t table;  // where the block table of its sequence, or its list, begins
+};
+/// The blocks of one token: those of the window, then those of the compressed rows.
 struct TokenBlocks {
-  int32_t token, seq;
-  int32_t window_begin, window_end;  // places
-  int32_t window_first, window_blocks;
-  int32_t compressed_begin, compressed_end;
-  int32_t compressed_first;
+  TokenRows window, compressed;
   int32_t count;  // of all blocks
 };
 
-constexpr int kBlockRows = 64;
-
-DSV4_DEVICE TokenBlocks token_blocks(const AttendArgs& args, int32_t token) {
-  TokenBlocks out{};
-  out.token = token;
-  const auto places = [&](const RowSource& rows, int32_t& begin, int32_t& end) {
-    if (rows.kind == RowSource::kNone) return;
-    begin = rows.begin == nullptr ? 0 : rows.begin[token];
-    end = rows.end[token];
-    if (rows.kind != RowSource::kFlat) return;
-    end -= begin;  // places of a list count from its start
-    begin = 0;
-  };
-  const auto blocks = [](int32_t begin, int32_t end, int32_t& first) {
-    if (begin >= end) return 0;
-    first = begin / kBlockRows;
-    return (end + kBlockRows - 1) / kBlockRows - first;
-  };
-  places(args.window, out.window_begin, out.window_end);
-  places(args.compressed, out.compressed_begin, out.compressed_end);
-  if (args.token_to_seq != nullptr) out.seq = args.token_to_seq[token];
-  out.window_blocks = blocks(out.window_begin, out.window_end, out.window_first);
-  out.count =
-      out.window_blocks + blocks(out.compressed_begin, out.compressed_end, out.compressed_first);
+DSV4_DEVICE TokenRows token_rows(const RowSource& rows, const int32_t* token_to_seq,
+                                 int32_t token) {
+  TokenRows out{};
+  if (rows.kind == RowSource::kNone) return out;
+  out.end = rows.end[token];
+  switch (rows.kind) {
+    case RowSource::kRange:
+      out.begin = rows.begin[token];
+      out.table = token_to_seq[token] * rows.table_stride;
+      break;
+    case RowSource::kList:
+      out.table = token * rows.table_stride;
+      break;
+    default:
+      out.table = rows.begin[token];
+      out.end -= static_cast<int32_t>(out.table);
+  }
+  if (out.begin >= out.end) return out;
+  out.first_block = out.begin / kBlockRows;
+  out.blocks = (out.end + kBlockRows - 1) / kBlockRows - out.first_block;
   return out;
 }
 
-/// The chain of block `block` of a token.
-DSV4_DEVICE int32_t chain_of(const AttendArgs& args, const TokenBlocks& token, int32_t block) {
-  if (block < token.window_blocks) return 0;
-  return (token.compressed_first + block - token.window_blocks) / args.blocks_per_chain;
+DSV4_DEVICE TokenBlocks token_blocks(const AttendArgs& args, int32_t token) {
+  TokenBlocks out;
+  out.window = token_rows(args.rows[0], args.token_to_seq, token);
+  out.compressed = token_rows(args.rows[1], args.token_to_seq, token);
+  out.count = out.window.blocks + out.compressed.blocks;
+  return out;
+}
+
+/// One past the last block of the chain that `block` of a token belongs to; may exceed their count.
+DSV4_DEVICE int32_t chain_end(const AttendArgs& args, const TokenBlocks& token, int32_t block) {
+  const int32_t first = token.compressed.first_block - token.window.blocks;  // of block 0
+  if (block < token.window.blocks) {
+    const int32_t end = args.blocks_per_chain - first;
+    return end < token.window.blocks ? token.window.blocks : end;
+  }
+  return ((first + block) / args.blocks_per_chain + 1) * args.blocks_per_chain - first;
 }
 
 /// What is known of a row after one load: a physical block (kRange) or slot (lists), negative where
@@ -96,30 +109,34 @@ struct RowPlace {
   int32_t loaded, row;
 };
 
+// The source is found by its number, so that its fields are loaded where they are needed and not
+// kept in registers.
+DSV4_DEVICE const RowSource& source_of(const AttendArgs& args, const TokenBlocks& token,
+                                       int32_t block) {
+  return args.rows[block < token.window.blocks ? 0 : 1];
+}
+
 DSV4_DEVICE RowPlace place_of(const AttendArgs& args, const TokenBlocks& token, int32_t block,
                               int32_t row) {
-  const bool in_window = block < token.window_blocks;
-  const RowSource& rows = in_window ? args.window : args.compressed;
-  const int32_t first =
-      in_window ? token.window_first + block : token.compressed_first + block - token.window_blocks;
+  const bool in_window = block < token.window.blocks;
+  const TokenRows& own = in_window ? token.window : token.compressed;
+  const int32_t first = own.first_block + block - (in_window ? 0 : token.window.blocks);
   const int32_t place = first * kBlockRows + row;
-  if (place < (in_window ? token.window_begin : token.compressed_begin) ||
-      place >= (in_window ? token.window_end : token.compressed_end)) {
-    return {-1, 0};
-  }
-  if (rows.kind == RowSource::kList)
-    return {rows.table[token.token * rows.table_stride + place], 0};
-  if (rows.kind == RowSource::kFlat) return {rows.table[rows.begin[token.token] + place], 0};
+  if (place < own.begin || place >= own.end) return {-1, 0};
+  const RowSource& rows = source_of(args, token, block);
+  if (rows.kind != RowSource::kRange) return {rows.table[own.table + place], 0};
   const int32_t logical = place / rows.rows_per_block;
   const int32_t column = logical < rows.columns ? logical : logical % rows.columns;
-  return {rows.table[token.seq * rows.table_stride + column],
-          place - logical * rows.rows_per_block};
+  return {rows.table[own.table + column], place - logical * rows.rows_per_block};
 }
+
+/// What is fetched in place of a masked row: no branch, and nothing that could be a NaN.
+alignas(16) constexpr uint8_t kZeroRow[1024] = {};
 
 DSV4_DEVICE RowRef address_of(const AttendArgs& args, const TokenBlocks& token, int32_t block,
                               RowPlace place) {
-  if (place.loaded < 0) return {nullptr, nullptr};
-  const RowSource& rows = block < token.window_blocks ? args.window : args.compressed;
+  if (place.loaded < 0) return {kZeroRow, kZeroRow};
+  const RowSource& rows = source_of(args, token, block);
   if (rows.kind != RowSource::kRange) {
     place.row = place.loaded % rows.rows_per_block;
     place.loaded = place.loaded / rows.rows_per_block;
