@@ -58,7 +58,7 @@ struct Bf16Rows {
 struct Fp8Rows {
   template <int kVectors>
   DSV4_DEVICE static void store(const CachePages& pages, int64_t slot, const Row<kVectors>& row) {
-    const int n = pages.row_elems;
+    const int n = opaque(pages.row_elems);
     uint8_t* codes = cache_row_at(pages, slot, n, 0).values;
     DSV4_UNROLL
     for (int i = 0; i < kVectors; ++i) {

@@ -300,6 +300,14 @@ struct HcPost {
       for (int i = 0; i < kStreams; ++i)
         comb[i][j] = i < hc && j < hc ? args.comb[token * args.comb_stride + i * hc + j] : 0.0f;
     }
+    if constexpr (kStreams > 4) {  // more than the scalar registers hold
+      DSV4_UNROLL
+      for (int j = 0; j < kStreams; ++j) {
+        post[j] = opaque(post[j]);
+        DSV4_UNROLL
+        for (int i = 0; i < kStreams; ++i) comb[i][j] = opaque(comb[i][j]);
+      }
+    }
     const bool aligned =
         has_aligned_pairs(x) && has_aligned_pairs(f) && args.stream_stride % 2 == 0;
     const int pairs = (args.width + 1) / 2;

@@ -123,6 +123,11 @@ DSV4_DEVICE float sqrt(float x) {
 DSV4_DEVICE double nearest(double x) {
   return rint(x);
 }
+/// The same value; AMD's compiler is kept from keeping what follows from it.
+template <typename T>
+DSV4_DEVICE T opaque(T value) {
+  return value;
+}
 /// @return the value before. Relaxed, over the whole device.
 DSV4_DEVICE int32_t atomic_add(int32_t* at, int32_t value) {
   return atomicAdd(at, value);
@@ -190,6 +195,15 @@ DSV4_DEVICE float sqrt(float x) {
 DSV4_DEVICE double nearest(double x) {
   return __builtin_rint(x);
 }
+/// The same value, of which the compiler knows nothing: what follows from it is computed again where
+/// it is needed, in vector registers. A comparison that is kept takes two scalar registers, and
+/// there are 102 of them.
+template <typename T>
+DSV4_DEVICE T opaque(T value) {
+  static_assert(sizeof(T) == 4);
+  __asm__ volatile("" : "+v"(value));
+  return value;
+}
 DSV4_DEVICE int32_t atomic_add(int32_t* at, int32_t value) {
   return __hip_atomic_fetch_add(at, value, __ATOMIC_RELAXED, __HIP_MEMORY_SCOPE_AGENT);
 }
@@ -250,6 +264,10 @@ inline float sqrt(float x) {
 }
 inline double nearest(double x) {
   return std::nearbyint(x);
+}
+template <typename T>
+inline T opaque(T value) {
+  return value;
 }
 inline int32_t atomic_add(int32_t* at, int32_t value) {
   return __atomic_fetch_add(at, value, __ATOMIC_RELAXED);

@@ -60,6 +60,7 @@ enum class Access : uint8_t {
 template <int kVectors, Access kAccess, int kGroups = 1, typename T>
 DSV4_DEVICE Row<kVectors> load_row(const T* from, int count) {
   Row<kVectors> row;
+  if (kAccess == Access::kElems) count = opaque(count);
   DSV4_UNROLL
   for (int i = 0; i < kVectors; ++i) {
     const int elem = row_elem<kGroups>(i);
@@ -79,6 +80,7 @@ DSV4_DEVICE Row<kVectors> load_row(const T* from, int count) {
 /// Vectors from `first_vector` on, one rounding.
 template <Access kAccess, int kGroups = 1, int kVectors, typename T>
 DSV4_DEVICE void store_row(T* to, int count, const Row<kVectors>& row, int first_vector = 0) {
+  if (kAccess != Access::kWhole) count = opaque(count);
   DSV4_UNROLL
   for (int i = 0; i < kVectors; ++i) {
     if (i < first_vector) continue;
@@ -200,6 +202,7 @@ struct RopeTable {
 /// `count`, an even number; `angle_of(p)` gives cos and sin of pair p.
 template <int kVectors, typename AngleOf>
 DSV4_DEVICE void rotate_tail(Row<kVectors>& row, int count, int pairs, AngleOf angle_of) {
+  if (kVectors > 8) count = opaque(count);
   const int nope = count - 2 * pairs;
   DSV4_UNROLL
   for (int i = 0; i < kVectors; ++i) {
