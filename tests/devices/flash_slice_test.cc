@@ -91,7 +91,8 @@ TEST_P(FlashSlice, DecodesLikeTheCpu) {
   // Each side rounds P to bf16 (2^-8 / sqrt(3), root mean square) and quantises the input of wo_b,
   // where a change d becomes a whole step s of at most 2^-3 with probability |d| / s: a mean square
   // of |d| s, and half of it is the cosine distance (layer_oracle_test.cc).
-  EXPECT_LT(worst, 0x1p-8 / std::sqrt(3.0) * 0x1p-3 / 2 * 2);
+  const double change = std::sqrt(2.0) * 0x1p-8 / std::sqrt(3.0);
+  EXPECT_LT(worst, change * 0x1p-3 / 2);
   printf("ratio %d: cosine distance %.2g\n", GetParam(), worst);
 }
 
