@@ -41,4 +41,9 @@ OpenedCandidate open_candidate(const OpCandidate& candidate, int num_threads);
 void append_cuda_candidates(const std::string& family, std::vector<OpCandidate>& out);
 OpenedCandidate open_cuda_candidate(const std::string& forced);
 
+/// Compiled kernels of AMD GPUs in the interpreter, per chip and wave order; without HIP in the
+/// build: none. Not one of them: a result without a device.
+void append_interpreted_candidates(const std::string& family, std::vector<OpCandidate>& out);
+OpenedCandidate open_interpreted_candidate(const OpCandidate& candidate, int num_threads);
+
 }  // namespace dsv4::testing
