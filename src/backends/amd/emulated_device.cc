@@ -5,9 +5,8 @@
 #include <cstring>
 #include <thread>
 
+#include "backends/amd/candidate_list.h"
 #include "backends/gpu/executor_launch.h"
-#include "backends/gpu/model_rows_ops.h"
-#include "backends/gpu/rowwise_ops.h"
 #include "core/fail.h"
 #include "core/thread_pool.h"
 
@@ -18,13 +17,18 @@ constexpr int64_t kAlignment = 256;
 
 class EmulatedDevice final : public Device {
  public:
-  explicit EmulatedDevice(int num_threads)
-      : pool_(num_threads), ops_(make_emulated_ops(gpu::LaneOrder::kForward)) {}
+  explicit EmulatedDevice(int num_threads) : pool_(num_threads) {
+    const char* forced = std::getenv("DSV4_KERNEL");
+    forced_ = forced == nullptr ? "" : forced;
+    ops_ = make_emulated_ops(gpu::LaneOrder::kForward, forced_);
+  }
 
   DeviceId id() const override { return {Platform::kRocm, -1}; }
   std::string description() const override {
-    return concat("AMD kernels, lane by lane on the CPU, ", pool_.num_threads(),
-                  pool_.num_threads() == 1 ? " thread" : " threads");
+    std::string out = concat("AMD kernels, lane by lane on the CPU, ", pool_.num_threads(),
+                             pool_.num_threads() == 1 ? " thread" : " threads");
+    if (!forced_.empty()) out += concat(", DSV4_KERNEL=", forced_);
+    return out;
   }
   Buffer allocate(int64_t bytes) override {
     DSV4_CHECK(bytes >= 0);
@@ -56,28 +60,27 @@ class EmulatedDevice final : public Device {
 
   ThreadPool pool_;
   Ops ops_;
+  std::string forced_;
 };
-
-template <gpu::LaneOrder kOrder>
-Ops make_ops() {
-  Ops ops;
-  gpu::install_rowwise<gpu::ExecutorLaunch<kOrder>>(ops);
-  gpu::install_model_rows<gpu::ExecutorLaunch<kOrder>>(ops);
-  ops.scratch_bytes = [](const ScratchLimits& limits) {
-    return std::max(gpu::rowwise_scratch_bytes(limits), gpu::model_rows_scratch_bytes(limits));
-  };
-  return ops;
-}
 
 }  // namespace
 
-Ops make_emulated_ops(gpu::LaneOrder order) {
-  return order == gpu::LaneOrder::kForward ? make_ops<gpu::LaneOrder::kForward>()
-                                           : make_ops<gpu::LaneOrder::kReverse>();
+std::span<const Candidate> emulated_candidates(gpu::LaneOrder order) {
+  return order == gpu::LaneOrder::kForward
+             ? candidates<gpu::ExecutorLaunch<gpu::LaneOrder::kForward>>()
+             : candidates<gpu::ExecutorLaunch<gpu::LaneOrder::kReverse>>();
+}
+
+Ops make_emulated_ops(gpu::LaneOrder order, std::string_view forced) {
+  return make_ops(emulated_candidates(order), kEmulated, forced);
 }
 
 std::unique_ptr<Device> open_emulated_device(int num_threads) {
-  DSV4_CHECK(num_threads >= 0);
+  constexpr int kMaxThreads = 1024;
+  if (num_threads < 0 || num_threads > kMaxThreads) {
+    fail(ErrorCode::kInvalidArgument, "rocm:emulated: ", num_threads, " threads, expected 1 to ",
+         kMaxThreads, " (or 0 for all cores)");
+  }
   if (num_threads == 0)
     num_threads = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
   return std::make_unique<EmulatedDevice>(num_threads);

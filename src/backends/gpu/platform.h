@@ -13,7 +13,7 @@
 //     DSV4_DEVICE static void run(const Params& params);
 //   };
 // and is started over a one-dimensional grid: launch_cuda<Example>() here, execute<Example>() of
-// executor.h on the host; an AMD file names its entry with DSV4_AMD_KERNEL.
+// executor.h on the host, amd_entry<Example> of a code object on AMD GPUs.
 //
 // Translation units with kernels are compiled without contraction (-fmad=false,
 // -ffp-contract=off): a * b + c is two roundings, fma(a, b, c) is one, on every platform. Division
@@ -85,6 +85,9 @@ DSV4_DEVICE uint32_t shuffle_xor(uint32_t value, int mask) {
 }
 DSV4_DEVICE uint32_t shuffle(uint32_t value, int lane) {
   return __shfl_sync(0xffffffffu, value, lane);
+}
+DSV4_DEVICE uint32_t ballot(bool vote) {
+  return __ballot_sync(0xffffffffu, vote);
 }
 /// Nearest-even bf16 of two floats, `even` in the lower half. NaN gives a NaN.
 DSV4_DEVICE uint32_t pack_bf16(float even, float odd) {
@@ -163,6 +166,9 @@ DSV4_DEVICE uint32_t shuffle(uint32_t value, int lane) {
 DSV4_DEVICE uint32_t shuffle_xor(uint32_t value, int mask) {
   return shuffle(value, (thread_idx() & 31) ^ mask);
 }
+DSV4_DEVICE uint32_t ballot(bool vote) {
+  return static_cast<uint32_t>(__builtin_amdgcn_ballot_w64(vote) >> (thread_idx() & 32));
+}
 DSV4_DEVICE uint32_t pack_bf16(float even, float odd) {  // one instruction on gfx950
   return std::bit_cast<uint16_t>(static_cast<__bf16>(even)) |
          uint32_t{std::bit_cast<uint16_t>(static_cast<__bf16>(odd))} << 16;
@@ -217,6 +223,9 @@ inline uint32_t shuffle_xor(uint32_t value, int mask) {
 }
 inline uint32_t shuffle(uint32_t value, int lane) {
   return executor::shuffle(kGroupLanes, value, lane);
+}
+inline uint32_t ballot(bool vote) {
+  return executor::group_ballot(vote);
 }
 inline uint32_t pack_bf16(float even, float odd) {
   const auto rounded = [](float value) {
@@ -277,6 +286,11 @@ template <typename T>
 DSV4_DEVICE T shuffle(T value, int lane) {
   static_assert(sizeof(T) == 4);
   return std::bit_cast<T>(platform::shuffle(std::bit_cast<uint32_t>(value), lane));
+}
+
+/// Bit l of the result is the vote of lane l. All lanes of the group take part.
+DSV4_DEVICE uint32_t group_ballot(bool vote) {
+  return platform::ballot(vote);
 }
 
 /// Over the group, in all its lanes; a butterfly from distance 16 to 1: lane l adds (l, l ^ 16),
@@ -357,8 +371,29 @@ cudaError_t launch_cuda(int64_t blocks, const typename Kernel::Params& params,
 
 #elif defined(__HIP__)
 
-/// extern "C" entry `name` of a code object. The flat work-group size must be told: the compiler
-/// assumes 1024 lanes otherwise, and halves the registers.
+/// Waves that a SIMD of the four holds at least, a bound of registers: one block's share, or
+/// `Kernel::kMinWaves` where it asks for more.
+template <typename Kernel>
+constexpr int min_waves() {
+  if constexpr (requires { Kernel::kMinWaves; }) {
+    return Kernel::kMinWaves;
+  } else {
+    return Kernel::kThreads <= 4 * kWaveSize ? 1 : Kernel::kThreads / (4 * kWaveSize);
+  }
+}
+
+/// The entry of a kernel in a code object. The host finds it by the name of its type
+/// (amd/kernel_name.h); amd/entries.h makes the entries of all kernels that operations start. The
+/// flat work-group size must be told: the compiler assumes 1024 lanes otherwise, and halves the
+/// registers.
+template <typename Kernel>
+__attribute__((global, amdgpu_flat_work_group_size(Kernel::kThreads, Kernel::kThreads),
+               amdgpu_waves_per_eu(min_waves<Kernel>()))) void
+amd_entry(const typename Kernel::Params params) {
+  Kernel::run(params);
+}
+
+/// extern "C" entry `name` of a code object: for tests that run a kernel by a plain name.
 #define DSV4_AMD_KERNEL(name, Kernel)                                                              \
   extern "C" __attribute__((global,                                                                \
                             amdgpu_flat_work_group_size(Kernel::kThreads, Kernel::kThreads))) void \
