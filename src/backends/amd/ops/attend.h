@@ -65,6 +65,7 @@ DSV4_DEVICE void store(void* to, const T& value) {
 template <typename Rows, int kTiles, bool kChains>
 struct Attend {
   using Params = AttendArgs;
+  using RowFormat = Rows;
   static constexpr int kThreads = 512;
   static constexpr int kHeads = 16 * kTiles;
 
