@@ -4,10 +4,10 @@
 # GPUs (clang 22; no ROCm).
 set -euo pipefail
 
-packages=(g++ cmake ninja-build pkg-config nlohmann-json3-dev libcli11-dev libpcre2-dev libgtest-dev libbenchmark-dev)
+packages=(g++ cmake ninja-build ccache pkg-config nlohmann-json3-dev libcli11-dev libpcre2-dev libgtest-dev libbenchmark-dev)
 for option in "$@"; do
   case "$option" in
-    --ci) packages+=(clang clang-tidy clang-format libclang-rt-14-dev ccache python3-dev python3-venv) ;;
+    --ci) packages+=(clang clang-tidy clang-format libclang-rt-14-dev python3-dev python3-venv) ;;
     --amd) packages+=(clang-22 lld-22 llvm-22) ;;
     *) echo "setup: unknown option $option (--ci, --amd)" >&2; exit 2 ;;
   esac

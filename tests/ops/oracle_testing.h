@@ -37,6 +37,8 @@ class CandidateTest : public ::testing::TestWithParam<OpCandidate> {
   static constexpr int kThreads = 2;
   /// Does it take f32 activations and caches?
   bool exact() const { return GetParam().exact; }
+  /// One number at a time: minutes where the others take seconds, so it gets fewer rows.
+  bool is_scalar() const { return GetParam().label() == "cpu_reference"; }
   Subject subject() const { return {device_.get(), &ops_}; }
   /// Runs with the scratch that Ops::scratch_bytes answers for `limits`.
   template <typename Params>

@@ -452,14 +452,14 @@ void check_attend_invariance(const Subject& subject, const AttendCase& which,
   }
 }
 
-void check_attend_crowd(const Subject& subject, const AttendCase& which) {
-  constexpr int kTokens = 300, kSeqs = 3, kStep = 41;
+void check_attend_crowd(const Subject& subject, const AttendCase& which, int num_tokens) {
+  constexpr int kSeqs = 3, kStep = 41;
   std::vector<AttendToken> tokens;
-  for (int i = 0; i < kTokens; ++i) tokens.push_back({i % kSeqs, 2 * i});
+  for (int i = 0; i < num_tokens; ++i) tokens.push_back({i % kSeqs, 2 * i});
   const AttendResult batch = run_attend(subject, which, tokens, {});
-  for (int i = 0; i < kTokens; i += kStep) {
+  for (int i = 0; i < num_tokens; i += kStep) {
     const AttendResult alone = run_attend(subject, which, {tokens[i]}, {.only_own_rows = true});
-    EXPECT_TRUE(same_bits(which, alone, 0, batch, i)) << "alone and among " << kTokens;
+    EXPECT_TRUE(same_bits(which, alone, 0, batch, i)) << "alone and among " << num_tokens;
   }
 }
 

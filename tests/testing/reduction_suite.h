@@ -63,9 +63,9 @@ void check_attend_oracle(const Subject& subject, const AttendCase& which,
 /// sizes, a ring table, every unread row NaN.
 void check_attend_invariance(const Subject& subject, const AttendCase& which,
                              const std::vector<AttendToken>& tokens);
-/// Tokens of a batch of hundreds (several rounds of a GPU, larger tiles of heads) against the same
-/// ones alone.
-void check_attend_crowd(const Subject& subject, const AttendCase& which);
+/// Tokens of a large batch (of hundreds: several rounds of a GPU, larger tiles of heads) against
+/// the same ones alone.
+void check_attend_crowd(const Subject& subject, const AttendCase& which, int num_tokens);
 /// Sinks of -inf and +inf, tokens without keys, holes (-1) and unused places of a list, and a list
 /// of all visible entries against the range of them.
 void check_attend_corner_cases(const Subject& subject, const AttendCase& which);

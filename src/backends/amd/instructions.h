@@ -32,10 +32,13 @@ DSV4_DEVICE uint32_t permute_bytes(uint32_t high, uint32_t low, uint32_t selecto
 }
 
 namespace platform {
+// Of a compute unit.
 #if defined(__gfx950__)
 constexpr bool kFnuz = false;
+constexpr int kSharedBytes = 160 * 1024;
 #else
 constexpr bool kFnuz = true;
+constexpr int kSharedBytes = 64 * 1024;
 #endif
 /// The lower or upper two codes of a word as the chip reads them.
 template <bool kUpper>
@@ -66,6 +69,7 @@ inline uint32_t permute_bytes(uint32_t high, uint32_t low, uint32_t selector) {
 
 namespace platform {
 constexpr bool kFnuz = false;
+constexpr int kSharedBytes = 64 * 1024;
 template <bool kUpper>
 FloatPair e4m3_pair(uint32_t codes) {
   const uint32_t pair = kUpper ? codes >> 16 : codes;

@@ -65,6 +65,7 @@ DSV4_DEVICE void store(void* to, const T& value) {
 template <typename Rows, int kTiles, bool kChains>
 struct Attend {
   using Params = AttendArgs;
+  using RowFormat = Rows;
   static constexpr int kThreads = 512;
   static constexpr int kHeads = 16 * kTiles;
 
@@ -94,6 +95,11 @@ struct Attend {
     float alpha[kHeads];  // what the values so far are multiplied by; in the end 1 / den
     float by_total[kHeads];
   };
+
+  // Blocks of a compute unit: two on gfx950, where registers need not hold more than this.
+  static constexpr int kBlocks =
+      kTiles == 1 && !kChains && 2 * sizeof(Shared) <= platform::kSharedBytes ? 2 : 1;
+  static constexpr int kMinWaves = kBlocks * kWaves / 4;
 
   // A wave's slice of a block of rows: row 16 t + lane % 16, a quarter of the slice by lane / 16.
   template <bool kWide>

@@ -145,7 +145,8 @@ void attend(const AttendParams& params, const OpContext& context) {
   // Tiles of 32 heads share converted rows; with few tokens more blocks are worth more. All give
   // the same bits. MI355X has 256 compute units, MI300X 304.
   constexpr int64_t kComputeUnits = 256;
-  const bool chains = params.max_entries > int64_t{kBlockRows} * args.blocks_per_chain;
+  const bool chains = args.rows[1].kind != RowSource::kNone &&
+                      params.max_entries > int64_t{kBlockRows} * args.blocks_per_chain;
   const bool wide_tiles = args.num_heads > 16 &&
                           tokens * ceil_div(int64_t{args.num_heads}, int64_t{32}) >= kComputeUnits;
   const auto run = [&]<typename Rows>(Rows) {
