@@ -34,14 +34,15 @@ struct Reason {
 std::string join_reasons(std::span<const Reason> reasons);
 
 /// Version of a GPU's instruction set: compute capability (NVIDIA, stepping 0) or the digits of its
-/// gfx name (AMD).
+/// gfx name (AMD; all zero: emulated).
 struct Capability {
   int major = 0;
   int minor = 0;
   int stepping = 0;
   bool operator==(const Capability&) const = default;
 };
-/// "sm_90" for {9, 0} on kCuda, "gfx942" for {9, 4, 2} on kRocm, "cpu" on kCpu.
+/// "sm_90" for {9, 0} on kCuda, "gfx942" for {9, 4, 2} on kRocm ("emulated" for zeros), "cpu" on
+/// kCpu.
 std::string architecture_name(Platform platform, const Capability& capability);
 
 /// What a backend is and can do: plain data, readable without a device. An empty list of numbers
@@ -57,6 +58,7 @@ struct AttentionDescriptor {
   std::vector<KvFormat> index_formats;
   std::vector<DType> activations;
   std::vector<WoA> wo_a_forms;  ///< best first; the first one is what `serving` means here
+  bool expands_wo_a = false;    ///< keeps an FP8 wo_a in bf16, too, where it projects in bf16
 
   int max_heads = 0;  ///< of one rank; 0: no bound
   /// Smallest head count >= num_heads (1 .. max_heads) that the kernels take.
@@ -72,17 +74,18 @@ struct AttentionDescriptor {
   bool supports_uniform_graph = true;  ///< batches of equal decode lengths can be captured
 
   /// Architectures that kernels of this build were compiled for: "sm_80", "sm_90a", "gfx942"; "cpu"
-  /// on kCpu. A plain sm_XY runs on the same major version from that minor version on, sm_XYa on
-  /// exactly XY, sm_XYf on its family, compute_XY (translated by the driver) on all from XY on.
+  /// on kCpu; "emulated" where they run on the host in place of a GPU. A plain sm_XY runs on the
+  /// same major version from that minor version on, sm_XYa on exactly XY, sm_XYf on its family,
+  /// compute_XY (translated by the driver) on all from XY on.
   std::vector<std::string> architectures;
-  /// Why `architectures` is empty; empty itself when it is not.
+  /// Why `architectures` names no hardware; empty when it does.
   std::string not_built;
 };
 
 /// A backend as the registry holds it. The descriptor outlives the registry.
 struct BackendEntry {
   const AttentionDescriptor* descriptor = nullptr;
-  /// Empty when a device for it exists and kernels are built; else the reason why not.
+  /// Empty when hardware for it exists and kernels are built; else the reason why not.
   std::string (*why_not_here)() = nullptr;
   /// Makes a layer; null when this build has no kernels of it.
   std::unique_ptr<DeepseekV4Attention> (*create)(const AttentionArgs&) = nullptr;
@@ -104,7 +107,8 @@ struct DeviceSearch {
   std::vector<DeviceInfo> devices;
   std::string why_none;  ///< "no CUDA driver: libcuda.so.1 not found"; empty when there are some
 };
-/// Asks the driver of `platform`; on kCpu always one device.
+/// Asks the driver of `platform`; on kCpu always one device. "rocm:emulated" is not among them: it
+/// is there always.
 DeviceSearch find_devices(Platform platform);
 
 /// @param num_threads  of the CPU's pool, 0: all cores; GPUs ignore it.

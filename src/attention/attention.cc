@@ -221,6 +221,7 @@ int64_t attention_workspace_bytes(const ModelConfig& config, const LayerKind& ki
   scratch.num_heads = padded_heads;
   scratch.head_dim = config.head_dim;
   scratch.max_entries = entries;
+  scratch.sliding_window = config.sliding_window;
   if (kind.indexer) {
     scratch.index_heads = config.index_n_heads;
     scratch.index_dim = config.index_head_dim;

@@ -85,6 +85,7 @@ std::string join_reasons(std::span<const Reason> reasons) {
 std::string architecture_name(Platform platform, const Capability& capability) {
   if (platform == Platform::kCpu) return "cpu";
   if (platform == Platform::kCuda) return concat("sm_", capability.major, capability.minor);
+  if (capability == Capability{}) return "emulated";
   // gfx names: major in decimal, minor and stepping one hexadecimal digit each (gfx90a, gfx1100).
   constexpr std::string_view kDigits = "0123456789abcdef";
   return concat("gfx", capability.major, kDigits[static_cast<size_t>(capability.minor & 15)],

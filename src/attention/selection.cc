@@ -102,7 +102,9 @@ std::vector<Reason> device_reasons(const AttentionDescriptor& descriptor,
   } else if (!target.why_absent.empty()) {
     out.push_back({"device", device_words(own), target.why_absent});
   }
-  if (descriptor.architectures.empty()) {
+  const bool emulated =
+      target.capability && architecture_name(own, *target.capability) == "emulated";
+  if (!descriptor.not_built.empty() && !emulated) {
     out.push_back({"kernels", "built", descriptor.not_built});
     return out;
   }

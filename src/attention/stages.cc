@@ -14,8 +14,8 @@ Tensor real_heads(Tensor tensor, int num_heads) {
 
 }  // namespace
 
-void attend_pages(DeepseekV4Attention::Step& step, const DeepseekV4Attention::Layer& layer,
-                  const Ops& ops) {
+AttendParams attend_params(const DeepseekV4Attention::Step& step,
+                           const DeepseekV4Attention::Layer& layer) {
   const PlanView& plan = *step.plan;
   AttendParams params{
       .q = step.q,
@@ -46,16 +46,20 @@ void attend_pages(DeepseekV4Attention::Step& step, const DeepseekV4Attention::La
       }
     }
   }
-  ops.attend(params, step.context(ops));
+  return params;
+}
+
+void attend_pages(DeepseekV4Attention::Step& step, const DeepseekV4Attention::Layer& layer,
+                  const Ops& ops) {
+  ops.attend(attend_params(step, layer), step.context(ops));
 }
 
 void project_out(DeepseekV4Attention::Step& step, const DeepseekV4Attention::Layer& layer,
-                 const Ops& ops, Tensor out) {
+                 const Ops& ops, const Weight& wo_a, Tensor out) {
   const OpContext context = step.context(ops);
-  const AttentionWeights& weights = layer.weights;
   const int64_t group_width = layer.config.group_width(), rank = layer.config.o_lora_rank;
   // A layer whose wo_a was left unquantised takes bf16 input, as vLLM does (o_proj.md 2).
-  const bool quantise = layer.numerics.wo_a == WoA::kFp8 && weights.wo_a.dtype == DType::kF8E4M3;
+  const bool quantise = layer.numerics.wo_a == WoA::kFp8 && wo_a.dtype == DType::kF8E4M3;
   ops.inverse_rope({.o = real_heads(step.o, layer.num_heads),
                     .rope = layer.rope(),
                     .positions = step.plan->positions,
@@ -74,13 +78,13 @@ void project_out(DeepseekV4Attention::Step& step, const DeepseekV4Attention::Lay
     Tensor z(step.z.as<char>() + g * rank * size_of(step.z.dtype), step.z.dtype,
              {step.num_tokens(), rank});
     z.strides[0] = step.z.strides[0];
-    groups[static_cast<size_t>(g)] = {x, weights.wo_a.row_slice(g * rank, rank), z};
+    groups[static_cast<size_t>(g)] = {x, wo_a.row_slice(g * rank, rank), z};
   }
   ops.linear({.problems = {groups.data(), static_cast<size_t>(layer.num_groups)},
               .quantise_input = false,
               .input_is_quantised = quantise},
              context);
-  const LinearProblem last{step.z, weights.wo_b, out};
+  const LinearProblem last{step.z, layer.weights.wo_b, out};
   project(ops, context, layer.numerics, {&last, 1});
 }
 

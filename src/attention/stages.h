@@ -5,14 +5,18 @@
 
 namespace dsv4 {
 
-/// step.q, caches, step.topk_* -> step.o by one `attend` operation over pages (attention.md step
-/// 8).
+/// What `attend` is told of a step: window rows as ranges; compressed ones as ranges, or padded
+/// lists where the indexer left some out (attention.md step 8).
+AttendParams attend_params(const DeepseekV4Attention::Step& step,
+                           const DeepseekV4Attention::Layer& layer);
+
+/// step.q, caches, step.topk_* -> step.o by one `attend` operation over pages.
 void attend_pages(DeepseekV4Attention::Step& step, const DeepseekV4Attention::Layer& layer,
                   const Ops& ops);
 
-/// step.o -> out: inverse RoPE (FP8 groups, bf16 or f32 by layer.numerics.wo_a and by what wo_a is
-/// stored as), grouped wo_a, wo_b (o_proj.md).
+/// step.o -> out: inverse RoPE (FP8 groups, bf16 or f32 by layer.numerics.wo_a and by what `wo_a`
+/// is stored as), grouped wo_a, wo_b (o_proj.md). `wo_a` is the layer's, or another form of it.
 void project_out(DeepseekV4Attention::Step& step, const DeepseekV4Attention::Layer& layer,
-                 const Ops& ops, Tensor out);
+                 const Ops& ops, const Weight& wo_a, Tensor out);
 
 }  // namespace dsv4

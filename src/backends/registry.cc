@@ -6,8 +6,9 @@
 
 #include "attention/descriptor.h"
 #include "attention/selection.h"
-#include "backends/amd/descriptors.h"
+#include "backends/amd/amd.h"
 #include "backends/amd/driver.h"
+#include "backends/amd/emulated_device.h"
 #include "backends/cpu/cpu_attention.h"
 #include "backends/cpu/cpu_device.h"
 #include "backends/nvidia/driver.h"
@@ -16,6 +17,8 @@
 
 namespace dsv4 {
 namespace {
+
+constexpr DeviceId kEmulatedDevice{Platform::kRocm, -1};
 
 std::string nothing_missing() {
   return "";
@@ -27,7 +30,7 @@ std::vector<BackendEntry>& registry() {
     std::vector<BackendEntry> out{
         {&cpu::CpuAttention::static_descriptor(), nothing_missing, cpu::CpuAttention::create}};
     for (const BackendEntry& entry : nvidia::backend_entries()) out.push_back(entry);
-    out.push_back({&amd::rocm_aiter_descriptor(), amd::why_not_here, nullptr});
+    for (const BackendEntry& entry : amd::backend_entries()) out.push_back(entry);
     return out;
   }();
   return entries;
@@ -85,8 +88,8 @@ DeviceSearch find_devices(Platform platform) {
 SelectionTarget target_of(const DeviceId& id) {
   SelectionTarget out{.platform = id.platform, .capability = std::nullopt, .why_absent = ""};
   if (id.platform == Platform::kCpu) return out;
-  if (id.index < 0) {
-    out.why_absent = concat(id.str(), ": emulated devices are not part of this version");
+  if (id == kEmulatedDevice) {
+    out.capability = amd::kEmulated;
     return out;
   }
   const DeviceSearch search = find_devices(id.platform);
@@ -113,7 +116,9 @@ std::unique_ptr<Device> open_device(const DeviceId& id, int num_threads) {
       }
     }
   }
+  if (reasons.empty() && id == kEmulatedDevice) return amd::open_emulated_device(num_threads);
   if (reasons.empty() && id.platform == Platform::kCuda) return nvidia::open_device(id.index);
+  if (reasons.empty() && id.platform == Platform::kRocm) return amd::open_device(id.index);
   fail(ErrorCode::kUnsupported, "device ", id.str(), " cannot be used: ", join_reasons(reasons));
 }
 
@@ -166,6 +171,10 @@ std::vector<BackendReport> describe_backends(const ModelConfig* config,
     }
     if (search.devices.empty()) {
       add({descriptor.platform, std::nullopt, search.why_none}, std::nullopt);
+    }
+    if (descriptor.platform == kEmulatedDevice.platform) {
+      add(target_of(kEmulatedDevice),
+          DeviceInfo{kEmulatedDevice, "the executor, on the host", amd::kEmulated});
     }
   }
   return out;

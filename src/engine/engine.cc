@@ -54,6 +54,11 @@ MemoryPlan memory_of(const ModelConfig& config, const ResolvedOptions& resolved)
   for (const ExpectedTensor& tensor : expected_tensors(config))
     add(part_of(tensor.name), tensor.num_bytes());
   const EngineOptions& options = resolved.options;
+  if (resolved.descriptor->expands_wo_a && options.numerics.wo_a == WoA::kBf16) {
+    add("weights: wo_a in bf16", int64_t{config.num_hidden_layers} * config.o_groups *
+                                     config.o_lora_rank * config.group_width() *
+                                     size_of(DType::kBf16));
+  }
   out.pool = KvCachePool::plan(model_cache_specs(config, options.numerics), resolved.pool);
   add("caches: growing (compressed, index)",
       out.pool.growing_blocks * out.pool.growing_block_bytes);

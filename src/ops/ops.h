@@ -187,8 +187,8 @@ struct IndexQueryParams {
   const int32_t* positions;
   KvFormat format;  // kIndexFp8, kIndexMxfp4, kIndexF32
   bool hadamard;
-  Tensor q_out;       // [T, index_heads, index_dim]: CPU: bf16 holding the quantised values without
-                      // FP8's scale (f32 in kIndexF32)
+  Tensor q_out;  // [T, index_heads, index_dim]: CPU: bf16 holding the quantised values without
+                 // FP8's scale (f32 in kIndexF32)
   Tensor weights_out;  // [T, index_heads] f32, all factors folded in
 };
 
@@ -250,12 +250,30 @@ struct ListedRows {
   const int32_t* length;
 };
 
+/// A flat list of slots: row t has slots[indptr[t] .. indptr[t + 1]), ascending entries; -1 is
+/// skipped. The form of AMD's layer (spec/dispatch.md 7.4).
+struct RaggedRows {
+  CacheView cache;
+  const int32_t* slots;
+  const int32_t* indptr;  ///< [T + 1]
+};
+
+/// Flattens the rows of every token of a step; ranges go through their block table. Lists and
+/// ranges may be empty. `slots` has room for every token's bound.
+struct RaggedRowsParams {
+  std::variant<RangeRows, ListedRows> rows;
+  const int32_t* token_to_seq;  // read for ranges only
+  int32_t num_tokens;
+  int32_t* indptr;  // [T + 1]
+  int32_t* slots;
+};
+
 /// out[t,h] = sum_j p_j k_j / (sum_j p_j + exp(sink_h - m)), p_j = exp(scale q.k_j - m). Source:
 /// attention.md step 8.
 struct AttendParams {
-  ConstTensor q;                               // [T, heads, head_dim] act
-  std::variant<RangeRows, ListedRows> window;  // begin, or length, null: no window rows
-  std::variant<std::monostate, RangeRows, ListedRows> compressed;
+  ConstTensor q;                                           // [T, heads, head_dim] act
+  std::variant<RangeRows, ListedRows, RaggedRows> window;  // begin, or length, null: no window rows
+  std::variant<std::monostate, RangeRows, ListedRows, RaggedRows> compressed;
   int64_t max_entries;  // host: upper bound of compressed end or length; a captured graph keeps it
   const int32_t* token_to_seq;  // read by ranges only
   const float* sink;            // [heads] f32, -inf: none
@@ -360,6 +378,7 @@ struct ScratchLimits {
   int num_heads = 0, head_dim = 0;
   int index_heads = 0, index_dim = 0, index_topk = 0;
   int64_t max_entries = 0;  ///< compressed entries of the longest context
+  int sliding_window = 0;
   int64_t hidden_size = 0, moe_intermediate = 0;
   int num_experts = 0, experts_per_token = 0;
   int num_threads = 1;
@@ -380,6 +399,7 @@ struct Ops {
   Op<IndexLogitsParams> index_logits = nullptr;
   Op<TopKParams> top_k = nullptr;
   Op<MapSlotsParams> map_slots = nullptr;
+  Op<RaggedRowsParams> ragged_rows = nullptr;
   Op<AttendParams> attend = nullptr;
   Op<InverseRopeParams> inverse_rope = nullptr;
   Op<EmbedParams> embed = nullptr;

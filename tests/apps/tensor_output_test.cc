@@ -78,6 +78,22 @@ TEST_F(TensorOutput, LogitsAndPositions) {
   EXPECT_LT(loss, 3.5) << "the model does not know its own training text (chance: 8.3 nats)";
 }
 
+// AMD's kernels on the executor, the whole model; tests/devices compares its loss with the CPU's.
+TEST_F(TensorOutput, LogitsOfTheEmulatedDevice) {
+  constexpr int64_t kShort = 20;
+  ids_.resize(kShort);
+  write_file(file("ids.json"), json(ids_).dump());
+  const json said =
+      json::parse(logits("out.safetensors", {"--device", "rocm:emulated", "--json"}).out);
+  const SafetensorsFile out(file("out.safetensors"));
+  ASSERT_EQ(shape_of(out, "logits"), (Shape{kShort, kVocab}));
+  EXPECT_LT(said.at("mean_loss_nats").get<double>(), 6) << "chance: 8.3 nats";
+  const Finished text = run_program({"generate", "-m", small_model(), "--ids", file("ids.json"),
+                                     "--device", "rocm:emulated", "-n", "2", "--json"});
+  EXPECT_EQ(text.exit_code, 0) << text.err;
+  EXPECT_EQ(json::parse(text.out).at("ids").size(), 2u);
+}
+
 TEST_F(TensorOutput, TheLastRowsAreTheSameRows) {
   logits("all.safetensors");
   logits("last.safetensors", {"--last", "3"});

@@ -36,8 +36,10 @@ struct LayerTarget {
     }
     fail(ErrorCode::kNotFound, "no backend ", backend);
   }
+  bool is_emulated() const { return DeviceId::parse(device).index < 0; }
   /// Empty: it runs on this machine.
   std::string why_not() const {
+    if (is_emulated()) return "";
     for (const BackendEntry& entry : backends()) {
       if (entry.descriptor->name == backend) return entry.why_not_here();
     }
@@ -46,7 +48,7 @@ struct LayerTarget {
   /// "cpu", "flashmla", ...: for names of tests.
   std::string label() const {
     const std::string cls(descriptor().class_name);
-    return cls.substr(0, cls.find("Attention"));
+    return cls.substr(0, cls.find("Attention")) + (is_emulated() ? "Emulated" : "");
   }
 };
 
@@ -54,15 +56,20 @@ inline void PrintTo(const LayerTarget& target, std::ostream* out) {
   *out << target.backend << " on " << target.device;
 }
 
-/// The CPU's backend, and those of other platforms that have kernels in this build.
+/// The CPU's backend, and those of GPUs that have kernels in this build.
 inline std::vector<LayerTarget> layer_targets() {
   std::vector<LayerTarget> out;
   for (const BackendEntry& entry : backends()) {
-    if (entry.create == nullptr) continue;
+    if (entry.create == nullptr || !entry.descriptor->not_built.empty()) continue;
     const Platform platform = entry.descriptor->platform;
     out.push_back({std::string(entry.descriptor->name), DeviceId{platform, 0}.str()});
   }
   return out;
+}
+
+/// AMD's backend on the executor: everywhere, thousands of times slower than a GPU.
+inline LayerTarget emulated_target() {
+  return {"ROCM_FLASHMLA_SPARSE_DSV4", "rocm:emulated"};
 }
 
 class LayerHarness {

@@ -2,18 +2,16 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <filesystem>
-#include <fstream>
+#include <cstdlib>
 
 #include "backends/amd/driver.h"
 #include "core/fail.h"
 #include "dsv4/attention.h"
 #include "dsv4/backend.h"
+#include "ops/ops.h"
 
 namespace dsv4 {
 namespace {
-
-namespace fs = std::filesystem;
 
 const BackendEntry* entry_of(std::string_view name) {
   for (const BackendEntry& entry : backends()) {
@@ -76,10 +74,13 @@ TEST(Registry, DescriptorsAreConsistent) {
     EXPECT_TRUE(has(d.kv_formats, d.native_format)) << d.name;
     EXPECT_FALSE(d.index_formats.empty() || d.activations.empty() || d.wo_a_forms.empty())
         << d.name;
-    // A backend has kernels or says why not, and makes layers exactly when it has kernels.
-    EXPECT_EQ(d.architectures.empty(), !d.not_built.empty()) << d.name;
+    // A backend has kernels for hardware or says why not, and makes layers exactly when it has
+    // kernels of any kind.
+    const bool emulated = has(d.architectures, std::string("emulated"));
+    EXPECT_EQ(d.architectures.size() == (emulated ? 1u : 0u), !d.not_built.empty()) << d.name;
     EXPECT_EQ(d.architectures.empty(), entry.create == nullptr) << d.name;
-    if (d.architectures.empty()) {
+    EXPECT_EQ(emulated, d.platform == Platform::kRocm) << d.name;
+    if (!d.not_built.empty()) {
       EXPECT_NE(entry.why_not_here().find(d.not_built), std::string::npos);
     }
     for (int n = 1; n <= 128; ++n) {
@@ -171,15 +172,43 @@ TEST(OpenDevice, Cpu) {
   EXPECT_EQ(device->num_threads(), 1);
 }
 
+// Host code: it is there in every build, on every machine.
+TEST(OpenDevice, RocmEmulated) {
+  const DeviceId id{Platform::kRocm, -1};
+  const std::unique_ptr<Device> device = open_device(id, 2);
+  EXPECT_EQ(device->id(), id);
+  EXPECT_EQ(device->num_threads(), 2);
+  EXPECT_FALSE(device->reads_host_memory());
+  const Ops& ops = device->ops();
+  EXPECT_TRUE(ops.linear && ops.rms_norm && ops.gather_rows && ops.zero && ops.expand_plan &&
+              ops.qnorm_rope_insert && ops.compress && ops.index_query && ops.index_logits &&
+              ops.top_k && ops.map_slots && ops.ragged_rows && ops.attend && ops.inverse_rope &&
+              ops.embed && ops.hc_pre && ops.hc_post && ops.hc_head && ops.route && ops.moe);
+  EXPECT_EQ(error_of([&] { open_device(id, -1); }).first, ErrorCode::kInvalidArgument);
+}
+
+// DSV4_KERNEL as on other platforms.
+TEST(OpenDevice, RocmEmulatedTakesForcedKernels) {
+  const DeviceId id{Platform::kRocm, -1};
+  setenv("DSV4_KERNEL", "rowwise:shared", 1);
+  EXPECT_NE(open_device(id, 1)->description().find("DSV4_KERNEL=rowwise:shared"),
+            std::string::npos);
+  setenv("DSV4_KERNEL", "rowwise:avx2", 1);
+  const auto [code, text] = error_of([&] { open_device(id, 1); });
+  unsetenv("DSV4_KERNEL");
+  EXPECT_EQ(code, ErrorCode::kInvalidArgument);
+  EXPECT_NE(text.find("rowwise:shared"), std::string::npos) << text;
+}
+
 TEST(OpenDevice, GpusAreRefusedWithEveryReason) {
   const struct {
     DeviceId id;
     const char* backend;
   } cases[] = {{{Platform::kCuda, 0}, "FLASHMLA_SPARSE_DSV4"},
                {{Platform::kCuda, 1000}, "FLASHMLA_SPARSE_DSV4"},
-               {{Platform::kRocm, 0}, "ROCM_FLASHMLA_SPARSE_DSV4"},
-               {{Platform::kRocm, -1}, "ROCM_FLASHMLA_SPARSE_DSV4"}};
+               {{Platform::kRocm, 0}, "ROCM_FLASHMLA_SPARSE_DSV4"}};
   for (const auto& c : cases) {
+    if (target_of(c.id).why_absent.empty()) continue;  // the machine has it
     const auto [code, text] = error_of([&] { open_device(c.id, 1); });
     EXPECT_EQ(code, ErrorCode::kUnsupported);
     EXPECT_NE(text.find(c.id.str()), std::string::npos) << text;
@@ -201,7 +230,9 @@ TEST(TargetOf, MatchesTheDevicesFound) {
     const int beyond = static_cast<int>(search.devices.size());
     EXPECT_NE(target_of({platform, beyond}).why_absent, "");
   }
-  EXPECT_NE(target_of({Platform::kRocm, -1}).why_absent.find("emulated"), std::string::npos);
+  const SelectionTarget emulated = target_of({Platform::kRocm, -1});
+  EXPECT_EQ(emulated.why_absent, "");
+  EXPECT_EQ(emulated.capability, Capability{});
 }
 
 TEST(SelectAttention, AsksAboutMachinesThatAreNotThere) {
@@ -215,6 +246,67 @@ TEST(SelectAttention, AsksAboutMachinesThatAreNotThere) {
   EXPECT_EQ(selection.refusals[0].reasons[0].condition, "kernels");
 }
 
+// spec/dispatch.md 2.3, 3 and 1.2 for AMD: one class, whatever chip; serving projects in bf16; the
+// packed format or a refusal; no bound of heads, no padding.
+TEST(SelectAttention, Rocm) {
+  const ModelConfig config = small_model();
+  const SelectionTarget emulated = target_of({Platform::kRocm, -1});
+  const auto select = [&](const SelectionRequest& request) {
+    return select_attention(config, emulated, request);
+  };
+  const AttentionSelection unnamed = select({});
+  ASSERT_NE(unnamed.descriptor, nullptr) << unnamed.message();
+  EXPECT_EQ(unnamed.descriptor->name, "ROCM_FLASHMLA_SPARSE_DSV4");
+  EXPECT_EQ(unnamed.numerics.wo_a, WoA::kBf16);
+  EXPECT_EQ(unnamed.numerics.kv, KvFormat::kFp8DsMla);
+  EXPECT_EQ(select({.backend = "ROCM_FLASHMLA_SPARSE_DSV4"}).descriptor, unnamed.descriptor);
+  for (const char* other : {"FLASHMLA_SPARSE_DSV4", "FLASHINFER_MLA_SPARSE_DSV4", "CPU_DSV4"})
+    EXPECT_EQ(select({.backend = other}).descriptor, nullptr) << other;
+
+  for (const char* accepted : {"auto", "fp8", "fp8_e4m3", "fp8_ds_mla"}) {
+    const AttentionSelection selection = select({.kv_cache_dtype = accepted});
+    ASSERT_NE(selection.descriptor, nullptr) << accepted << selection.message();
+    EXPECT_EQ(selection.numerics.kv, KvFormat::kFp8DsMla) << accepted;
+  }
+  for (const char* refused : {"bf16", "bfloat16", "fp8_e5m2", "f32", "int8"})
+    EXPECT_EQ(select({.kv_cache_dtype = refused}).descriptor, nullptr) << refused;
+  EXPECT_EQ(select({.numerics = kReference}).numerics.index, KvFormat::kIndexMxfp4);
+  EXPECT_EQ(select({.numerics = kExact}).descriptor, nullptr);
+  EXPECT_EQ(select({.growing_block_tokens = 64}).descriptor, nullptr);
+
+  for (int heads : {1, 16, 64, 65, 128, 129, 256}) {
+    ModelConfig wide = config;
+    wide.num_heads = heads;
+    wide.o_groups = 1;
+    const AttentionSelection selection = select_attention(wide, emulated, {});
+    ASSERT_NE(selection.descriptor, nullptr) << heads << selection.message();
+    EXPECT_EQ(selection.descriptor->padded_num_q_heads(heads), heads);
+  }
+}
+
+// Chips that need not be there: those that kernels are compiled for, in builds with kernels.
+TEST(SelectAttention, RocmChips) {
+  const ModelConfig config = small_model();
+  const AttentionDescriptor& rocm = *entry_of("ROCM_FLASHMLA_SPARSE_DSV4")->descriptor;
+  for (const auto& [capability, name] : {std::pair{Capability{9, 4, 2}, "gfx942"},
+                                         {Capability{9, 5, 0}, "gfx950"},
+                                         {Capability{9, 0, 10}, "gfx90a"},
+                                         {Capability{11, 0, 0}, "gfx1100"}}) {
+    const AttentionSelection selection =
+        select_attention(config, {Platform::kRocm, capability, ""}, {});
+    const auto& built = rocm.architectures;
+    const bool runs = std::find(built.begin(), built.end(), name) != built.end();
+    EXPECT_EQ(selection.descriptor != nullptr, runs) << name;
+    if (runs) continue;
+    ASSERT_EQ(selection.refusals.size(), 1u);
+    ASSERT_EQ(selection.refusals[0].reasons.size(), 1u) << selection.message();
+    const std::string reason = selection.refusals[0].reasons[0].str();
+    EXPECT_NE(reason.find(rocm.not_built.empty() ? std::string(name) : rocm.not_built),
+              std::string::npos)
+        << reason;
+  }
+}
+
 TEST(DescribeBackends, CpuIsUsableAndOthersSayWhy) {
   const ModelConfig config = small_model();
   const std::vector<BackendReport> reports = describe_backends(&config);
@@ -223,11 +315,31 @@ TEST(DescribeBackends, CpuIsUsableAndOthersSayWhy) {
       return r.descriptor == entry.descriptor;
     });
     ASSERT_NE(report, reports.end()) << entry.descriptor->name;
-    EXPECT_EQ(report->usable(), entry.create != nullptr) << entry.descriptor->name;
+    const bool here = entry.create != nullptr && entry.why_not_here().empty();
+    EXPECT_EQ(report->usable(), here) << entry.descriptor->name;
     EXPECT_EQ(report->device.has_value(),
               find_devices(entry.descriptor->platform).why_none.empty());
     EXPECT_FALSE(report->differences.empty()) << entry.descriptor->name;
   }
+}
+
+// Without hardware the layer is listed with its reason, and on the emulated device beside it.
+TEST(DescribeBackends, RocmHasTheEmulatedDeviceToo) {
+  const ModelConfig config = small_model();
+  int without = 0, emulated = 0;
+  for (const BackendReport& report : describe_backends(&config)) {
+    if (report.descriptor->platform != Platform::kRocm) continue;
+    if (!report.device) {
+      ++without;
+      const std::string reasons = join_reasons(report.reasons);
+      EXPECT_NE(reasons.find(find_devices(Platform::kRocm).why_none), std::string::npos) << reasons;
+    } else if (report.device->id.index < 0) {
+      ++emulated;
+      EXPECT_TRUE(report.usable()) << join_reasons(report.reasons);
+    }
+  }
+  EXPECT_EQ(without, find_devices(Platform::kRocm).devices.empty() ? 1 : 0);
+  EXPECT_EQ(emulated, 1);
 }
 
 TEST(DescribeBackends, CountsTheConfigAndTheRequest) {
@@ -242,30 +354,14 @@ TEST(DescribeBackends, CountsTheConfigAndTheRequest) {
   EXPECT_EQ(reasons_of_cpu(describe_backends(&config, {.kv_cache_dtype = "int4"})), 2u);
 }
 
-TEST(AmdTopology, ListsGpusOnly) {
-  const fs::path root = fs::path(::testing::TempDir()) / "dsv4_kfd_topology";
-  fs::remove_all(root);
-  const auto write = [&](int node, const std::string& text) {
-    fs::create_directories(root / "nodes" / std::to_string(node));
-    std::ofstream(root / "nodes" / std::to_string(node) / "properties") << text;
-  };
-  write(0, "cpu_cores_count 64\ngfx_target_version 0\n");
-  write(1, "simd_count 1216\ngfx_target_version 90402\nvendor_id 4098\n");
-  write(2, "gfx_target_version 90500\n");
-  write(3, "vendor_id 4098\n");
-  write(4, "gfx_target_version 90010\n");
-  write(5, "gfx_target_version nonsense\n");
-  write(6, "gfx_target_version -1\n");
-  write(8, "gfx_target_version 110000\n");  // behind a gap: nodes are numbered without one
-  const std::vector<DeviceInfo> devices = amd::read_topology(root.string());
-  ASSERT_EQ(devices.size(), 3u);
-  EXPECT_EQ(devices[0].capability, (Capability{9, 4, 2}));
-  EXPECT_EQ(devices[1].capability, (Capability{9, 5, 0}));
-  EXPECT_EQ(devices[2].capability, (Capability{9, 0, 10}));
-  EXPECT_EQ(devices[2].id, (DeviceId{Platform::kRocm, 2}));
-  EXPECT_NE(devices[0].name.find("gfx942"), std::string::npos);
-  EXPECT_TRUE(amd::read_topology((root / "missing").string()).empty());
-  fs::remove_all(root);
+TEST(AmdDriver, ReadsGfxNames) {
+  using amd::parse_gfx_name;
+  EXPECT_EQ(parse_gfx_name("gfx942"), (Capability{9, 4, 2}));
+  EXPECT_EQ(parse_gfx_name("gfx90a:sramecc+:xnack-"), (Capability{9, 0, 10}));
+  EXPECT_EQ(parse_gfx_name("gfx1100"), (Capability{11, 0, 0}));
+  for (const char* other :
+       {"", "gfx", "gfx9", "gfx94", "gfx000", "gfx94x", "gfx9x2", "gfx-42", "sm_90", "gfx1234567"})
+    EXPECT_EQ(parse_gfx_name(other), std::nullopt) << other;
 }
 
 }  // namespace

@@ -147,6 +147,36 @@ TEST_P(OnGpu, GreedyTextIsTheCpus) {
   }
 }
 
+// AMD's backend on the executor, all operations of the model, against the CPU with the same
+// numerics (bf16 wo_a). Two prefill chunks and single tokens; positions cross a window and entries
+// of both ratios.
+TEST(Emulated, LossIsTheCpusOnAShortPrompt) {
+  const SafetensorsFile file(data_path("logits_q.safetensors"));
+  std::vector<int32_t> ids = ints(file, "text0300/ids");
+  ids.resize(136);
+  EngineOptions options;
+  options.numerics.wo_a = WoA::kBf16;
+  options.kv_cache_dtype = "fp8_ds_mla";
+  options.limits = {100, 1, std::ssize(ids)};
+  options.max_logits = 100;
+  options.threads = 2;
+  const ModelSource source = ModelSource::parse(golden::model_path());
+  const Scores expected = score(*Engine::load(source, options), ids, 100);
+  options.device = "rocm:emulated";
+  const Scores actual = score(*Engine::load(source, options), ids, 100);
+  EXPECT_NEAR(actual.loss, expected.loss, 0.02);
+  int64_t same = 0;
+  for (size_t p = 0; p < ids.size(); ++p) {
+    same += actual.argmax[p] == expected.argmax[p];
+    if (expected.margin[p] > kFirmMargin) {
+      EXPECT_EQ(actual.argmax[p], expected.argmax[p]) << "position " << p;
+    }
+  }
+  EXPECT_GE(static_cast<double>(same), 0.97 * static_cast<double>(ids.size()));
+  printf("rocm:emulated: loss %.5f cpu, %.5f here; same arg-max %lld of %zu\n", expected.loss,
+         actual.loss, static_cast<long long>(same), ids.size());
+}
+
 INSTANTIATE_TEST_SUITE_P(Backends, OnGpu, testing::ValuesIn(gpu_backends()), [](const auto& info) {
   return std::string(info.param.descriptor->class_name);
 });

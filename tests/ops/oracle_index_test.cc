@@ -352,6 +352,58 @@ TEST_P(OracleMapSlots, FollowsTheBlockTable) {
   }
 }
 
+// Ranges through a block table that wraps, and padded lists, of every length; more tokens than a
+// block counts at once.
+TEST_P(OracleMapSlots, RaggedRowsAreTheSameWithoutPadding) {
+  constexpr int kTokens = 600, kSeqs = 3, kColumns = 5, kRows = 16, kStride = 70;
+  Random random(8);
+  const std::vector<int32_t> table = random.permutation(kSeqs * kColumns);
+  std::vector<int32_t> token_to_seq, begin, end, length, list, expected_range, expected_list;
+  std::vector<int32_t> range_ptr{0}, list_ptr{0};
+  for (int t = 0; t < kTokens; ++t) {
+    const auto seq = static_cast<int32_t>(random.below(kSeqs));
+    token_to_seq.push_back(seq);
+    begin.push_back(static_cast<int32_t>(random.below(2000)));
+    end.push_back(begin.back() + static_cast<int32_t>(random.below(kRows * (kColumns - 1))) -
+                  (t % 7 == 0 ? 1000 : 0));  // some are empty, with an end before the begin
+    for (int32_t row = begin.back(); row < end.back(); ++row) {
+      const int32_t block = table[static_cast<size_t>(seq * kColumns + row / kRows % kColumns)];
+      expected_range.push_back(block * kRows + row % kRows);
+    }
+    range_ptr.push_back(static_cast<int32_t>(expected_range.size()));
+    length.push_back(t % 5 == 0 ? 0 : static_cast<int32_t>(random.below(kStride + 1)));
+    for (int i = 0; i < kStride; ++i) {
+      list.push_back(i % 6 == 5 ? -1 : static_cast<int32_t>(random.below(1 << 20)));
+      if (i < length.back()) expected_list.push_back(list.back());
+    }
+    list_ptr.push_back(static_cast<int32_t>(expected_list.size()));
+  }
+  const auto check = [&](const std::variant<RangeRows, ListedRows>& rows,
+                         const std::vector<int32_t>& ptr, const std::vector<int32_t>& expected) {
+    int32_t* indptr = memory().put(std::vector<int32_t>(kTokens + 1, -7));
+    int32_t* slots = memory().put(std::vector<int32_t>(expected.size() + 1, -7));
+    run(ops_.ragged_rows,
+        {.rows = rows,
+         .token_to_seq = memory().put(token_to_seq),
+         .num_tokens = kTokens,
+         .indptr = indptr,
+         .slots = slots},
+        {});
+    EXPECT_EQ(memory().get(indptr, kTokens + 1), ptr);
+    std::vector<int32_t> actual = memory().get(slots, static_cast<int64_t>(expected.size()) + 1);
+    EXPECT_EQ(actual.back(), -7) << "written behind the last row";
+    actual.pop_back();
+    EXPECT_EQ(actual, expected);
+  };
+  check(RangeRows{{},
+                  {memory().put(table), kColumns, kColumns, kRows},
+                  memory().put(begin),
+                  memory().put(end)},
+        range_ptr, expected_range);
+  check(ListedRows{{}, memory().put(list), kStride, memory().put(length)}, list_ptr, expected_list);
+  check(RangeRows{}, std::vector<int32_t>(kTokens + 1, 0), {});
+}
+
 INSTANTIATE_TEST_SUITE_P(Candidates, OracleMapSlots, ::testing::ValuesIn(op_candidates("rowwise")),
                          candidate_name);
 

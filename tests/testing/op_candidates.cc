@@ -45,6 +45,7 @@ std::vector<OpCandidate> op_candidates(const std::string& family) {
   append_emulated_candidates(family, out);
   append_interpreted_candidates(family, out);
   append_cuda_candidates(family, out);
+  append_hip_candidates(family, out);
   return out;
 }
 
@@ -53,6 +54,8 @@ OpenedCandidate open_candidate(const OpCandidate& candidate, int num_threads) {
       candidate.family.empty() ? "" : candidate.family + ":" + candidate.name;
   if (candidate.platform == Platform::kCuda) return open_cuda_candidate(forced);
   if (candidate.platform == Platform::kRocm) {
+    if (candidate.name.starts_with(kOnGpu))
+      return open_hip_candidate(candidate.family + ":" + candidate.name.substr(kOnGpu.size()));
     OpenedCandidate interpreted = open_interpreted_candidate(candidate, num_threads);
     return interpreted.device ? std::move(interpreted)
                               : open_emulated_candidate(candidate, num_threads);

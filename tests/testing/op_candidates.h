@@ -4,6 +4,7 @@
 #include <memory>
 #include <ostream>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "dsv4/device.h"
@@ -45,5 +46,10 @@ OpenedCandidate open_cuda_candidate(const std::string& forced);
 /// build: none. Not one of them: a result without a device.
 void append_interpreted_candidates(const std::string& family, std::vector<OpCandidate>& out);
 OpenedCandidate open_interpreted_candidate(const OpCandidate& candidate, int num_threads);
+
+/// Of AMD GPUs, named kOnGpu + name; without HIP in the build: none. Opened by the name alone.
+inline constexpr std::string_view kOnGpu = "gpu_";
+void append_hip_candidates(const std::string& family, std::vector<OpCandidate>& out);
+OpenedCandidate open_hip_candidate(const std::string& forced);
 
 }  // namespace dsv4::testing

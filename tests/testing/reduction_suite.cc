@@ -204,6 +204,26 @@ struct Scene {
         ListedRows{window->cache().view(), memory.put(places), which.window, memory.put(length)};
   }
 
+  // Lists of both kinds without padding; unused places in between are gone, holes stay.
+  void flatten_lists() {
+    const auto flat = [&](const ListedRows& list) {
+      std::vector<int32_t> indptr{0}, flat_slots;
+      const auto count = static_cast<int64_t>(tokens.size());
+      const std::vector<int32_t> length = memory.get(list.length, count);
+      const std::vector<int32_t> padded = memory.get(list.slots, count * list.stride);
+      for (int64_t t = 0; t < count; ++t) {
+        const auto row = padded.begin() + t * list.stride;
+        flat_slots.insert(flat_slots.end(), row, row + length[static_cast<size_t>(t)]);
+        indptr.push_back(static_cast<int32_t>(flat_slots.size()));
+      }
+      flat_slots.push_back(1 << 30);  // never read; keeps the list from being empty
+      return RaggedRows{list.cache, memory.put(flat_slots), memory.put(indptr)};
+    };
+    if (const auto* list = std::get_if<ListedRows>(&params.window)) params.window = flat(*list);
+    if (const auto* list = std::get_if<ListedRows>(&params.compressed))
+      params.compressed = flat(*list);
+  }
+
   void set_sink(float value) {
     std::fill(sink.begin(), sink.end(), value);
     params.sink = memory.put(sink);
@@ -503,6 +523,20 @@ void check_attend_corner_cases(const Subject& subject, const AttendCase& which) 
     const AttendResult garbage = scene.run();
     for (int64_t t = 0; t < static_cast<int64_t>(tokens.size()); ++t) {
       EXPECT_TRUE(same_bits(which, garbage, t, holes, t)) << "slots after the length";
+    }
+  }
+  // Flat lists, the form of AMD's layer.
+  if (subject.device->id().platform != Platform::kCuda) {
+    AttendCase listed = which;
+    listed.window_list = true;
+    Scene scene(subject, listed, tokens, {});
+    for (size_t i = 0; i < scene.slots.size(); i += 3) scene.slots[i] = -1;
+    std::get<ListedRows>(scene.params.compressed).slots = scene.memory.put(scene.slots);
+    const AttendResult padded = scene.run();
+    scene.flatten_lists();
+    const AttendResult flat = scene.run();
+    for (int64_t t = 0; t < static_cast<int64_t>(tokens.size()); ++t) {
+      EXPECT_TRUE(same_bits(which, flat, t, padded, t)) << "flat lists against padded ones";
     }
   }
   {  // Where everything is selected, the list and the range of entries are the same rows.

@@ -5,6 +5,10 @@
 #include <vector>
 
 #include "backends/amd/candidates.h"
+#include "backends/amd/ops/attend_ops.h"
+#include "backends/amd/ops/index_ops.h"
+#include "backends/amd/ops/linear_ops.h"
+#include "backends/amd/ops/moe_ops.h"
 #include "backends/gpu/model_rows_ops.h"
 #include "backends/gpu/rowwise_ops.h"
 
@@ -15,6 +19,11 @@ std::span<const Candidate> candidates() {
   static const std::vector<Candidate> all{
       {"rowwise", "shared", needs_cdna, gpu::install_rowwise<Launch>},
       {"model_rows", "shared", needs_cdna, gpu::install_model_rows<Launch>},
+      {"linear", "mfma", needs_cdna, install_linear<Launch>},
+      {"attend", "mfma", needs_cdna, install_attend<Launch>},
+      {"index_logits", "mfma", needs_cdna, install_index_logits<Launch>},
+      {"top_k", "radix", needs_cdna, install_top_k<Launch>},
+      {"moe", "mfma", needs_cdna, install_moe<Launch>},
   };
   return all;
 }

@@ -3,6 +3,8 @@
 #include <algorithm>
 
 #include "attention/descriptor.h"
+#include "backends/amd/ops/linear_ops.h"
+#include "backends/amd/ops/moe_ops.h"
 #include "backends/gpu/model_rows_ops.h"
 #include "backends/gpu/rowwise_ops.h"
 #include "ops/forced_candidates.h"
@@ -16,8 +18,20 @@ std::string needs(const char* names, const Capability& capability) {
   return concat("needs ", names, ", this is ", architecture_name(Platform::kRocm, capability));
 }
 
+// Flat lists of a layer's rows (RocmAiterAttention::forward_mqa), which live beside what `attend`
+// takes.
+int64_t flat_list_bytes(const ScratchLimits& limits) {
+  const int64_t entries = limits.index_topk > 0
+                              ? std::min<int64_t>(limits.index_topk, limits.max_entries)
+                              : limits.max_entries;
+  return limits.max_tokens * (limits.sliding_window + entries + 2) * int64_t{sizeof(int32_t)} +
+         4 * Arena::kAlignment;
+}
+
 int64_t scratch_bytes(const ScratchLimits& limits) {
-  return std::max({gpu::rowwise_scratch_bytes(limits), gpu::model_rows_scratch_bytes(limits)});
+  return flat_list_bytes(limits) +
+         std::max({gpu::rowwise_scratch_bytes(limits), gpu::model_rows_scratch_bytes(limits),
+                   linear_scratch_bytes(limits), moe_scratch_bytes(limits)});
 }
 
 }  // namespace

@@ -5,8 +5,8 @@
 namespace dsv4::amd {
 namespace {
 
-// Set by CMake from DSV4_ENABLE_HIP.
-constexpr bool kHostBuilt = DSV4_HAS_HIP_HOST != 0;
+// Of code objects in this build, separated by commas; set by CMake.
+constexpr std::string_view kArchitectures = DSV4_AMD_ARCHITECTURES;
 
 }  // namespace
 
@@ -22,13 +22,20 @@ const AttentionDescriptor& rocm_aiter_descriptor() {
     out.index_formats = {KvFormat::kIndexFp8, KvFormat::kIndexMxfp4};
     out.activations = {DType::kBf16};
     // gfx942 has FP8 arithmetic in the FNUZ form only, so the projection runs in bf16.
-    out.wo_a_forms = {WoA::kBf16};
+    out.wo_a_forms = {WoA::kBf16, WoA::kFp8};
+    out.expands_wo_a = true;
     out.padded_num_q_heads = [](int num_heads) { return num_heads; };
     out.head_sizes = {512};
     out.compress_ratios = {0, 4, 128};
     out.growing_block_tokens = {256};
-    out.not_built = kHostBuilt ? "host side built; kernels are not part of this version"
-                               : "not built in (configure with -DDSV4_ENABLE_HIP=ON)";
+    for (std::string_view rest = kArchitectures; !rest.empty();) {
+      const size_t comma = std::min(rest.find(','), rest.size());
+      out.architectures.emplace_back(rest.substr(0, comma));
+      rest.remove_prefix(std::min(comma + 1, rest.size()));
+    }
+    if (out.architectures.empty())
+      out.not_built = "not built in (configure with -DDSV4_ENABLE_HIP=ON)";
+    out.architectures.emplace_back("emulated");
     return out;
   }();
   return descriptor;

@@ -1,4 +1,4 @@
-// The AMD backend as data. Its kernels are not part of this version.
+// The AMD backend as data, the same in builds with and without HIP but for `architectures`.
 #pragma once
 #include <string>
 
@@ -9,7 +9,7 @@ namespace dsv4::amd {
 /// ROCM_FLASHMLA_SPARSE_DSV4: packed fp8_ds_mla pages, output projection in bf16.
 const AttentionDescriptor& rocm_aiter_descriptor();
 
-/// Why it does not run here: not built, no kernels, no runtime, no device.
+/// Why it runs on no GPU here: not built, no runtime, no device. Empty when a device is there.
 std::string why_not_here();
 
 }  // namespace dsv4::amd

@@ -1,19 +1,17 @@
-// AMD GPUs of this machine: the HIP runtime must be loadable, the kernel's topology lists what is
-// there.
+// AMD GPUs of this machine, asked of the HIP runtime.
 #pragma once
-#include <string>
-#include <vector>
+#include <optional>
+#include <string_view>
 
 #include "dsv4/backend.h"
 
 namespace dsv4::amd {
 
-/// GPUs of a KFD topology folder (nodes/N/properties), in node order. CPU nodes have no gfx version
-/// and are left out; an unreadable folder has no GPUs.
-std::vector<DeviceInfo> read_topology(const std::string& folder);
+/// The digits of "gfx942", "gfx90a:sramecc+:xnack-"; nullopt for a text of another form.
+std::optional<Capability> parse_gfx_name(std::string_view text);
 
-/// Devices in node order, or why there are none. Variables that hide devices from the HIP runtime
-/// are not considered.
+/// Devices in the runtime's order (HIP_VISIBLE_DEVICES counts), or why there are none. Starts the
+/// runtime.
 DeviceSearch find_devices();
 
 }  // namespace dsv4::amd

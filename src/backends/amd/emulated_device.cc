@@ -76,7 +76,11 @@ Ops make_emulated_ops(gpu::LaneOrder order, std::string_view forced) {
 }
 
 std::unique_ptr<Device> open_emulated_device(int num_threads) {
-  DSV4_CHECK(num_threads >= 0);
+  constexpr int kMaxThreads = 1024;
+  if (num_threads < 0 || num_threads > kMaxThreads) {
+    fail(ErrorCode::kInvalidArgument, "rocm:emulated: ", num_threads, " threads, expected 1 to ",
+         kMaxThreads, " (or 0 for all cores)");
+  }
   if (num_threads == 0)
     num_threads = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
   return std::make_unique<EmulatedDevice>(num_threads);

@@ -1,6 +1,6 @@
 // "rocm:emulated": the kernels of the AMD backend on the executor, in host memory. For tests and
 // for looking at what the backend computes without its hardware; thousands of times slower than
-// that.
+// that. A device of every build.
 #pragma once
 #include <memory>
 #include <span>
@@ -18,7 +18,8 @@ std::span<const Candidate> emulated_candidates(gpu::LaneOrder order);
 /// The best of them, or the forced ones (`DSV4_KERNEL`). @throws Error as make_ops.
 Ops make_emulated_ops(gpu::LaneOrder order, std::string_view forced = "");
 
-/// @param num_threads  threads that blocks spread over; 0: all cores.
+/// @param num_threads  threads that blocks spread over; 0: all cores. @throws Error
+/// kInvalidArgument when negative or more than 1024.
 std::unique_ptr<Device> open_emulated_device(int num_threads);
 
 }  // namespace dsv4::amd

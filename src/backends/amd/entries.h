@@ -16,6 +16,7 @@ namespace dsv4::amd {
 
 class EntryLaunch {
  public:
+  static constexpr bool kBf16Only = true;  // as the descriptor's activations
   explicit EntryLaunch(const OpContext&) {}
   template <typename Kernel>
   void run(int64_t, const typename Kernel::Params&) const {

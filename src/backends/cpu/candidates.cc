@@ -52,6 +52,7 @@ Ops make_ops(std::string_view forced) {
   ops.expand_plan = expand_plan;
   ops.top_k = top_k;
   ops.map_slots = map_slots;
+  ops.ragged_rows = ragged_rows;
   ops.moe = moe;
   ops.scratch_bytes = scratch_bytes;
   install_candidates(ops, candidates(), forced,

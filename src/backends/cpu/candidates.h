@@ -37,6 +37,7 @@ void gather_rows(const GatherRowsParams& params, const OpContext& context);
 void expand_plan(const ExpandPlanParams& params, const OpContext& context);
 void top_k(const TopKParams& params, const OpContext& context);
 void map_slots(const MapSlotsParams& params, const OpContext& context);
+void ragged_rows(const RaggedRowsParams& params, const OpContext& context);
 void moe(const MoeParams& params, const OpContext& context);
 
 // Scratch bounds, one per file that takes scratch.

@@ -35,7 +35,7 @@ void CpuAttention::forward_mqa(Step& step) const {
 }
 
 void CpuAttention::o_proj(Step& step, Tensor out) const {
-  project_out(step, layer(), ops(), out);
+  project_out(step, layer(), ops(), layer().weights.wo_a, out);
 }
 
 }  // namespace dsv4::cpu

@@ -248,6 +248,13 @@ void shuffle_all(const std::byte* in, std::byte* out, int width) {
   }
 }
 
+void ballot_all(const std::byte* in, std::byte* out, int width) {
+  uint32_t votes = 0;
+  for (int l = 0; l < width; ++l)
+    votes |= static_cast<uint32_t>(in[l * kExchangeBytes] != std::byte{0}) << l;
+  for (int l = 0; l < width; ++l) std::memcpy(out + l * kExchangeBytes, &votes, sizeof(votes));
+}
+
 }  // namespace
 
 void run_grid(int64_t blocks, int threads, LaneFunction lane, const void* params,
@@ -301,6 +308,12 @@ uint32_t shuffle(int width, uint32_t value, int lane) {
   const ShuffleInput in{value, lane % width};
   uint32_t out = 0;
   t_block->meet(width, {"shuffle", 0, shuffle_all}, &in, sizeof(in), &out, sizeof(out));
+  return out;
+}
+uint32_t group_ballot(bool vote) {
+  const auto in = static_cast<uint8_t>(vote);
+  uint32_t out = 0;
+  t_block->meet(kGroup, {"ballot", 0, ballot_all}, &in, sizeof(in), &out, sizeof(out));
   return out;
 }
 void exchange(int width, const Exchange& what, const void* in, size_t in_bytes, void* out,

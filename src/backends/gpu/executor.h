@@ -45,6 +45,8 @@ void block_sync();
 void lane_sync(int width);
 uint32_t shuffle_xor(int width, uint32_t value, int mask);
 uint32_t shuffle(int width, uint32_t value, int lane);
+/// Votes of the group of 32, lane l at bit l.
+uint32_t group_ballot(bool vote);
 /// The general meeting, for matrix instructions: `all` is called once when every lane has come,
 /// with the lanes' inputs and outputs kExchangeBytes apart. `operation` and `argument` are the same
 /// in all lanes.

@@ -41,8 +41,8 @@ void embed(const EmbedParams& params, const OpContext& context) {
   const Launch launch(context);
   const Tensor& streams = params.streams;
   const int64_t tokens = streams.shape[0];
-  with_act(params.table.dtype, [&](auto table) {
-    with_act(streams.dtype, [&](auto act) {
+  with_elems(params.table.dtype, [&](auto table) {
+    with_act<Launch>(streams.dtype, [&](auto act) {
       using Kernel = Embed<decltype(table), decltype(act)>;
       const int32_t parts = parts_of_row(tokens, streams.shape[2], Kernel::kThreads);
       launch.template run<Kernel>(tokens * parts, {.ids = params.ids,
@@ -71,7 +71,7 @@ void hc_mix(const ConstTensor& streams, const HcWeights& weights, HcFinishArgs f
       context.scratch->take_array<float>(std::min(tokens, kHcPassTokens) * chunks * (rows + 1));
   if (context.scratch->measuring()) return;
   const Launch launch(context);
-  with_act(streams.dtype, [&](auto act) {
+  with_act<Launch>(streams.dtype, [&](auto act) {
     using Act = decltype(act);
     with_streams(hc, [&](auto capacity) {
       for (int64_t first = 0; first < tokens; first += kHcPassTokens) {
@@ -153,7 +153,7 @@ void hc_post(const HcPostParams& params, const OpContext& context) {
   const Launch launch(context);
   const Tensor& streams = params.streams;
   const int64_t tokens = streams.shape[0], hc = streams.shape[1], width = streams.shape[2];
-  with_act(streams.dtype, [&](auto act) {
+  with_act<Launch>(streams.dtype, [&](auto act) {
     with_streams(hc, [&](auto capacity) {
       using Kernel = HcPost<decltype(act), decltype(capacity)::value>;
       const int32_t parts = parts_of_row(tokens, width, Kernel::kThreads);

@@ -86,6 +86,9 @@ DSV4_DEVICE uint32_t shuffle_xor(uint32_t value, int mask) {
 DSV4_DEVICE uint32_t shuffle(uint32_t value, int lane) {
   return __shfl_sync(0xffffffffu, value, lane);
 }
+DSV4_DEVICE uint32_t ballot(bool vote) {
+  return __ballot_sync(0xffffffffu, vote);
+}
 /// Nearest-even bf16 of two floats, `even` in the lower half. NaN gives a NaN.
 DSV4_DEVICE uint32_t pack_bf16(float even, float odd) {
   uint32_t out;
@@ -168,6 +171,9 @@ DSV4_DEVICE uint32_t shuffle(uint32_t value, int lane) {
 DSV4_DEVICE uint32_t shuffle_xor(uint32_t value, int mask) {
   return shuffle(value, (thread_idx() & 31) ^ mask);
 }
+DSV4_DEVICE uint32_t ballot(bool vote) {
+  return static_cast<uint32_t>(__builtin_amdgcn_ballot_w64(vote) >> (thread_idx() & 32));
+}
 DSV4_DEVICE uint32_t pack_bf16(float even, float odd) {  // one instruction on gfx950
   return std::bit_cast<uint16_t>(static_cast<__bf16>(even)) |
          uint32_t{std::bit_cast<uint16_t>(static_cast<__bf16>(odd))} << 16;
@@ -232,6 +238,9 @@ inline uint32_t shuffle_xor(uint32_t value, int mask) {
 inline uint32_t shuffle(uint32_t value, int lane) {
   return executor::shuffle(kGroupLanes, value, lane);
 }
+inline uint32_t ballot(bool vote) {
+  return executor::group_ballot(vote);
+}
 inline uint32_t pack_bf16(float even, float odd) {
   const auto rounded = [](float value) {
     const auto bits = std::bit_cast<uint32_t>(value);
@@ -295,6 +304,11 @@ template <typename T>
 DSV4_DEVICE T shuffle(T value, int lane) {
   static_assert(sizeof(T) == 4);
   return std::bit_cast<T>(platform::shuffle(std::bit_cast<uint32_t>(value), lane));
+}
+
+/// Bit l of the result is the vote of lane l. All lanes of the group take part.
+DSV4_DEVICE uint32_t group_ballot(bool vote) {
+  return platform::ballot(vote);
 }
 
 /// Over the group, in all its lanes; a butterfly from distance 16 to 1: lane l adds (l, l ^ 16),

@@ -16,6 +16,7 @@
 #include "backends/gpu/index_query.h"
 #include "backends/gpu/norm_rope.h"
 #include "backends/gpu/plan_rows.h"
+#include "backends/gpu/ragged_rows.h"
 #include "cache/kv_format.h"
 #include "core/checked_math.h"
 #include "core/fail.h"
@@ -66,13 +67,36 @@ inline int64_t blocks_of(const TokenUnits& cut) {
 
 // ---- choices: run time values become template arguments here
 
+/// Are there kernels for f32 activations and rows (`exact`)? A launcher of compiled kernels may say
+/// `static constexpr bool kBf16Only = true`: half of them need not be compiled then.
+template <typename Launch>
+constexpr bool takes_f32() {
+  if constexpr (requires { Launch::kBf16Only; }) {
+    return !Launch::kBf16Only;
+  } else {
+    return true;
+  }
+}
+
+/// f(type of a tensor's elements): bf16 or f32.
 template <typename F>
-void with_act(DType dtype, F f) {
+void with_elems(DType dtype, F f) {
   if (dtype == DType::kBf16) {
     f(Bf16{});
   } else {
     DSV4_CHECK(dtype == DType::kF32);
     f(float{});
+  }
+}
+/// f(type of the activations).
+template <typename Launch, typename F>
+void with_act(DType dtype, F f) {
+  if constexpr (takes_f32<Launch>()) {
+    with_elems(dtype, f);
+  } else {
+    if (dtype != DType::kBf16)
+      fail(ErrorCode::kUnsupported, "these kernels take bf16 activations, not ", dtype_name(dtype));
+    f(Bf16{});
   }
 }
 template <int kVectors>
@@ -98,7 +122,7 @@ void with_row_form(int64_t count, bool aligned, F f) {
        Row<kAny>::kMaxElems);
 }
 
-template <typename F>
+template <typename Launch, typename F>
 void with_kv_rows(const CacheView& view, F f) {
   DSV4_CHECK(view.block_stride_bytes % 8 == 0);
   switch (view.format) {
@@ -114,14 +138,15 @@ void with_kv_rows(const CacheView& view, F f) {
       return f(Fp8Rows{});
     case KvFormat::kF32:
     case KvFormat::kIndexF32:
-      return f(F32Rows{});
+      if constexpr (takes_f32<Launch>()) return f(F32Rows{});
+      fail(ErrorCode::kUnsupported, "these kernels write no f32 rows");
     default:
       DSV4_CHECK(!"a row of a KV cache");
   }
 }
 
 /// f(writer of the format, register row) for compressed and indexer rows.
-template <typename F>
+template <typename Launch, typename F>
 void with_entry_rows(const CacheView& view, F f) {
   const auto with = [&]<int kSmall, int kLarge>(auto rows, VectorCount<kSmall>,
                                                 VectorCount<kLarge>) {
@@ -135,11 +160,11 @@ void with_entry_rows(const CacheView& view, F f) {
     case KvFormat::kIndexMxfp4:
       return with(IndexMxfp4Rows{}, VectorCount<2>{}, VectorCount<8>{});
     case KvFormat::kFp8DsMla:
-      return with_kv_rows(view, [&]<typename Rows>(Rows rows) {
+      return with_kv_rows<Launch>(view, [&]<typename Rows>(Rows rows) {
         if constexpr (std::is_same_v<Rows, Fp8DsMlaRows>) f(rows, VectorCount<8>{});
       });
     default:
-      with_kv_rows(view, [&]<typename Rows>(Rows rows) {
+      with_kv_rows<Launch>(view, [&]<typename Rows>(Rows rows) {
         if constexpr (!std::is_same_v<Rows, Fp8DsMlaRows>)
           with(rows, VectorCount<8>{}, VectorCount<16>{});
       });
@@ -164,8 +189,8 @@ void rms_norm(const RmsNormParams& params, const OpContext& context) {
                          .eps = params.eps};
   const bool aligned = count % 2 == 0 && has_aligned_pairs(params.x) &&
                        has_aligned_pairs(params.weight) && has_aligned_pairs(params.out);
-  with_act(params.x.dtype, [&]<typename X>(X) {
-    with_act(params.out.dtype, [&]<typename Out>(Out) {
+  with_act<Launch>(params.x.dtype, [&]<typename X>(X) {
+    with_elems(params.out.dtype, [&]<typename Out>(Out) {
       const auto run = [&]<typename Kernel>(Kernel) {
         launch.template run<Kernel>(ceil_div(rows, int64_t{Kernel::kBlockRows}), args);
       };
@@ -199,8 +224,8 @@ void qnorm_rope_insert(const QnormRopeInsertParams& params, const OpContext& con
                            .head_dim = static_cast<int32_t>(head_dim),
                            .eps = params.eps};
   const bool aligned = has_aligned_pairs(q) && has_aligned_pairs(kv);
-  with_act(q.dtype, [&]<typename Act>(Act) {
-    with_kv_rows(params.window, [&]<typename Rows>(Rows) {
+  with_act<Launch>(q.dtype, [&]<typename Act>(Act) {
+    with_kv_rows<Launch>(params.window, [&]<typename Rows>(Rows) {
       constexpr int kAny = std::is_same_v<Rows, Fp8DsMlaRows> ? 8 : 16;
       with_row_form<8, kAny>(head_dim, aligned, [&](auto vectors, auto access) {
         using Kernel =
@@ -230,8 +255,8 @@ void inverse_rope(const InverseRopeParams& params, const OpContext& context) {
                        .positions = params.positions,
                        .head_dim = static_cast<int32_t>(head_dim)};
   const bool aligned = has_aligned_pairs(o) && has_aligned_pairs(params.out);
-  with_act(o.dtype, [&]<typename Act>(Act) {
-    with_act(params.out.dtype, [&]<typename Out>(Out) {
+  with_act<Launch>(o.dtype, [&]<typename Act>(Act) {
+    with_act<Launch>(params.out.dtype, [&]<typename Out>(Out) {
       with_row_form<8, 16>(head_dim, aligned, [&](auto vectors, auto access) {
         const auto run = [&](auto quantise) {
           using Kernel = InverseRope<Act, Out, decltype(quantise)::value, decltype(vectors)::value,
@@ -278,7 +303,7 @@ void index_query(const IndexQueryParams& params, const OpContext& context) {
       .dim_factor = static_cast<float>(1.0 / std::sqrt(static_cast<double>(dim))),
       .heads_factor = static_cast<float>(1.0 / std::sqrt(static_cast<double>(heads)))};
   const bool aligned = has_aligned_pairs(q) && has_aligned_pairs(params.q_out);
-  with_act(q.dtype, [&]<typename Act>(Act) {
+  with_act<Launch>(q.dtype, [&]<typename Act>(Act) {
     with_row_form<2, 8>(dim, aligned, [&](auto vectors, auto access) {
       const auto run = [&](auto form) {
         using Kernel = IndexQuery<Act, decltype(form)::value, decltype(vectors)::value,
@@ -355,7 +380,7 @@ void compress(const CompressParams& params, const OpContext& context) {
     launch.template run<Kernel>(
         ceil_div(tokens, int64_t{args.tokens_per_block}) * args.channel_blocks, args);
   }
-  with_entry_rows(params.cache, [&]<typename Rows, typename Vectors>(Rows, Vectors) {
+  with_entry_rows<Launch>(params.cache, [&]<typename Rows, typename Vectors>(Rows, Vectors) {
     if (few_rows) {
       launch.template run<CompressEntries<Rows, Vectors::value>>(tokens, args);
       if (args.keeps_rows) return;
@@ -416,6 +441,33 @@ void map_slots(const MapSlotsParams& params, const OpContext& context) {
                                  .blocks_per_token = static_cast<int32_t>(blocks_per_token)});
 }
 
+template <typename Launch>
+void ragged_rows(const RaggedRowsParams& params, const OpContext& context) {
+  if (context.scratch->measuring()) return;
+  const Launch launch(context);
+  RaggedArgs args{.tokens = params.num_tokens,
+                  .begin = nullptr,
+                  .end = nullptr,
+                  .blocks = {},
+                  .token_to_seq = params.token_to_seq,
+                  .list = nullptr,
+                  .list_stride = 0,
+                  .indptr = params.indptr,
+                  .slots = params.slots};
+  if (const auto* ranges = std::get_if<RangeRows>(&params.rows)) {
+    args.begin = ranges->begin;
+    args.end = ranges->begin == nullptr ? nullptr : ranges->end;
+    args.blocks = blocks_of(ranges->blocks);
+  } else {
+    const auto& lists = std::get<ListedRows>(params.rows);
+    args.end = lists.length;
+    args.list = lists.slots;
+    args.list_stride = lists.stride;
+  }
+  launch.template run<RaggedIndptr>(1, args);
+  launch.template run<RaggedFill>(params.num_tokens, args);
+}
+
 /// A block for every 16 bytes of each lane, or fewer where rows are many.
 inline int32_t blocks_per_row(int64_t rows, int64_t row_bytes, int64_t threads) {
   const int64_t wanted = std::max<int64_t>(1, kFullGrid / std::max<int64_t>(1, rows));
@@ -473,6 +525,7 @@ void install_rowwise(Ops& ops) {
   ops.compress = compress<Launch>;
   ops.index_query = index_query<Launch>;
   ops.map_slots = map_slots<Launch>;
+  ops.ragged_rows = ragged_rows<Launch>;
   ops.inverse_rope = inverse_rope<Launch>;
 }
 

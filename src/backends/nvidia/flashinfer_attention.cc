@@ -13,7 +13,7 @@ void FlashInferAttention::forward_mqa(Step& step) const {
 }
 
 void FlashInferAttention::o_proj(Step& step, Tensor out) const {
-  project_out(step, layer(), ops(), out);
+  project_out(step, layer(), ops(), layer().weights.wo_a, out);
 }
 
 }  // namespace dsv4::nvidia

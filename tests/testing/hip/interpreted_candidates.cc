@@ -26,13 +26,12 @@ std::string name_on(const Chip& chip, std::string_view name) {
 }  // namespace
 
 void append_interpreted_candidates(const std::string& family, std::vector<OpCandidate>& out) {
-  const bool exact = family == "rowwise" || family == "model_rows";
   for (const Chip& chip : kChips) {
     for (const amd::Candidate& candidate : amd::candidates<InterpreterLaunch>()) {
       if (candidate.family != family || !candidate.why_not(chip.capability).empty()) continue;
       const std::string name = name_on(chip, candidate.name);
       for (const std::string& in_order : {name, name + std::string(kReverse)})
-        out.push_back({Platform::kRocm, family, in_order, why_not_interpreted(), exact});
+        out.push_back({Platform::kRocm, family, in_order, why_not_interpreted(), false});
     }
   }
 }

@@ -102,6 +102,7 @@ class InterpreterDevice final : public Device {
 /// The launcher of operations (gpu/rowwise_ops.h) whose stream is an InterpreterDevice.
 class InterpreterLaunch {
  public:
+  static constexpr bool kBf16Only = true;  // as what is compiled (amd/entries.h)
   explicit InterpreterLaunch(const OpContext& context)
       : device_(static_cast<InterpreterDevice*>(context.stream.handle)) {}
   template <typename Kernel>

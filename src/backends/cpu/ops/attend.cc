@@ -27,18 +27,14 @@ bool exact_in_bf16(const CacheView& cache) {
 
 bool all_bf16(const AttendParams& params) {
   if (params.q.dtype != DType::kBf16 || !params.round_p_to_bf16) return false;
-  if (const auto* range = std::get_if<RangeRows>(&params.window)) {
-    if (range->begin != nullptr && !exact_in_bf16(range->cache)) return false;
-  } else if (const auto& list = std::get<ListedRows>(params.window); list.length != nullptr) {
-    if (!exact_in_bf16(list.cache)) return false;
-  }
-  if (const auto* range = std::get_if<RangeRows>(&params.compressed)) {
-    return exact_in_bf16(range->cache);
-  }
-  if (const auto* list = std::get_if<ListedRows>(&params.compressed)) {
-    return exact_in_bf16(list->cache);
-  }
-  return true;
+  const auto exact = [](const auto& rows) {
+    if constexpr (std::is_same_v<decltype(rows), const std::monostate&>) {
+      return true;
+    } else {
+      return !rows.cache || exact_in_bf16(rows.cache);
+    }
+  };
+  return std::visit(exact, params.window) && std::visit(exact, params.compressed);
 }
 
 // Sizes and carving of scratch. Everything is a multiple of 64 bytes.

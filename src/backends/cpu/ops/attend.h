@@ -121,7 +121,8 @@ class TokenBlocks {
 
  private:
   void fill_range(const RangeRows& rows, int64_t first, BlockRows& block) const;
-  void fill_list(const ListedRows& rows, int64_t first, BlockRows& block) const;
+  void fill_list(const CacheView& cache, std::span<const int32_t> slots, int64_t first,
+                 BlockRows& block) const;
 
   const AttendParams& params_;
   int64_t token_;

@@ -55,6 +55,23 @@ void append_pair(BlockRows& block, RowRef even, RowRef odd) {
   block.rows[block.count++] = odd;
 }
 
+// Rows of a token that are listed, padded or flat; none where `rows` holds ranges or nothing.
+struct TokenList {
+  const CacheView* cache = nullptr;
+  const int32_t* slots = nullptr;
+  int64_t length = 0;
+};
+template <typename Rows>
+TokenList list_of(const Rows& rows, int64_t token) {
+  if (const auto* list = std::get_if<ListedRows>(&rows); list != nullptr && list->length != nullptr)
+    return {&list->cache, list->slots + token * list->stride, std::max(0, list->length[token])};
+  if (const auto* flat = std::get_if<RaggedRows>(&rows)) {
+    const int32_t begin = flat->indptr[token];
+    return {&flat->cache, flat->slots + begin, flat->indptr[token + 1] - begin};
+  }
+  return {};
+}
+
 // Window rows of a token: positions, or places of its list.
 struct PlacesOfToken {
   int64_t begin = 0, end = 0;
@@ -64,9 +81,7 @@ PlacesOfToken window_places(const AttendParams& params, int64_t token) {
     if (range->begin == nullptr) return {};
     return {range->begin[token], range->end[token]};
   }
-  const auto& list = std::get<ListedRows>(params.window);
-  if (list.length == nullptr) return {};
-  return {0, list.length[token]};
+  return {0, list_of(params.window, token).length};
 }
 
 }  // namespace
@@ -83,8 +98,8 @@ TokenBlocks::TokenBlocks(const AttendParams& params, int64_t token)
       first_compressed_ = range->begin[token] / rows_per_block_;
       last_compressed_ = ceil_div(range->end[token], rows_per_block_);
     }
-  } else if (const auto* list = std::get_if<ListedRows>(&params.compressed)) {
-    last_compressed_ = ceil_div(std::max(0, list->length[token]), rows_per_block_);
+  } else {
+    last_compressed_ = ceil_div(list_of(params.compressed, token).length, rows_per_block_);
   }
   num_chains_ = std::max<int64_t>(1, ceil_div(last_compressed_, params.grid.blocks_per_chain));
   select_chains(0, num_chains_);
@@ -113,9 +128,8 @@ bool TokenBlocks::next(BlockRows& block, int64_t& chain) {
         describe_rows(range->cache, block);
         fill_range(*range, first, block);
       } else {
-        const auto& list = std::get<ListedRows>(params_.window);
-        describe_rows(list.cache, block);
-        fill_list(list, first, block);
+        const TokenList list = list_of(params_.window, token_);
+        fill_list(*list.cache, {list.slots, static_cast<size_t>(list.length)}, first, block);
       }
     } else if (compressed_block_ < compressed_end_) {
       const int64_t first = compressed_block_ * rows_per_block_;
@@ -124,9 +138,8 @@ bool TokenBlocks::next(BlockRows& block, int64_t& chain) {
         describe_rows(range->cache, block);
         fill_range(*range, first, block);
       } else {
-        const auto& list = std::get<ListedRows>(params_.compressed);
-        describe_rows(list.cache, block);
-        fill_list(list, first, block);
+        const TokenList list = list_of(params_.compressed, token_);
+        fill_list(*list.cache, {list.slots, static_cast<size_t>(list.length)}, first, block);
       }
     } else {
       return false;
@@ -149,12 +162,13 @@ void TokenBlocks::fill_range(const RangeRows& rows, int64_t first, BlockRows& bl
   }
 }
 
-void TokenBlocks::fill_list(const ListedRows& rows, int64_t first, BlockRows& block) const {
-  const int32_t* slots = rows.slots + token_ * rows.stride;
-  const int64_t end = std::min<int64_t>(first + rows_per_block_, rows.length[token_]);
+void TokenBlocks::fill_list(const CacheView& cache, std::span<const int32_t> slots, int64_t first,
+                            BlockRows& block) const {
+  describe_rows(cache, block);
+  const int64_t end = std::min<int64_t>(first + rows_per_block_, std::ssize(slots));
   const auto resolve = [&](int64_t i) -> RowRef {
-    if (i >= end || slots[i] < 0) return {nullptr, nullptr};
-    const RowAddress row = row_address(rows.cache, slots[i]);
+    if (i >= end || slots[static_cast<size_t>(i)] < 0) return {nullptr, nullptr};
+    const RowAddress row = row_address(cache, slots[static_cast<size_t>(i)]);
     return {row.values, row.scales};
   };
   for (int64_t i = first; i < end; i += 2) append_pair(block, resolve(i), resolve(i + 1));
