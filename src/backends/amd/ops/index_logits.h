@@ -78,7 +78,7 @@ struct IndexLogits {
       const float score = score_of(values, scale, q, weights);
       if (wave_lane() < 16 && entry < stop) {
         args.logits[token * args.logits_stride + entry] =
-            kFp8 ? score * gpu::load_as<float>(scale) : score;
+            kFp8 ? score * (gpu::load_as<float>(scale) * Format::kUnit) : score;
       }
     }
   }

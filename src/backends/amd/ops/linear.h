@@ -3,11 +3,11 @@
 // Problem   out[m, n] = sum_k x[m, k] W[n, k] of up to kMaxLinearItems products in one launch
 // Tiling    rows of W are the rows of an instruction, tokens its columns; K goes by pieces of 32
 //           columns (weight_codes.h), straight from memory to registers
-//             stream  up to 64 tokens: a block has 16 rows; its four waves take a quarter of K each
-//             tile    more: a wave has 64 rows x 64 tokens, a block 128 x 128
+//             stream  up to 64 tokens: a block has 16 rows, a wave of it one segment of K
+//             tile    more: a wave has 64 rows x 32 tokens, a block 128 x 64
 //             any     other operands: a lane group has 4 rows x 8 tokens
 // Budget    docs/kernels/linear_amd.md
-// Launch    grid: sum of row tiles x token tiles over the items, 256 lanes
+// Launch    grid: sum of row tiles x token tiles over the items; 512 lanes (stream) or 256
 // Contract  stream and tile: bf16 x with rows aligned to 16 bytes, cols % 32 == 0, rows of W
 // aligned
 //           to a lane's bytes of a piece, FP8 blocks of 16 n rows x 128 n columns; nothing beyond
@@ -22,7 +22,7 @@
 
 namespace dsv4::amd {
 
-constexpr int kSegments = 4;
+constexpr int kSegments = 8;
 constexpr int kGroupCols = 128;  ///< a segment is a multiple of it
 
 /// A weight as kernels read it.
@@ -33,6 +33,7 @@ struct WeightView {
   int32_t rows, cols;
   int32_t block_rows, block_cols;  ///< of a scale; 1 and 32 for kF4E2M1
   DType dtype;
+  bool scale_words;  ///< four scale bytes of a row from a multiple of 4 on are an aligned word
 };
 
 /// One product. `first_tile` is the first block that works on it.
@@ -92,6 +93,13 @@ DSV4_DEVICE LinearTile make_tile(const LinearItem& item, int32_t block, int tile
 template <DType kDType, int kM, int kN>
 class WaveTile {
   using Format = Codes<kDType>;
+  static constexpr int kPieces = kGroupCols / kPieceCols;
+  // Scales of a group that a lane needs: of its four rows of a result, or one that the 16 rows
+  // share.
+  static constexpr bool kRowScales = kDType == DType::kF4E2M1;
+  static constexpr int kScales = Format::kScaleCols == 0 ? 0 : kRowScales ? 4 : 1;
+  // The next group's codes are on their way while one is multiplied, if registers are left.
+  static constexpr bool kPrefetch = kM == 1;
 
  public:
   F32x4 sums[kM][kN];
@@ -101,14 +109,19 @@ class WaveTile {
     // What lies beyond the ends takes the last row or token: its results are not stored.
     DSV4_UNROLL
     for (int m = 0; m < kM; ++m) {
-      const int32_t row = row0 + 16 * m + wave_lane() % 16;
-      rows_[m] = w_.data + int64_t{row < w_.rows ? row : w_.rows - 1} * w_.row_bytes;
+      rows_[m] = w_.data + clamp_row(16 * m + wave_lane() % 16) * w_.row_bytes + lane_bytes(0);
+      DSV4_UNROLL
+      for (int i = 0; i < kScales; ++i) {
+        const int32_t row = kRowScales ? wave_lane() / 16 * 4 + i : 0;
+        scales_[m][i] = w_.scale + clamp_row(16 * m + row) / w_.block_rows * w_.scale_stride;
+      }
     }
     DSV4_UNROLL
     for (int n = 0; n < kN; ++n) {
       const int32_t token = token0 + 16 * n + wave_lane() % 16;
       const int32_t valid = token < tile.token_end ? token : tile.token_end - 1;
-      x_[n] = tile.x + (tile.x_rows == nullptr ? valid : tile.x_rows[valid]) * tile.x_stride;
+      x_[n] = tile.x + (tile.x_rows == nullptr ? valid : tile.x_rows[valid]) * tile.x_stride +
+              lane_col();
     }
   }
 
@@ -116,10 +129,29 @@ class WaveTile {
   DSV4_DEVICE void multiply_segment(int segment) {
     const int32_t groups = (w_.cols + kSegments * kGroupCols - 1) / (kSegments * kGroupCols);
     const int32_t begin = segment * groups * kGroupCols;
-    const int32_t stop = begin + groups * kGroupCols;
+    const int32_t end =
+        begin + groups * kGroupCols < w_.cols ? begin + groups * kGroupCols : w_.cols;
     clear(sums);
-    for (int32_t col = begin; col < (stop < w_.cols ? stop : w_.cols); col += kGroupCols)
-      multiply_group(col);
+    int32_t col = begin;
+    if constexpr (kPrefetch) {
+      if (col + kGroupCols <= end) {
+        Group group = load_group<true>(col, kPieces);
+        for (; col + 2 * kGroupCols <= end; col += kGroupCols) {
+          const Group next = load_group<true>(col + kGroupCols, kPieces);
+          multiply_group<true>(col, group, kPieces);
+          group = next;
+        }
+        multiply_group<true>(col, group, kPieces);
+        col += kGroupCols;
+      }
+    } else {
+      for (; col + kGroupCols <= end; col += kGroupCols)
+        multiply_group<true>(col, load_group<true>(col, kPieces), kPieces);
+    }
+    if (col < end) {
+      const int pieces = (end - col) / kPieceCols;
+      multiply_group<false>(col, load_group<false>(col, pieces), pieces);
+    }
   }
 
   /// Stores results (m, n) of `values`.
@@ -140,6 +172,18 @@ class WaveTile {
   }
 
  private:
+  /// Of kGroupCols columns: codes, and bytes of scales (of FP4: piece p at bits 8 p).
+  struct Group {
+    typename Format::Words codes[kM][kPieces];
+    uint32_t scales[kM][kScales == 0 ? 1 : kScales];
+  };
+
+  DSV4_DEVICE int64_t clamp_row(int32_t row) const {
+    return row0_ + row < w_.rows ? row0_ + row : w_.rows - 1;
+  }
+  DSV4_DEVICE static int32_t lane_bytes(int32_t col) {
+    return (col + lane_col()) / kLaneCols * Format::kLaneBytes;
+  }
   static DSV4_DEVICE void clear(F32x4 (&tiles)[kM][kN]) {
     DSV4_UNROLL
     for (int m = 0; m < kM; ++m) {
@@ -148,33 +192,63 @@ class WaveTile {
     }
   }
 
-  DSV4_DEVICE void multiply_group(int32_t col) {
-    if constexpr (Format::kScaleCols == 0) {
+  // `pieces` of the group are inside; all of them if kWhole.
+  template <bool kWhole>
+  DSV4_DEVICE Group load_group(int32_t col, int pieces) const {
+    Group group;
+    DSV4_UNROLL
+    for (int m = 0; m < kM; ++m) {
       DSV4_UNROLL
-      for (int p = 0; p < kGroupCols / kPieceCols; ++p) multiply_piece(col + p * kPieceCols, sums);
+      for (int p = 0; p < kPieces; ++p) {
+        if (!kWhole && p >= pieces) break;
+        group.codes[m][p] = gpu::load_as<typename Format::Words>(
+            rows_[m] + (col + p * kPieceCols) / kLaneCols * Format::kLaneBytes);
+      }
+      DSV4_UNROLL
+      for (int i = 0; i < kScales; ++i) {
+        const uint8_t* scale = scales_[m][i] + col / w_.block_cols;
+        if (!kRowScales) {
+          group.scales[m][i] = *scale;
+        } else if (kWhole && w_.scale_words) {
+          group.scales[m][i] = gpu::load_as<uint32_t>(scale);
+        } else {
+          group.scales[m][i] = 0;
+          for (int p = 0; p < pieces; ++p)
+            group.scales[m][i] |= static_cast<uint32_t>(scale[p]) << (8 * p);
+        }
+      }
+    }
+    return group;
+  }
+
+  template <bool kWhole>
+  DSV4_DEVICE void multiply_group(int32_t col, const Group& group, int pieces) {
+    if constexpr (kScales == 0) {
+      DSV4_UNROLL
+      for (int p = 0; p < kPieces; ++p) {
+        if (kWhole || p < pieces) multiply_piece(col, group, p, sums);
+      }
     } else {
       F32x4 part[kM][kN];
+      clear(part);
       DSV4_UNROLL
-      for (int p = 0; p < kGroupCols / kPieceCols; ++p) {
-        if (p * kPieceCols % Format::kScaleCols == 0) clear(part);
-        multiply_piece(col + p * kPieceCols, part);
-        if ((p + 1) * kPieceCols % Format::kScaleCols == 0)
-          add_scaled(col + (p + 1) * kPieceCols - Format::kScaleCols, part);
+      for (int p = 0; p < kPieces; ++p) {
+        if (!kWhole && p >= pieces) break;
+        multiply_piece(col, group, p, part);
+        if (!kRowScales) continue;
+        add_scaled(group, p, part);
+        clear(part);
       }
+      if (!kRowScales) add_scaled(group, 0, part);
     }
   }
 
-  DSV4_DEVICE void multiply_piece(int32_t piece_col, F32x4 (&into)[kM][kN]) {
-    if (piece_col >= w_.cols) return;
-    const int32_t col = piece_col + lane_col();
+  DSV4_DEVICE void multiply_piece(int32_t col, const Group& group, int p, F32x4 (&into)[kM][kN]) {
     Bf16x8 a[kM], b[kN];
     DSV4_UNROLL
-    for (int m = 0; m < kM; ++m) {
-      a[m] = Format::expand(
-          gpu::load_as<typename Format::Words>(rows_[m] + col / kLaneCols * Format::kLaneBytes));
-    }
+    for (int n = 0; n < kN; ++n) b[n] = gpu::load_as<Bf16x8>(x_[n] + col + p * kPieceCols);
     DSV4_UNROLL
-    for (int n = 0; n < kN; ++n) b[n] = gpu::load_as<Bf16x8>(x_[n] + col);
+    for (int m = 0; m < kM; ++m) a[m] = Format::expand(group.codes[m][p]);
     DSV4_UNROLL
     for (int m = 0; m < kM; ++m) {
       DSV4_UNROLL
@@ -182,27 +256,23 @@ class WaveTile {
     }
   }
 
-  DSV4_DEVICE void add_scaled(int32_t col, const F32x4 (&part)[kM][kN]) {
-    if (col >= w_.cols) return;
+  DSV4_DEVICE void add_scaled(const Group& group, int p, const F32x4 (&part)[kM][kN]) {
     DSV4_UNROLL
     for (int m = 0; m < kM; ++m) {
       DSV4_UNROLL
       for (int i = 0; i < 4; ++i) {
-        const float scale = scale_of(row0_ + 16 * m + wave_lane() / 16 * 4 + i, col);
+        const uint32_t byte = group.scales[m][kRowScales ? i : 0] >> (8 * p) & 0xffu;
+        const float scale = gpu::e8m0_to_float(byte) * Format::kUnit;
         DSV4_UNROLL
         for (int n = 0; n < kN; ++n) sums[m][n][i] = gpu::fma(scale, part[m][n][i], sums[m][n][i]);
       }
     }
   }
-  DSV4_DEVICE float scale_of(int32_t row, int32_t col) const {
-    const int32_t valid = row < w_.rows ? row : w_.rows - 1;
-    return gpu::e8m0_to_float(
-        w_.scale[int64_t{valid / w_.block_rows} * w_.scale_stride + col / w_.block_cols]);
-  }
 
   const WeightView& w_;
   int32_t row0_, token0_;
   const uint8_t* rows_[kM];
+  const uint8_t* scales_[kM][kScales == 0 ? 1 : kScales];
   const uint16_t* x_[kN];
 };
 
@@ -220,7 +290,7 @@ DSV4_DEVICE void with_codes(DType dtype, F f) {
 
 // ---- stream
 
-/// 16 rows x 16 kN tokens by one block of four waves.
+/// 16 rows x 16 kN tokens by one block, a wave a segment.
 template <int kN>
 struct StreamShape {
   static constexpr int kThreads = 64 * kSegments;
@@ -253,10 +323,10 @@ struct StreamShape {
 
 // ---- tile
 
-/// 128 rows x 128 tokens by one block of four waves.
+/// 128 rows x 64 tokens by one block of four waves.
 struct TileShape {
   static constexpr int kThreads = 256;
-  static constexpr int kTileRows = 128, kTileTokens = 128;
+  static constexpr int kTileRows = 128, kTileTokens = 64;
 
   DSV4_DEVICE static void run(const LinearTile& tile) {
     with_codes(tile.w.dtype, [&](auto dtype) { run_as<decltype(dtype)::value>(tile); });
@@ -265,7 +335,7 @@ struct TileShape {
  private:
   template <DType kDType>
   DSV4_DEVICE static void run_as(const LinearTile& tile) {
-    constexpr int kM = 4, kN = 4;
+    constexpr int kM = 4, kN = 2;  // three sets of sums, and codes, in 256 registers
     const int32_t row0 = tile.row0 + wave_idx() % 2 * (16 * kM);
     const int32_t token0 = tile.token0 + wave_idx() / 2 * (16 * kN);
     if (row0 >= tile.w.rows || token0 >= tile.token_end) return;  // the whole wave
@@ -301,6 +371,6 @@ struct LinearMatrix {
 };
 using LinearStream16 = LinearMatrix<StreamShape<1>>;
 using LinearStream64 = LinearMatrix<StreamShape<4>>;
-using LinearTile128 = LinearMatrix<TileShape>;
+using LinearTile128x64 = LinearMatrix<TileShape>;
 
 }  // namespace dsv4::amd

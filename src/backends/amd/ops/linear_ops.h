@@ -12,6 +12,10 @@
 
 namespace dsv4::amd {
 
+inline bool rows_aligned(const void* data, int64_t row_bytes, int64_t alignment) {
+  return (static_cast<int64_t>(reinterpret_cast<uintptr_t>(data)) | row_bytes) % alignment == 0;
+}
+
 inline WeightView weight_view(const Weight& weight) {
   const bool fp4 = weight.dtype == DType::kF4E2M1;
   return {.data = static_cast<const uint8_t*>(weight.data),
@@ -22,11 +26,8 @@ inline WeightView weight_view(const Weight& weight) {
           .cols = static_cast<int32_t>(weight.cols),
           .block_rows = fp4 ? 1 : weight.block_rows,
           .block_cols = fp4 ? kPieceCols : weight.block_cols,
-          .dtype = weight.dtype};
-}
-
-inline bool rows_aligned(const void* data, int64_t row_bytes, int64_t alignment) {
-  return (static_cast<int64_t>(reinterpret_cast<uintptr_t>(data)) | row_bytes) % alignment == 0;
+          .dtype = weight.dtype,
+          .scale_words = weight.scale_stride % 4 == 0 && rows_aligned(weight.scale, 0, 4)};
 }
 
 /// Can matrix instructions read it (the contract of linear.h)? A property of the weight alone, so
@@ -84,7 +85,7 @@ void launch_matrix(const Launch& launch, LinearBatch& batch, int64_t max_tokens)
   } else if (max_tokens <= LinearStream64::kTileTokens) {
     launch_batch<LinearStream64>(launch, batch);
   } else {
-    launch_batch<LinearTile128>(launch, batch);
+    launch_batch<LinearTile128x64>(launch, batch);
   }
 }
 
