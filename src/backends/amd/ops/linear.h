@@ -10,13 +10,14 @@
 // Launch    grid: sum of row tiles x token tiles over the items; 512 lanes (stream) or 256
 // Contract  stream and tile: bf16 x with rows aligned to 16 bytes, cols % 32 == 0, rows of W
 // aligned
-//           to a lane's bytes of a piece, FP8 blocks of 16 n rows x 128 n columns; nothing beyond
-//           the ends is read. any: no condition
+//           to a lane's bytes of a piece, FP8 blocks of 16 n rows x 2^n >= 128 columns, FP4 of 4 n
+//           rows; nothing beyond
+//           the ends is read; W, its scales and x span less than 4 GiB. any: no condition
 // Numerics  one order for every number of tokens, tile and place in a batch. K is cut into
 //           kSegments parts, which depend on K only. Inside one, from zero: FP8 and FP4 codes are
 //           multiplied and added up in f32 per 128 (32) columns, the sum times its scale is added
 //           to the segment's by fma; bf16 products are added to the segment's sum directly.
-//           Segments are added in ascending order, then one rounding
+//           Segments are added in ascending order from zero, then one rounding
 #pragma once
 #include "backends/amd/ops/weight_codes.h"
 
@@ -32,6 +33,7 @@ struct WeightView {
   int64_t row_bytes, scale_stride;
   int32_t rows, cols;
   int32_t block_rows, block_cols;  ///< of a scale; 1 and 32 for kF4E2M1
+  int32_t block_cols_log2;         ///< where matrix instructions take it
   DType dtype;
   bool scale_words;  ///< four scale bytes of a row from a multiple of 4 on are an aligned word
 };
@@ -105,23 +107,24 @@ class WaveTile {
   F32x4 sums[kM][kN];
 
   DSV4_DEVICE WaveTile(const LinearTile& tile, int32_t row0, int32_t token0)
-      : w_(tile.w), row0_(row0), token0_(token0) {
+      : w_(tile.w), x_(reinterpret_cast<const uint8_t*>(tile.x)), row0_(row0), token0_(token0) {
     // What lies beyond the ends takes the last row or token: its results are not stored.
     DSV4_UNROLL
     for (int m = 0; m < kM; ++m) {
-      rows_[m] = w_.data + clamp_row(16 * m + wave_lane() % 16) * w_.row_bytes + lane_bytes(0);
-      DSV4_UNROLL
-      for (int i = 0; i < kScales; ++i) {
-        const int32_t row = kRowScales ? wave_lane() / 16 * 4 + i : 0;
-        scales_[m][i] = w_.scale + clamp_row(16 * m + row) / w_.block_rows * w_.scale_stride;
+      rows_[m] = offset(clamp_row(16 * m + wave_lane() % 16) * w_.row_bytes + lane_bytes(0));
+      if constexpr (kScales > 0) {
+        // Rows of FP4 are a multiple of four.
+        const int32_t row = row0 + 16 * m + (kRowScales ? wave_lane() / 16 * 4 : 0);
+        const int32_t last = w_.rows - kScales;
+        scales_[m] = offset((row < last ? row : last) / w_.block_rows * w_.scale_stride);
       }
     }
     DSV4_UNROLL
     for (int n = 0; n < kN; ++n) {
       const int32_t token = token0 + 16 * n + wave_lane() % 16;
       const int32_t valid = token < tile.token_end ? token : tile.token_end - 1;
-      x_[n] = tile.x + (tile.x_rows == nullptr ? valid : tile.x_rows[valid]) * tile.x_stride +
-              lane_col();
+      const int64_t row = tile.x_rows == nullptr ? valid : tile.x_rows[valid];
+      tokens_[n] = offset((row * tile.x_stride + lane_col()) * int64_t{sizeof(uint16_t)});
     }
   }
 
@@ -181,6 +184,7 @@ class WaveTile {
   DSV4_DEVICE int64_t clamp_row(int32_t row) const {
     return row0_ + row < w_.rows ? row0_ + row : w_.rows - 1;
   }
+  DSV4_DEVICE static uint32_t offset(int64_t bytes) { return static_cast<uint32_t>(bytes); }
   DSV4_DEVICE static int32_t lane_bytes(int32_t col) {
     return (col + lane_col()) / kLaneCols * Format::kLaneBytes;
   }
@@ -202,11 +206,12 @@ class WaveTile {
       for (int p = 0; p < kPieces; ++p) {
         if (!kWhole && p >= pieces) break;
         group.codes[m][p] = gpu::load_as<typename Format::Words>(
-            rows_[m] + (col + p * kPieceCols) / kLaneCols * Format::kLaneBytes);
+            w_.data + (rows_[m] + offset((col + p * kPieceCols) / kLaneCols * Format::kLaneBytes)));
       }
       DSV4_UNROLL
       for (int i = 0; i < kScales; ++i) {
-        const uint8_t* scale = scales_[m][i] + col / w_.block_cols;
+        const uint8_t* scale =
+            w_.scale + (scales_[m] + offset(i * w_.scale_stride + (col >> w_.block_cols_log2)));
         if (!kRowScales) {
           group.scales[m][i] = *scale;
         } else if (kWhole && w_.scale_words) {
@@ -223,57 +228,48 @@ class WaveTile {
 
   template <bool kWhole>
   DSV4_DEVICE void multiply_group(int32_t col, const Group& group, int pieces) {
-    if constexpr (kScales == 0) {
-      DSV4_UNROLL
-      for (int p = 0; p < kPieces; ++p) {
-        if (kWhole || p < pieces) multiply_piece(col, group, p, sums);
-      }
-    } else {
-      F32x4 part[kM][kN];
-      clear(part);
-      DSV4_UNROLL
-      for (int p = 0; p < kPieces; ++p) {
-        if (!kWhole && p >= pieces) break;
-        multiply_piece(col, group, p, part);
-        if (!kRowScales) continue;
-        add_scaled(group, p, part);
-        clear(part);
-      }
-      if (!kRowScales) add_scaled(group, 0, part);
-    }
-  }
-
-  DSV4_DEVICE void multiply_piece(int32_t col, const Group& group, int p, F32x4 (&into)[kM][kN]) {
-    Bf16x8 a[kM], b[kN];
+    F32x4 part[kM][kN];
+    clear(part);
     DSV4_UNROLL
-    for (int n = 0; n < kN; ++n) b[n] = gpu::load_as<Bf16x8>(x_[n] + col + p * kPieceCols);
-    DSV4_UNROLL
-    for (int m = 0; m < kM; ++m) a[m] = Format::expand(group.codes[m][p]);
-    DSV4_UNROLL
-    for (int m = 0; m < kM; ++m) {
+    for (int p = 0; p < kPieces; ++p) {
+      if (!kWhole && p >= pieces) break;
+      Bf16x8 x[kN];
       DSV4_UNROLL
-      for (int n = 0; n < kN; ++n) into[m][n] = mfma_16x16x32_bf16(a[m], b[n], into[m][n]);
-    }
-  }
-
-  DSV4_DEVICE void add_scaled(const Group& group, int p, const F32x4 (&part)[kM][kN]) {
-    DSV4_UNROLL
-    for (int m = 0; m < kM; ++m) {
+      for (int n = 0; n < kN; ++n)
+        x[n] = gpu::load_as<Bf16x8>(x_ + (tokens_[n] + offset((col + p * kPieceCols) * 2)));
       DSV4_UNROLL
-      for (int i = 0; i < 4; ++i) {
-        const uint32_t byte = group.scales[m][kRowScales ? i : 0] >> (8 * p) & 0xffu;
-        const float scale = gpu::e8m0_to_float(byte) * Format::kUnit;
+      for (int m = 0; m < kM; ++m) {
+        const Bf16x8 w = Format::expand(group.codes[m][p]);
         DSV4_UNROLL
-        for (int n = 0; n < kN; ++n) sums[m][n][i] = gpu::fma(scale, part[m][n][i], sums[m][n][i]);
+        for (int n = 0; n < kN; ++n) {
+          F32x4& into = kScales == 0 ? sums[m][n] : part[m][n];
+          into = mfma_16x16x32_bf16(w, x[n], kRowScales ? F32x4{} : into);
+        }
+        if (kRowScales) add_scaled(group, m, p, part);
       }
+    }
+    if (kScales == 0 || kRowScales) return;
+    DSV4_UNROLL
+    for (int m = 0; m < kM; ++m) add_scaled(group, m, 0, part);
+  }
+
+  DSV4_DEVICE void add_scaled(const Group& group, int m, int p, const F32x4 (&part)[kM][kN]) {
+    DSV4_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      const uint32_t byte = group.scales[m][kRowScales ? i : 0] >> (8 * p) & 0xffu;
+      const float scale = scale_of(byte) * Format::kUnit;
+      DSV4_UNROLL
+      for (int n = 0; n < kN; ++n) sums[m][n][i] = gpu::fma(scale, part[m][n][i], sums[m][n][i]);
     }
   }
 
   const WeightView& w_;
+  const uint8_t* x_;
   int32_t row0_, token0_;
-  const uint8_t* rows_[kM];
-  const uint8_t* scales_[kM][kScales == 0 ? 1 : kScales];
-  const uint16_t* x_[kN];
+  // Bytes from the start of W, of its scales and of x: one register where a pointer takes two.
+  uint32_t rows_[kM];
+  uint32_t scales_[kM];
+  uint32_t tokens_[kN];
 };
 
 /// f(DType constant) for the formats of stream and tile.
@@ -295,6 +291,7 @@ template <int kN>
 struct StreamShape {
   static constexpr int kThreads = 64 * kSegments;
   static constexpr int kTileRows = 16, kTileTokens = 16 * kN;
+  static constexpr int kMinWaves = 2;
 
   struct Storage {
     F32x4 sums[kSegments][kN][64];
@@ -314,8 +311,8 @@ struct StreamShape {
     for (int n = 0; n < kN; ++n) storage.sums[wave_idx()][n][wave_lane()] = wave.sums[0][n];
     gpu::block_sync();
     for (int n = wave_idx(); n < kN; n += kSegments) {
-      F32x4 total = storage.sums[0][n][wave_lane()];
-      for (int s = 1; s < kSegments; ++s) total = total + storage.sums[s][n][wave_lane()];
+      F32x4 total = {};
+      for (int s = 0; s < kSegments; ++s) total = total + storage.sums[s][n][wave_lane()];
       wave.store(tile, 0, n, total);
     }
   }
@@ -327,6 +324,7 @@ struct StreamShape {
 struct TileShape {
   static constexpr int kThreads = 256;
   static constexpr int kTileRows = 128, kTileTokens = 64;
+  static constexpr int kMinWaves = 2;
 
   DSV4_DEVICE static void run(const LinearTile& tile) {
     with_codes(tile.w.dtype, [&](auto dtype) { run_as<decltype(dtype)::value>(tile); });
@@ -340,14 +338,14 @@ struct TileShape {
     const int32_t token0 = tile.token0 + wave_idx() / 2 * (16 * kN);
     if (row0 >= tile.w.rows || token0 >= tile.token_end) return;  // the whole wave
     WaveTile<kDType, kM, kN> wave(tile, row0, token0);
-    F32x4 total[kM][kN];
+    F32x4 total[kM][kN] = {};
+    DSV4_UNROLL_BY(1)
     for (int s = 0; s < kSegments; ++s) {
       wave.multiply_segment(s);
       DSV4_UNROLL
       for (int m = 0; m < kM; ++m) {
         DSV4_UNROLL
-        for (int n = 0; n < kN; ++n)
-          total[m][n] = s == 0 ? wave.sums[m][n] : total[m][n] + wave.sums[m][n];
+        for (int n = 0; n < kN; ++n) total[m][n] = total[m][n] + wave.sums[m][n];
       }
     }
     DSV4_UNROLL
@@ -362,7 +360,7 @@ struct TileShape {
 template <typename Shape>
 struct LinearMatrix {
   using Params = LinearBatch;
-  static constexpr int kThreads = Shape::kThreads;
+  static constexpr int kThreads = Shape::kThreads, kMinWaves = Shape::kMinWaves;
   static constexpr int kTileRows = Shape::kTileRows, kTileTokens = Shape::kTileTokens;
   DSV4_DEVICE static void run(const Params& batch) {
     const auto block = static_cast<int32_t>(gpu::block_idx());

@@ -148,7 +148,7 @@ struct MoeProductsArgs {
 template <typename Shape>
 struct MoeProducts {
   using Params = MoeProductsArgs;
-  static constexpr int kThreads = Shape::kThreads;
+  static constexpr int kThreads = Shape::kThreads, kMinWaves = Shape::kMinWaves;
   static constexpr int kTileRows = Shape::kTileRows, kTileTokens = Shape::kTileTokens;
 
   /// Row tiles fastest, so that neighbours share tokens and stream one expert.

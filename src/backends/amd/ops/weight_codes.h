@@ -100,6 +100,12 @@ uint32_t e2m1_to_bf16_pair(uint32_t codes) {
 
 #endif
 
+/// 2^(byte - 127) without a branch: byte 0 is a subnormal and 255 NaN, both by the same bit.
+DSV4_DEVICE float scale_of(uint32_t byte) {
+  const uint32_t first_or_last = (((byte + 1) & 0xffu) - 2) >> 9 & 0x00400000u;
+  return gpu::float_of(byte << 23 | first_or_last);
+}
+
 // ---- formats
 
 template <DType kDType>
