@@ -134,6 +134,7 @@ TEST_P(OracleMoe, SharedAndRoutedExperts) {
     if (exact && !this->exact()) continue;
     for (bool shared : {true, false}) {
       for (int64_t tokens : {1, 2, 19, 70}) {
+        if (emulated() && shared != (tokens == 2 || tokens == 70)) continue;
         SCOPED_TRACE(::testing::Message() << (exact ? "exact" : "serving") << ", " << tokens
                                           << (shared ? " tokens, shared" : " tokens"));
         const DType act = exact ? DType::kF32 : DType::kBf16;

@@ -39,6 +39,8 @@ class CandidateTest : public ::testing::TestWithParam<OpCandidate> {
   bool exact() const { return GetParam().exact; }
   /// One number at a time: minutes where the others take seconds, so it gets fewer rows.
   bool is_scalar() const { return GetParam().label() == "cpu_reference"; }
+  /// Does it run lane by lane on the CPU? Then fewer and smaller cases have to do.
+  bool emulated() const { return GetParam().platform == Platform::kRocm; }
   Subject subject() const { return {device_.get(), &ops_}; }
   /// Runs with the scratch that Ops::scratch_bytes answers for `limits`.
   template <typename Params>

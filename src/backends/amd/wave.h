@@ -1,18 +1,18 @@
 // Lanes of a whole wave of 64, for kernels around matrix instructions. Shared kernels know groups
 // of 32 only (gpu/platform.h).
 #pragma once
-#include "backends/gpu/platform.h"
+#include "backends/amd/instructions.h"
 
 namespace dsv4::amd {
 
 constexpr int kWaveLanes = 64;
 
-/// 0..63 within the wave; which wave of the block.
+/// 0..63 within the wave; which wave of the block, in a scalar register.
 DSV4_DEVICE int wave_lane() {
   return gpu::thread_idx() % kWaveLanes;
 }
 DSV4_DEVICE int wave_idx() {
-  return gpu::thread_idx() / kWaveLanes;
+  return uniform(gpu::thread_idx() / kWaveLanes);
 }
 
 /// The value of lane `wave_lane() ^ mask`. All lanes of the wave take part.

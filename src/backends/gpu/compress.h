@@ -298,14 +298,13 @@ struct CompressPoolTiles {
           largest.channel[c] = max(largest.channel[c], score[pass].channel[c]);
       }
     }
-    block_sync();  // the sums of the token before are done
     DSV4_UNROLL
     for (int c = 0; c < kLaneChannels; ++c) {
       for (int distance = kRowLanes; distance < kGroupLanes; distance *= 2)
         largest.channel[c] = max(largest.channel[c], shuffle_xor(largest.channel[c], distance));
     }
     if (group_lane() < kRowLanes) shared.largest[group_idx()][row_lane] = largest;
-    block_sync();
+    block_sync();  // the sums of the token before are done, too
     DSV4_UNROLL
     for (int g = 0; g < kGroups; ++g) {
       DSV4_UNROLL

@@ -195,9 +195,9 @@ DSV4_DEVICE float sqrt(float x) {
 DSV4_DEVICE double nearest(double x) {
   return __builtin_rint(x);
 }
-/// The same value, of which the compiler knows nothing: what follows from it is computed again where
-/// it is needed, in vector registers. A comparison that is kept takes two scalar registers, and
-/// there are 102 of them.
+/// The same value, of which the compiler knows nothing: what follows from it is computed again
+/// where it is needed, in vector registers. A comparison that is kept takes two scalar registers,
+/// and there are 102 of them.
 template <typename T>
 DSV4_DEVICE T opaque(T value) {
   static_assert(sizeof(T) == 4);

@@ -26,9 +26,10 @@ std::string why_not_interpreted() {
 
 // ---- code objects
 
-CompiledKernels::CompiledKernels(Arch arch) {
+CompiledKernels::CompiledKernels(const std::string& folder, Arch arch)
+    : arch_(arch), folder_(folder) {
   const std::string ending = concat("_", arch_name(arch), ".co");
-  for (const auto& entry : std::filesystem::directory_iterator(DSV4_AMD_OPS_DIR)) {
+  for (const auto& entry : std::filesystem::directory_iterator(folder)) {
     const std::string file = entry.path().filename().string();
     if (!file.ends_with(ending)) continue;
     const auto [at, is_new] = by_file_.emplace(file, CodeObject::load(entry.path().string()));
@@ -39,32 +40,34 @@ CompiledKernels::CompiledKernels(Arch arch) {
 
 const CompiledKernels& CompiledKernels::of(Arch arch) {
   if (arch == Arch::kGfx942) {
-    static const CompiledKernels gfx942(Arch::kGfx942);
+    static const CompiledKernels gfx942(DSV4_AMD_OPS_DIR, Arch::kGfx942);
     return gfx942;
   }
-  static const CompiledKernels gfx950(Arch::kGfx950);
+  static const CompiledKernels gfx950(DSV4_AMD_OPS_DIR, Arch::kGfx950);
   return gfx950;
 }
 
 const CodeObject& CompiledKernels::with(const std::string& symbol) const {
   const auto at = by_symbol_.find(symbol);
   if (at == by_symbol_.end()) {
-    fail(ErrorCode::kNotFound, "no code object of ", DSV4_AMD_OPS_DIR, " has the entry ", symbol);
+    fail(ErrorCode::kNotFound, "no code object for ", arch_name(arch_), " in ", folder_,
+         " has the entry ", symbol);
   }
   return *at->second;
 }
 
 // ---- device
 
-InterpreterDevice::InterpreterDevice(Arch arch, amd::isa::WaveOrder order, int num_threads)
-    : arch_(arch) {
+InterpreterDevice::InterpreterDevice(const CompiledKernels& kernels, amd::isa::WaveOrder order,
+                                     int num_threads)
+    : kernels_(kernels) {
   DSV4_CHECK(num_threads >= 1);
   options_.order = order;
   options_.num_threads = num_threads;
 }
 
 std::string InterpreterDevice::description() const {
-  return concat("compiled kernels for ", arch_name(arch_), ", interpreted");
+  return concat("compiled kernels for ", arch_name(kernels_.arch()), ", interpreted");
 }
 
 const Ops& InterpreterDevice::ops() const {
@@ -99,7 +102,7 @@ void InterpreterDevice::copy_on_device(void* to, const void* from, int64_t bytes
 }
 
 amd::isa::Machine& InterpreterDevice::machine_with(const std::string& symbol) {
-  const CodeObject& code = CompiledKernels::of(arch_).with(symbol);
+  const CodeObject& code = kernels_.with(symbol);
   const auto [at, is_new] = loaded_.try_emplace(&code, Loaded{amd::isa::Machine(code), false});
   Loaded& loaded = at->second;
   if (!loaded.knows_memory) {
@@ -113,15 +116,22 @@ amd::isa::Machine& InterpreterDevice::machine_with(const std::string& symbol) {
   return loaded.machine;
 }
 
+void InterpreterDevice::drop_barrier(const std::string& symbol, uint64_t address) {
+  dropped_in_ = symbol;
+  options_.dropped_barrier = address;
+}
+
 void InterpreterDevice::run(const std::string& symbol, int64_t blocks, int threads,
                             std::span<const std::byte> params) {
   if (blocks == 0) return;
   DSV4_CHECK(blocks > 0 && blocks < int64_t{1} << 31);
   ++launches_[symbol];
-  wave_instructions_ += machine_with(symbol)
-                            .run(symbol, {static_cast<uint32_t>(blocks)},
-                                 {static_cast<uint32_t>(threads)}, params, options_)
-                            .wave_instructions;
+  amd::isa::LaunchOptions options = options_;
+  if (symbol != dropped_in_) options.dropped_barrier.reset();
+  const amd::isa::RunResult result = machine_with(symbol).run(
+      symbol, {static_cast<uint32_t>(blocks)}, {static_cast<uint32_t>(threads)}, params, options);
+  wave_instructions_ += result.wave_instructions;
+  for (const auto& [mnemonic, count] : result.mnemonics) executed_[symbol][mnemonic] += count;
 }
 
 }  // namespace dsv4::testing

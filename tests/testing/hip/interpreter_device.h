@@ -26,30 +26,47 @@ namespace dsv4::testing {
 /// Empty when compiled kernels can be executed here, else why not.
 std::string why_not_interpreted();
 
-/// The code objects of the AMD backend for a chip. Loaded once per process, thread-safe.
+/// The code objects of one chip.
 class CompiledKernels {
  public:
+  /// Those of the AMD backend. Loaded once per process, thread-safe.
   static const CompiledKernels& of(amd::isa::Arch arch);
+  /// <folder>/*_<arch>.co
+  CompiledKernels(const std::string& folder, amd::isa::Arch arch);
+  CompiledKernels(CompiledKernels&&) = default;
+  amd::isa::Arch arch() const { return arch_; }
   /// The code object with the entry `symbol`. @throws Error kNotFound.
   const amd::isa::CodeObject& with(const std::string& symbol) const;
   const std::map<std::string, amd::isa::CodeObject>& by_file() const { return by_file_; }
 
  private:
-  explicit CompiledKernels(amd::isa::Arch arch);
+  amd::isa::Arch arch_;
+  std::string folder_;
   std::map<std::string, amd::isa::CodeObject> by_file_;
   std::map<std::string, const amd::isa::CodeObject*> by_symbol_;
 };
 
 class InterpreterDevice final : public Device {
  public:
-  InterpreterDevice(amd::isa::Arch arch, amd::isa::WaveOrder order, int num_threads);
+  InterpreterDevice(amd::isa::Arch arch, amd::isa::WaveOrder order, int num_threads)
+      : InterpreterDevice(CompiledKernels::of(arch), order, num_threads) {}
+  /// `kernels` must outlive it.
+  InterpreterDevice(const CompiledKernels& kernels, amd::isa::WaveOrder order, int num_threads);
 
   /// Starts the entry `symbol` with `params` as its one parameter.
   void run(const std::string& symbol, int64_t blocks, int threads,
            std::span<const std::byte> params);
+  /// From now on the barrier at `address` of the entry `symbol` does nothing.
+  void drop_barrier(const std::string& symbol, uint64_t address);
   /// Wave instructions of all launches so far.
   uint64_t wave_instructions() const { return wave_instructions_; }
-  /// Launches of every kernel so far.
+  /// From now on `executed` is kept.
+  void count_mnemonics() { options_.count_mnemonics = true; }
+  /// Wave instructions of all launches of an entry so far, by mnemonic.
+  const std::map<std::string, uint64_t>& executed(const std::string& symbol) {
+    return executed_[symbol];
+  }
+  /// Launches of every entry so far.
   const std::map<std::string, int64_t>& launches() const { return launches_; }
 
   DeviceId id() const override { return {Platform::kRocm, -1}; }
@@ -67,8 +84,9 @@ class InterpreterDevice final : public Device {
  private:
   amd::isa::Machine& machine_with(const std::string& symbol);
 
-  amd::isa::Arch arch_;
+  const CompiledKernels& kernels_;
   amd::isa::LaunchOptions options_;
+  std::string dropped_in_;                 // options_.dropped_barrier belongs to this entry
   std::map<const void*, int64_t> memory_;  // allocation -> bytes
   // A code object's image, and whether it knows the allocations as they are.
   struct Loaded {
@@ -77,6 +95,7 @@ class InterpreterDevice final : public Device {
   };
   std::map<const amd::isa::CodeObject*, Loaded> loaded_;
   std::map<std::string, int64_t> launches_;
+  std::map<std::string, std::map<std::string, uint64_t>> executed_;
   uint64_t wave_instructions_ = 0;
 };
 

@@ -135,6 +135,9 @@ class WorkgroupRunner {
         if (!counts_.empty()) ++counts_[static_cast<size_t>(current->index)];
         if (++wave.num_instructions > limit)
           throw Fault(concat("more than ", limit, " instructions: does it end?"));
+        if (wave.state == WaveState::kAtBarrier &&
+            current->address == launch_.options.dropped_barrier)
+          wave.state = WaveState::kRunning;
       }
     } catch (const Fault& fault) {
       report(wave, current, fault.what());

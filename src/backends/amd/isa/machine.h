@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 
@@ -32,6 +33,8 @@ struct LaunchOptions {
   bool count_mnemonics = false;
   /// A wave that executes more is taken for one that never ends.
   uint64_t max_wave_instructions = 1'000'000'000;
+  /// For negative controls: the barrier at this address of the listing does nothing.
+  std::optional<uint64_t> dropped_barrier;
 };
 
 struct RunResult {

@@ -36,9 +36,10 @@ struct IndexLogitsArgs {
   int64_t block_stride_bytes;
   float* logits;
   int64_t logits_stride;
-  int32_t max_end, heads, rows_per_block;
-  int32_t splits;      ///< blocks of a token
-  int32_t block_keys;  ///< of one of them, a multiple of kTileKeys
+  int32_t max_end, heads;
+  int32_t rows_per_block, rows_log2;  ///< log2: -1 where it is no integer
+  int32_t splits;                     ///< blocks of a token
+  int32_t block_keys;                 ///< of one of them, a multiple of kTileKeys
 };
 
 /// kCodes: kF8E4M3 or kF4E2M1; kHeadTiles x 16 heads.
@@ -70,15 +71,16 @@ struct IndexLogits {
       // Keys beyond the end are not read: the last one stands in, its score is not stored.
       const int32_t entry = key + wave_lane() % 16;
       const int32_t valid = entry < stop ? entry : stop - 1;
-      const int32_t row = valid % args.rows_per_block;
-      const uint8_t* page =
-          args.cache + table[valid / args.rows_per_block] * args.block_stride_bytes;
+      const int32_t block =
+          args.rows_log2 >= 0 ? valid >> args.rows_log2 : valid / args.rows_per_block;
+      const int32_t row = valid - block * args.rows_per_block;
+      const uint8_t* page = args.cache + table[block] * args.block_stride_bytes;
       const uint8_t* values = page + int64_t{row} * kValueBytes;
       const uint8_t* scale = page + int64_t{args.rows_per_block} * kValueBytes + row * kScaleBytes;
       const float score = score_of(values, scale, q, weights);
       if (wave_lane() < 16 && entry < stop) {
         args.logits[token * args.logits_stride + entry] =
-            kFp8 ? score * gpu::load_as<float>(scale) : score;
+            kFp8 ? score * (gpu::load_as<float>(scale) * Format::kUnit) : score;
       }
     }
   }
@@ -120,7 +122,7 @@ struct IndexLogits {
         DSV4_UNROLL
         for (int h = 0; h < kHeadTiles; ++h) dots[h] = mfma_16x16x32_bf16(q[h][p], keys, dots[h]);
       } else {
-        const float factor = gpu::e8m0_to_float(scale[p]);
+        const float factor = scale_of(scale[p]);
         DSV4_UNROLL
         for (int h = 0; h < kHeadTiles; ++h) {
           const F32x4 part = mfma_16x16x32_bf16(q[h][p], keys, F32x4{});

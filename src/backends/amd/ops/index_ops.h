@@ -2,6 +2,7 @@
 // gpu/rowwise_ops.h.
 #pragma once
 #include <algorithm>
+#include <bit>
 
 #include "backends/amd/ops/index_logits.h"
 #include "backends/amd/ops/top_k.h"
@@ -20,6 +21,7 @@ void launch_index_logits(const IndexLogitsParams& params, const Launch& launch) 
   using Kernel = IndexLogits<kCodes, kHeadTiles>;
   const CacheView& cache = params.cache;
   const int64_t tokens = params.q.shape[0];
+  const auto rows = static_cast<uint32_t>(cache.rows_per_block);
   // Whole tiles to a block, fewer blocks a token where tokens are many.
   const int64_t tiles = ceil_div(int64_t{params.max_end}, int64_t{Kernel::kTileKeys});
   const int64_t wanted = std::clamp<int64_t>(kIndexBlocks / tokens, 1, tiles);
@@ -41,6 +43,7 @@ void launch_index_logits(const IndexLogitsParams& params, const Launch& launch) 
                         .max_end = params.max_end,
                         .heads = static_cast<int32_t>(params.q.shape[1]),
                         .rows_per_block = cache.rows_per_block,
+                        .rows_log2 = std::has_single_bit(rows) ? std::countr_zero(rows) : -1,
                         .splits = static_cast<int32_t>(splits),
                         .block_keys = static_cast<int32_t>(block_tiles * Kernel::kTileKeys)});
 }

@@ -3,26 +3,27 @@
 // Problem   out[m, n] = sum_k x[m, k] W[n, k] of up to kMaxLinearItems products in one launch
 // Tiling    rows of W are the rows of an instruction, tokens its columns; K goes by pieces of 32
 //           columns (weight_codes.h), straight from memory to registers
-//             stream  up to 64 tokens: a block has 16 rows; its four waves take a quarter of K each
-//             tile    more: a wave has 64 rows x 64 tokens, a block 128 x 128
+//             stream  up to 64 tokens: a block has 16 rows, a wave of it one segment of K
+//             tile    more: a wave has 64 rows x 32 tokens, a block 128 x 64
 //             any     other operands: a lane group has 4 rows x 8 tokens
 // Budget    docs/kernels/linear_amd.md
-// Launch    grid: sum of row tiles x token tiles over the items, 256 lanes
+// Launch    grid: sum of row tiles x token tiles over the items; 512 lanes (stream) or 256
 // Contract  stream and tile: bf16 x with rows aligned to 16 bytes, cols % 32 == 0, rows of W
 // aligned
-//           to a lane's bytes of a piece, FP8 blocks of 16 n rows x 128 n columns; nothing beyond
-//           the ends is read. any: no condition
+//           to a lane's bytes of a piece, FP8 blocks of 16 n rows x 2^n >= 128 columns, FP4 of 4 n
+//           rows; nothing beyond
+//           the ends is read; W, its scales and x span less than 4 GiB. any: no condition
 // Numerics  one order for every number of tokens, tile and place in a batch. K is cut into
 //           kSegments parts, which depend on K only. Inside one, from zero: FP8 and FP4 codes are
 //           multiplied and added up in f32 per 128 (32) columns, the sum times its scale is added
 //           to the segment's by fma; bf16 products are added to the segment's sum directly.
-//           Segments are added in ascending order, then one rounding
+//           Segments are added in ascending order from zero, then one rounding
 #pragma once
 #include "backends/amd/ops/weight_codes.h"
 
 namespace dsv4::amd {
 
-constexpr int kSegments = 4;
+constexpr int kSegments = 8;
 constexpr int kGroupCols = 128;  ///< a segment is a multiple of it
 
 /// A weight as kernels read it.
@@ -32,7 +33,9 @@ struct WeightView {
   int64_t row_bytes, scale_stride;
   int32_t rows, cols;
   int32_t block_rows, block_cols;  ///< of a scale; 1 and 32 for kF4E2M1
+  int32_t block_cols_log2;         ///< where matrix instructions take it
   DType dtype;
+  bool scale_words;  ///< four scale bytes of a row from a multiple of 4 on are an aligned word
 };
 
 /// One product. `first_tile` is the first block that works on it.
@@ -92,23 +95,36 @@ DSV4_DEVICE LinearTile make_tile(const LinearItem& item, int32_t block, int tile
 template <DType kDType, int kM, int kN>
 class WaveTile {
   using Format = Codes<kDType>;
+  static constexpr int kPieces = kGroupCols / kPieceCols;
+  // Scales of a group that a lane needs: of its four rows of a result, or one that the 16 rows
+  // share.
+  static constexpr bool kRowScales = kDType == DType::kF4E2M1;
+  static constexpr int kScales = Format::kScaleCols == 0 ? 0 : kRowScales ? 4 : 1;
+  // The next group's codes are on their way while one is multiplied, if registers are left.
+  static constexpr bool kPrefetch = kM == 1;
 
  public:
   F32x4 sums[kM][kN];
 
   DSV4_DEVICE WaveTile(const LinearTile& tile, int32_t row0, int32_t token0)
-      : w_(tile.w), row0_(row0), token0_(token0) {
+      : w_(tile.w), x_(reinterpret_cast<const uint8_t*>(tile.x)), row0_(row0), token0_(token0) {
     // What lies beyond the ends takes the last row or token: its results are not stored.
     DSV4_UNROLL
     for (int m = 0; m < kM; ++m) {
-      const int32_t row = row0 + 16 * m + wave_lane() % 16;
-      rows_[m] = w_.data + int64_t{row < w_.rows ? row : w_.rows - 1} * w_.row_bytes;
+      rows_[m] = offset(clamp_row(16 * m + wave_lane() % 16) * w_.row_bytes + lane_bytes(0));
+      if constexpr (kScales > 0) {
+        // Rows of FP4 are a multiple of four.
+        const int32_t row = row0 + 16 * m + (kRowScales ? wave_lane() / 16 * 4 : 0);
+        const int32_t last = w_.rows - kScales;
+        scales_[m] = offset((row < last ? row : last) / w_.block_rows * w_.scale_stride);
+      }
     }
     DSV4_UNROLL
     for (int n = 0; n < kN; ++n) {
       const int32_t token = token0 + 16 * n + wave_lane() % 16;
       const int32_t valid = token < tile.token_end ? token : tile.token_end - 1;
-      x_[n] = tile.x + (tile.x_rows == nullptr ? valid : tile.x_rows[valid]) * tile.x_stride;
+      const int64_t row = tile.x_rows == nullptr ? valid : tile.x_rows[valid];
+      tokens_[n] = offset((row * tile.x_stride + lane_col()) * int64_t{sizeof(uint16_t)});
     }
   }
 
@@ -116,10 +132,29 @@ class WaveTile {
   DSV4_DEVICE void multiply_segment(int segment) {
     const int32_t groups = (w_.cols + kSegments * kGroupCols - 1) / (kSegments * kGroupCols);
     const int32_t begin = segment * groups * kGroupCols;
-    const int32_t stop = begin + groups * kGroupCols;
+    const int32_t end =
+        begin + groups * kGroupCols < w_.cols ? begin + groups * kGroupCols : w_.cols;
     clear(sums);
-    for (int32_t col = begin; col < (stop < w_.cols ? stop : w_.cols); col += kGroupCols)
-      multiply_group(col);
+    int32_t col = begin;
+    if constexpr (kPrefetch) {
+      if (col + kGroupCols <= end) {
+        Group group = load_group<true>(col, kPieces);
+        for (; col + 2 * kGroupCols <= end; col += kGroupCols) {
+          const Group next = load_group<true>(col + kGroupCols, kPieces);
+          multiply_group<true>(col, group, kPieces);
+          group = next;
+        }
+        multiply_group<true>(col, group, kPieces);
+        col += kGroupCols;
+      }
+    } else {
+      for (; col + kGroupCols <= end; col += kGroupCols)
+        multiply_group<true>(col, load_group<true>(col, kPieces), kPieces);
+    }
+    if (col < end) {
+      const int pieces = (end - col) / kPieceCols;
+      multiply_group<false>(col, load_group<false>(col, pieces), pieces);
+    }
   }
 
   /// Stores results (m, n) of `values`.
@@ -140,6 +175,19 @@ class WaveTile {
   }
 
  private:
+  /// Of kGroupCols columns: codes, and bytes of scales (of FP4: piece p at bits 8 p).
+  struct Group {
+    typename Format::Words codes[kM][kPieces];
+    uint32_t scales[kM][kScales == 0 ? 1 : kScales];
+  };
+
+  DSV4_DEVICE int64_t clamp_row(int32_t row) const {
+    return row0_ + row < w_.rows ? row0_ + row : w_.rows - 1;
+  }
+  DSV4_DEVICE static uint32_t offset(int64_t bytes) { return static_cast<uint32_t>(bytes); }
+  DSV4_DEVICE static int32_t lane_bytes(int32_t col) {
+    return (col + lane_col()) / kLaneCols * Format::kLaneBytes;
+  }
   static DSV4_DEVICE void clear(F32x4 (&tiles)[kM][kN]) {
     DSV4_UNROLL
     for (int m = 0; m < kM; ++m) {
@@ -148,62 +196,80 @@ class WaveTile {
     }
   }
 
-  DSV4_DEVICE void multiply_group(int32_t col) {
-    if constexpr (Format::kScaleCols == 0) {
+  // `pieces` of the group are inside; all of them if kWhole.
+  template <bool kWhole>
+  DSV4_DEVICE Group load_group(int32_t col, int pieces) const {
+    Group group;
+    DSV4_UNROLL
+    for (int m = 0; m < kM; ++m) {
       DSV4_UNROLL
-      for (int p = 0; p < kGroupCols / kPieceCols; ++p) multiply_piece(col + p * kPieceCols, sums);
-    } else {
-      F32x4 part[kM][kN];
+      for (int p = 0; p < kPieces; ++p) {
+        if (!kWhole && p >= pieces) break;
+        group.codes[m][p] = gpu::load_as<typename Format::Words>(
+            w_.data + (rows_[m] + offset((col + p * kPieceCols) / kLaneCols * Format::kLaneBytes)));
+      }
       DSV4_UNROLL
-      for (int p = 0; p < kGroupCols / kPieceCols; ++p) {
-        if (p * kPieceCols % Format::kScaleCols == 0) clear(part);
-        multiply_piece(col + p * kPieceCols, part);
-        if ((p + 1) * kPieceCols % Format::kScaleCols == 0)
-          add_scaled(col + (p + 1) * kPieceCols - Format::kScaleCols, part);
+      for (int i = 0; i < kScales; ++i) {
+        const uint8_t* scale =
+            w_.scale + (scales_[m] + offset(i * w_.scale_stride + (col >> w_.block_cols_log2)));
+        if (!kRowScales) {
+          group.scales[m][i] = *scale;
+        } else if (kWhole && w_.scale_words) {
+          group.scales[m][i] = gpu::load_as<uint32_t>(scale);
+        } else {
+          group.scales[m][i] = 0;
+          for (int p = 0; p < pieces; ++p)
+            group.scales[m][i] |= static_cast<uint32_t>(scale[p]) << (8 * p);
+        }
       }
     }
+    return group;
   }
 
-  DSV4_DEVICE void multiply_piece(int32_t piece_col, F32x4 (&into)[kM][kN]) {
-    if (piece_col >= w_.cols) return;
-    const int32_t col = piece_col + lane_col();
-    Bf16x8 a[kM], b[kN];
+  template <bool kWhole>
+  DSV4_DEVICE void multiply_group(int32_t col, const Group& group, int pieces) {
+    F32x4 part[kM][kN];
+    clear(part);
     DSV4_UNROLL
-    for (int m = 0; m < kM; ++m) {
-      a[m] = Format::expand(
-          gpu::load_as<typename Format::Words>(rows_[m] + col / kLaneCols * Format::kLaneBytes));
-    }
-    DSV4_UNROLL
-    for (int n = 0; n < kN; ++n) b[n] = gpu::load_as<Bf16x8>(x_[n] + col);
-    DSV4_UNROLL
-    for (int m = 0; m < kM; ++m) {
+    for (int p = 0; p < kPieces; ++p) {
+      if (!kWhole && p >= pieces) break;
+      Bf16x8 x[kN];
       DSV4_UNROLL
-      for (int n = 0; n < kN; ++n) into[m][n] = mfma_16x16x32_bf16(a[m], b[n], into[m][n]);
-    }
-  }
-
-  DSV4_DEVICE void add_scaled(int32_t col, const F32x4 (&part)[kM][kN]) {
-    if (col >= w_.cols) return;
-    DSV4_UNROLL
-    for (int m = 0; m < kM; ++m) {
+      for (int n = 0; n < kN; ++n)
+        x[n] = gpu::load_as<Bf16x8>(x_ + (tokens_[n] + offset((col + p * kPieceCols) * 2)));
       DSV4_UNROLL
-      for (int i = 0; i < 4; ++i) {
-        const float scale = scale_of(row0_ + 16 * m + wave_lane() / 16 * 4 + i, col);
+      for (int m = 0; m < kM; ++m) {
+        const Bf16x8 w = Format::expand(group.codes[m][p]);
         DSV4_UNROLL
-        for (int n = 0; n < kN; ++n) sums[m][n][i] = gpu::fma(scale, part[m][n][i], sums[m][n][i]);
+        for (int n = 0; n < kN; ++n) {
+          F32x4& into = kScales == 0 ? sums[m][n] : part[m][n];
+          into = mfma_16x16x32_bf16(w, x[n], kRowScales ? F32x4{} : into);
+        }
+        if (kRowScales) add_scaled(group, m, p, part);
       }
     }
+    if (kScales == 0 || kRowScales) return;
+    DSV4_UNROLL
+    for (int m = 0; m < kM; ++m) add_scaled(group, m, 0, part);
   }
-  DSV4_DEVICE float scale_of(int32_t row, int32_t col) const {
-    const int32_t valid = row < w_.rows ? row : w_.rows - 1;
-    return gpu::e8m0_to_float(
-        w_.scale[int64_t{valid / w_.block_rows} * w_.scale_stride + col / w_.block_cols]);
+
+  DSV4_DEVICE void add_scaled(const Group& group, int m, int p, const F32x4 (&part)[kM][kN]) {
+    DSV4_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      const uint32_t byte = group.scales[m][kRowScales ? i : 0] >> (8 * p) & 0xffu;
+      const float scale = scale_of(byte) * Format::kUnit;
+      DSV4_UNROLL
+      for (int n = 0; n < kN; ++n) sums[m][n][i] = gpu::fma(scale, part[m][n][i], sums[m][n][i]);
+    }
   }
 
   const WeightView& w_;
+  const uint8_t* x_;
   int32_t row0_, token0_;
-  const uint8_t* rows_[kM];
-  const uint16_t* x_[kN];
+  // Bytes from the start of W, of its scales and of x: one register where a pointer takes two.
+  uint32_t rows_[kM];
+  uint32_t scales_[kM];
+  uint32_t tokens_[kN];
 };
 
 /// f(DType constant) for the formats of stream and tile.
@@ -220,11 +286,12 @@ DSV4_DEVICE void with_codes(DType dtype, F f) {
 
 // ---- stream
 
-/// 16 rows x 16 kN tokens by one block of four waves.
+/// 16 rows x 16 kN tokens by one block, a wave a segment.
 template <int kN>
 struct StreamShape {
   static constexpr int kThreads = 64 * kSegments;
   static constexpr int kTileRows = 16, kTileTokens = 16 * kN;
+  static constexpr int kMinWaves = 2;
 
   struct Storage {
     F32x4 sums[kSegments][kN][64];
@@ -244,8 +311,8 @@ struct StreamShape {
     for (int n = 0; n < kN; ++n) storage.sums[wave_idx()][n][wave_lane()] = wave.sums[0][n];
     gpu::block_sync();
     for (int n = wave_idx(); n < kN; n += kSegments) {
-      F32x4 total = storage.sums[0][n][wave_lane()];
-      for (int s = 1; s < kSegments; ++s) total = total + storage.sums[s][n][wave_lane()];
+      F32x4 total = {};
+      for (int s = 0; s < kSegments; ++s) total = total + storage.sums[s][n][wave_lane()];
       wave.store(tile, 0, n, total);
     }
   }
@@ -253,10 +320,11 @@ struct StreamShape {
 
 // ---- tile
 
-/// 128 rows x 128 tokens by one block of four waves.
+/// 128 rows x 64 tokens by one block of four waves.
 struct TileShape {
   static constexpr int kThreads = 256;
-  static constexpr int kTileRows = 128, kTileTokens = 128;
+  static constexpr int kTileRows = 128, kTileTokens = 64;
+  static constexpr int kMinWaves = 2;
 
   DSV4_DEVICE static void run(const LinearTile& tile) {
     with_codes(tile.w.dtype, [&](auto dtype) { run_as<decltype(dtype)::value>(tile); });
@@ -265,19 +333,19 @@ struct TileShape {
  private:
   template <DType kDType>
   DSV4_DEVICE static void run_as(const LinearTile& tile) {
-    constexpr int kM = 4, kN = 4;
+    constexpr int kM = 4, kN = 2;  // three sets of sums, and codes, in 256 registers
     const int32_t row0 = tile.row0 + wave_idx() % 2 * (16 * kM);
     const int32_t token0 = tile.token0 + wave_idx() / 2 * (16 * kN);
     if (row0 >= tile.w.rows || token0 >= tile.token_end) return;  // the whole wave
     WaveTile<kDType, kM, kN> wave(tile, row0, token0);
-    F32x4 total[kM][kN];
+    F32x4 total[kM][kN] = {};
+    DSV4_UNROLL_BY(1)
     for (int s = 0; s < kSegments; ++s) {
       wave.multiply_segment(s);
       DSV4_UNROLL
       for (int m = 0; m < kM; ++m) {
         DSV4_UNROLL
-        for (int n = 0; n < kN; ++n)
-          total[m][n] = s == 0 ? wave.sums[m][n] : total[m][n] + wave.sums[m][n];
+        for (int n = 0; n < kN; ++n) total[m][n] = total[m][n] + wave.sums[m][n];
       }
     }
     DSV4_UNROLL
@@ -292,7 +360,7 @@ struct TileShape {
 template <typename Shape>
 struct LinearMatrix {
   using Params = LinearBatch;
-  static constexpr int kThreads = Shape::kThreads;
+  static constexpr int kThreads = Shape::kThreads, kMinWaves = Shape::kMinWaves;
   static constexpr int kTileRows = Shape::kTileRows, kTileTokens = Shape::kTileTokens;
   DSV4_DEVICE static void run(const Params& batch) {
     const auto block = static_cast<int32_t>(gpu::block_idx());
@@ -301,6 +369,6 @@ struct LinearMatrix {
 };
 using LinearStream16 = LinearMatrix<StreamShape<1>>;
 using LinearStream64 = LinearMatrix<StreamShape<4>>;
-using LinearTile128 = LinearMatrix<TileShape>;
+using LinearTile128x64 = LinearMatrix<TileShape>;
 
 }  // namespace dsv4::amd

@@ -39,8 +39,8 @@ struct LinearAny {
       return gpu::to_float(reinterpret_cast<const gpu::Bf16*>(data)[col]);
     const uint8_t* scales = w.scale + int64_t{row / w.block_rows} * w.scale_stride;
     const float scale = gpu::e8m0_to_float(scales[col / w.block_cols]);
-    if (w.dtype == DType::kF8E4M3) return Codes<DType::kF8E4M3>::value(data[col], 0) * scale;
-    return Codes<DType::kF4E2M1>::value(data[col / 2], col % 2) * scale;
+    if (w.dtype == DType::kF8E4M3) return gpu::e4m3_to_float(data[col]) * scale;
+    return gpu::e2m1_to_float(col % 2 == 0 ? data[col / 2] : data[col / 2] >> 4) * scale;
   }
   DSV4_DEVICE static float x_at(const LinearItem& item, int32_t token, int32_t col) {
     const int64_t at = token * item.x_stride + col;

@@ -2,6 +2,7 @@
 // problems share a prepared x and a launch. The launcher is that of gpu/rowwise_ops.h.
 #pragma once
 #include <algorithm>
+#include <bit>
 
 #include "backends/amd/ops/linear.h"
 #include "backends/amd/ops/linear_any.h"
@@ -11,6 +12,10 @@
 #include "ops/ops.h"
 
 namespace dsv4::amd {
+
+inline bool rows_aligned(const void* data, int64_t row_bytes, int64_t alignment) {
+  return (static_cast<int64_t>(reinterpret_cast<uintptr_t>(data)) | row_bytes) % alignment == 0;
+}
 
 inline WeightView weight_view(const Weight& weight) {
   const bool fp4 = weight.dtype == DType::kF4E2M1;
@@ -22,11 +27,10 @@ inline WeightView weight_view(const Weight& weight) {
           .cols = static_cast<int32_t>(weight.cols),
           .block_rows = fp4 ? 1 : weight.block_rows,
           .block_cols = fp4 ? kPieceCols : weight.block_cols,
-          .dtype = weight.dtype};
-}
-
-inline bool rows_aligned(const void* data, int64_t row_bytes, int64_t alignment) {
-  return (static_cast<int64_t>(reinterpret_cast<uintptr_t>(data)) | row_bytes) % alignment == 0;
+          .block_cols_log2 =
+              fp4 ? 5 : std::countr_zero(static_cast<uint32_t>(std::max(weight.block_cols, 1))),
+          .dtype = weight.dtype,
+          .scale_words = weight.scale_stride % 4 == 0 && rows_aligned(weight.scale, 0, 4)};
 }
 
 /// Can matrix instructions read it (the contract of linear.h)? A property of the weight alone, so
@@ -34,12 +38,15 @@ inline bool rows_aligned(const void* data, int64_t row_bytes, int64_t alignment)
 inline bool matrix_takes(const Weight& weight) {
   if (weight.dtype == DType::kF32 || weight.cols % kPieceCols != 0) return false;
   if (weight.dtype == DType::kF8E4M3 &&
-      (weight.block_rows % 16 != 0 || weight.block_cols % kGroupCols != 0))
+      (weight.block_rows % 16 != 0 || weight.block_cols < kGroupCols ||
+       !std::has_single_bit(static_cast<uint32_t>(weight.block_cols))))
     return false;
+  if (weight.dtype == DType::kF4E2M1 && weight.rows % 4 != 0) return false;
   const int64_t lane_bytes = weight.dtype == DType::kBf16     ? Codes<DType::kBf16>::kLaneBytes
                              : weight.dtype == DType::kF8E4M3 ? Codes<DType::kF8E4M3>::kLaneBytes
                                                               : Codes<DType::kF4E2M1>::kLaneBytes;
-  return rows_aligned(weight.data, weight_view(weight).row_bytes, lane_bytes);
+  const int64_t row_bytes = weight_view(weight).row_bytes;
+  return rows_aligned(weight.data, row_bytes, lane_bytes) && weight.rows * row_bytes < UINT32_MAX;
 }
 
 constexpr int64_t kXAlignment = sizeof(Bf16x8);
@@ -84,7 +91,7 @@ void launch_matrix(const Launch& launch, LinearBatch& batch, int64_t max_tokens)
   } else if (max_tokens <= LinearStream64::kTileTokens) {
     launch_batch<LinearStream64>(launch, batch);
   } else {
-    launch_batch<LinearTile128>(launch, batch);
+    launch_batch<LinearTile128x64>(launch, batch);
   }
 }
 
@@ -107,6 +114,7 @@ class LinearCall {
     DSV4_CHECK(problem.w.rows < INT32_MAX && problem.w.cols < INT32_MAX / 4 &&
                problem.x.shape[0] < INT32_MAX);
     ConstTensor x = problem.x;
+    DSV4_CHECK(x.shape[0] * x.strides[0] < UINT32_MAX / 4);
     const bool matrix = x.dtype == DType::kBf16 && matrix_takes(problem.w);
     if (params_.quantise_input ||
         (matrix && !rows_aligned(x.data, x.strides[0] * size_of(x.dtype), kXAlignment)))

@@ -22,10 +22,10 @@ namespace dsv4::amd {
 
 constexpr int kMaxExperts = 512;
 
-/// One matrix of one expert.
+/// Where one matrix of one expert is, in bytes from the first expert of its kind: of a pointer that
+/// came from memory the compiler does not know that it is global.
 struct ExpertMatrix {
-  const uint8_t* data;
-  const uint8_t* scale;
+  int64_t data, scale;
 };
 
 struct MoePointersArgs {
@@ -133,7 +133,7 @@ struct MoeSort {
 
 /// w1 and w3, or w2, of all experts.
 struct MoeProductsArgs {
-  WeightView kinds[2];           ///< the routed and the shared ones but for the pointers
+  WeightView kinds[2];           ///< of the first routed expert and of the shared one
   const ExpertMatrix* matrices;  ///< [num_matrices][experts + 1], the shared expert is the last
   int32_t num_matrices, experts;
   const uint16_t* x;
@@ -148,7 +148,7 @@ struct MoeProductsArgs {
 template <typename Shape>
 struct MoeProducts {
   using Params = MoeProductsArgs;
-  static constexpr int kThreads = Shape::kThreads;
+  static constexpr int kThreads = Shape::kThreads, kMinWaves = Shape::kMinWaves;
   static constexpr int kTileRows = Shape::kTileRows, kTileTokens = Shape::kTileTokens;
 
   /// Row tiles fastest, so that neighbours share tokens and stream one expert.
@@ -160,10 +160,10 @@ struct MoeProducts {
     const int32_t idx = block / row_tiles / args.num_matrices;
     if (idx >= *args.num_tiles) return;  // the whole block
     const TokenTile tokens = args.tiles[idx];
-    WeightView w = args.kinds[tokens.expert == args.experts ? 1 : 0];
+    WeightView w = tokens.expert == args.experts ? args.kinds[1] : args.kinds[0];
     const ExpertMatrix where = args.matrices[matrix * (args.experts + 1) + tokens.expert];
-    w.data = where.data;
-    w.scale = where.scale;
+    w.data += where.data;
+    w.scale += where.scale;
     Shape::run({.w = w,
                 .x = args.x,
                 .x_stride = args.x_stride,
@@ -178,7 +178,7 @@ struct MoeProducts {
 };
 using MoeStream16 = MoeProducts<StreamShape<1>>;
 using MoeStream64 = MoeProducts<StreamShape<4>>;
-using MoeTile128 = MoeProducts<TileShape>;
+using MoeTile128x64 = MoeProducts<TileShape>;
 
 // ---- between and after
 

@@ -1,6 +1,9 @@
 // moe over the kernels of moe.h: buffers, tiles, launches. The launcher is that of
 // gpu/rowwise_ops.h.
 #pragma once
+#include <initializer_list>
+#include <type_traits>
+
 #include "backends/amd/ops/linear_ops.h"
 #include "backends/amd/ops/moe.h"
 
@@ -53,21 +56,16 @@ class MoeCall {
         k_(experts_ == 0 ? 0 : params.expert_ids.shape[1]),
         n_(params.x.shape[1]),
         inter_((experts_ == 0 ? params.shared : params.experts[0]).w1.rows) {
-    int64_t first = 0;
-    for (Weight ExpertWeights::*which :
-         {&ExpertWeights::w1, &ExpertWeights::w3, &ExpertWeights::w2}) {
-      put_pointers(which, buffers.matrices + first);
-      first += experts_ + 1;
-    }
-    up_ = products(&ExpertWeights::w1, buffers.matrices, 2);
-    down_ = products(&ExpertWeights::w2, buffers.matrices + 2 * (experts_ + 1), 1);
+    up_ = products({&ExpertWeights::w1, &ExpertWeights::w3}, buffers.matrices);
+    down_ = products({&ExpertWeights::w2}, buffers.matrices + 2 * (experts_ + 1));
   }
 
   void run(int64_t first, int64_t tokens) {
     const int64_t visits = tokens * k_;
     const bool shared = static_cast<bool>(params_.shared.w1);
     const int64_t rows = visits + (shared ? tokens : 0);
-    const int64_t tile_tokens = choose_tile_tokens(visits);
+    int64_t tile_tokens = 0;
+    with_shape(tokens, [&](auto shape) { tile_tokens = decltype(shape)::type::kTileTokens; });
     launch_.template run<MoeSort>(
         1, {.expert_ids = experts_ == 0
                               ? nullptr
@@ -88,7 +86,7 @@ class MoeCall {
     up_.x = reinterpret_cast<const uint16_t*>(buffers_.x);
     up_.x_stride = n_;
     up_.x_rows = buffers_.token_of;
-    multiply(up_, tokens, tile_tokens, rows);
+    multiply(up_, tokens, rows);
 
     const ConstTensor weights =
         experts_ == 0 ? ConstTensor() : params_.expert_weights.rows(first, tokens);
@@ -108,7 +106,7 @@ class MoeCall {
     down_.x = reinterpret_cast<const uint16_t*>(buffers_.a);
     down_.x_stride = inter_;
     down_.x_rows = nullptr;
-    multiply(down_, tokens, tile_tokens, rows);
+    multiply(down_, tokens, rows);
     const Tensor out = params_.out.rows(first, tokens);
     const int64_t parts = std::min<int64_t>(4, ceil_div(n_, int64_t{MoeCombine::kThreads}));
     launch_.template run<MoeCombine>(tokens * parts, {.y = buffers_.up,
@@ -127,66 +125,70 @@ class MoeCall {
     return e < experts_ ? params_.experts[static_cast<size_t>(e)] : params_.shared;
   }
 
-  // Where one matrix of every expert is, and of the shared one.
-  void put_pointers(Weight ExpertWeights::*which, ExpertMatrix* to) const {
-    constexpr int64_t kAtOnce = MoePointersArgs::kCount;
-    for (int64_t first = 0; first <= experts_; first += kAtOnce) {
-      MoePointersArgs args{};
-      args.to = to + first;
-      args.count = static_cast<int32_t>(std::min(kAtOnce, experts_ + 1 - first));
-      for (int64_t i = 0; i < args.count; ++i) {
-        const Weight& weight = expert(first + i).*which;
-        args.from[i] = {static_cast<const uint8_t*>(weight.data), weight.scale};
-      }
-      launch_.template run<MoePointers>(1, args);
-    }
-  }
-
-  // Experts of a kind differ in their pointers only.
-  MoeProductsArgs products(Weight ExpertWeights::*which, const ExpertMatrix* matrices,
-                           int32_t num_matrices) const {
+  // w1 and w3, or w2, of all experts. Those of a kind differ only in where they are.
+  MoeProductsArgs products(std::initializer_list<Weight ExpertWeights::*> which,
+                           ExpertMatrix* matrices) const {
     MoeProductsArgs out{};
-    for (int64_t e = 0; e <= experts_; ++e) {
-      const Weight& weight = expert(e).*which;
-      if (!weight) continue;  // no shared expert
-      DSV4_CHECK(matrix_takes(weight));
-      const WeightView w = weight_view(weight);
-      WeightView& like = out.kinds[e == experts_ ? 1 : 0];
-      if (like.data == nullptr) like = w;
-      DSV4_CHECK(w.dtype == like.dtype && w.rows == like.rows && w.cols == like.cols &&
-                 w.row_bytes == like.row_bytes && w.scale_stride == like.scale_stride &&
-                 w.block_rows == like.block_rows && w.block_cols == like.block_cols);
+    out.matrices = matrices;
+    out.num_matrices = static_cast<int32_t>(which.size());
+    out.experts = static_cast<int32_t>(experts_);
+    out.tiles = buffers_.tiles;
+    out.num_tiles = buffers_.num_tiles;
+    for (Weight ExpertWeights::*matrix : which) {
+      MoePointersArgs args{};
+      args.to = matrices;
+      for (int64_t e = 0; e <= experts_; ++e) {
+        args.from[args.count++] = place(expert(e).*matrix, out.kinds[e == experts_ ? 1 : 0]);
+        if (args.count < MoePointersArgs::kCount && e < experts_) continue;
+        launch_.template run<MoePointers>(1, args);
+        args.to += args.count;
+        args.count = 0;
+      }
+      matrices = args.to;
     }
     if (experts_ == 0) out.kinds[0] = out.kinds[1];
     if (!params_.shared.w1) out.kinds[1] = out.kinds[0];
     DSV4_CHECK(out.kinds[0].rows == out.kinds[1].rows && out.kinds[0].cols == out.kinds[1].cols);
-    out.matrices = matrices;
-    out.num_matrices = num_matrices;
-    out.experts = static_cast<int32_t>(experts_);
-    out.tiles = buffers_.tiles;
-    out.num_tiles = buffers_.num_tiles;
     return out;
   }
 
-  // By what an expert gets on average: a matter of speed, not of bits.
-  int64_t choose_tile_tokens(int64_t visits) const {
-    const int64_t average = experts_ == 0 ? 0 : visits / experts_;
-    return average <= MoeStream16::kTileTokens   ? MoeStream16::kTileTokens
-           : average <= MoeStream64::kTileTokens ? MoeStream64::kTileTokens
-                                                 : MoeTile128::kTileTokens;
+  // `kind` becomes the first matrix of its kind.
+  static ExpertMatrix place(const Weight& weight, WeightView& kind) {
+    if (!weight) return {};  // no shared expert
+    DSV4_CHECK(matrix_takes(weight));
+    const WeightView w = weight_view(weight);
+    if (kind.data == nullptr) kind = w;
+    DSV4_CHECK(w.dtype == kind.dtype && w.rows == kind.rows && w.cols == kind.cols &&
+               w.row_bytes == kind.row_bytes && w.scale_stride == kind.scale_stride &&
+               w.block_rows == kind.block_rows && w.block_cols == kind.block_cols);
+    kind.scale_words = kind.scale_words && w.scale_words;
+    const auto from = [](const uint8_t* first, const uint8_t* here) {
+      return static_cast<int64_t>(reinterpret_cast<uintptr_t>(here) -
+                                  reinterpret_cast<uintptr_t>(first));
+    };
+    return {from(kind.data, w.data), from(kind.scale, w.scale)};
   }
 
-  void multiply(MoeProductsArgs& args, int64_t tokens, int64_t tile_tokens, int64_t rows) const {
+  // The shape of a tile, by what an expert gets on average: a matter of speed, not of bits.
+  template <typename F>
+  void with_shape(int64_t tokens, F f) const {
+    const int64_t average = experts_ == 0 ? tokens : tokens * k_ / experts_;
+    if (average <= MoeStream16::kTileTokens) {
+      f(std::type_identity<MoeStream16>{});
+    } else if (average <= MoeStream64::kTileTokens) {
+      f(std::type_identity<MoeStream64>{});
+    } else {
+      f(std::type_identity<MoeTile128x64>{});
+    }
+  }
+
+  void multiply(MoeProductsArgs& args, int64_t tokens, int64_t rows) const {
     args.out = buffers_.up;
     args.out_rows = rows;
-    const int64_t tiles = MoeBuffers::max_tiles(tokens, k_, experts_, tile_tokens);
-    if (tile_tokens == MoeStream16::kTileTokens) {
-      launch<MoeStream16>(args, tiles);
-    } else if (tile_tokens == MoeStream64::kTileTokens) {
-      launch<MoeStream64>(args, tiles);
-    } else {
-      launch<MoeTile128>(args, tiles);
-    }
+    with_shape(tokens, [&](auto shape) {
+      using Kernel = typename decltype(shape)::type;
+      launch<Kernel>(args, MoeBuffers::max_tiles(tokens, k_, experts_, Kernel::kTileTokens));
+    });
   }
   template <typename Kernel>
   void launch(const MoeProductsArgs& args, int64_t tiles) const {
