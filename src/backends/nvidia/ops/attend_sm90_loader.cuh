@@ -21,6 +21,12 @@ __device__ __forceinline__ int thread_of_role() {
   return thread & 127;
 }
 
+__device__ __forceinline__ int role_of_thread() {
+  int thread;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+  return thread >> 7;
+}
+
 /// Where a row lies, in 8 bytes of shared memory; 0: masked. Its address is a multiple of 8 below
 /// 2^48; its scale bytes are a multiple of 8 and less than 2^22 behind it.
 struct RowAddress {
@@ -38,6 +44,23 @@ struct RowAddress {
   }
 };
 
+/// Phase parity of a barrier that serves every kEvery-th block.
+template <int kEvery>
+__device__ __forceinline__ uint32_t phase_of(int block) {
+  return static_cast<uint32_t>(block / kEvery) & 1;
+}
+
+/// By one thread. `output_arrivals`: of both output roles at rows_empty.
+template <typename Traits>
+__device__ __forceinline__ void init_barriers(Barriers<Traits>& barriers, int output_arrivals) {
+  for (int i = 0; i < Traits::kStages; ++i) {
+    mbarrier_init(shared_address(&barriers.rows_full[i]), 128);
+    mbarrier_init(shared_address(&barriers.rows_empty[i]), output_arrivals);
+  }
+  mbarrier_init(shared_address(&barriers.p_full), 128);
+  mbarrier_init(shared_address(&barriers.p_empty), 256);
+}
+
 /// The blocks of this CTA's items in order. Runs in warps of an output role, which have time but no
 /// registers: everything is kept in shared memory between calls. Warp w finds the rows of loader
 /// warp w: `fetch` reads where the 16 rows of the next block lie, the `resolve` after it turns that
@@ -46,26 +69,39 @@ struct RowAddress {
 template <typename Traits>
 struct BlockWalk {
   const AttendSm90Args& args;
-  SharedStorage<Traits>& shared;
+  WalkStorage<Traits>& shared;
 
+  /// Before all else.
   __device__ __forceinline__ void start() const {
     const int warp = thread_of_role() >> 5, lane = thread_of_role() & 31;
     if (lane == 0) {
-      shared.walk[warp] = {};
-      shared.walk[warp].next_items = static_cast<int>(blockIdx.x);
+      shared.states[warp] = {};
+      shared.states[warp].next_items = static_cast<int>(blockIdx.x) / Traits::kCtas;
     }
     __syncwarp();
-    look_ahead(shared.walk[warp]);
+    look_ahead(shared.states[warp]);
+#pragma unroll 1
+    for (int i = 0; i <= Traits::kBlocksAhead; ++i) fetch(i);
+#pragma unroll 1
+    for (int i = 0; i < Traits::kBlocksAhead; ++i) resolve(i);
+  }
+  /// For every block of the output roles.
+  __device__ __forceinline__ void step(int block) const {
+    resolve((block + Traits::kBlocksAhead) % Traits::kAddressSlots);
+    fetch(block + Traits::kBlocksAhead + 1);
   }
 
-  /// Places of the next block. Past the end: a header with token -1, rows that are all masked.
-  __device__ __forceinline__ void fetch() const {
+
+ private:
+  /// Places of block `block_idx`, one more than in the last call. Past the end: a header with token
+  /// -1, rows that are all masked.
+  __device__ __forceinline__ void fetch(int block_idx) const {
     const int warp = thread_of_role() >> 5, lane = thread_of_role() & 31;
-    WalkState& state = shared.walk[warp];
-    uint32_t flags = state.inside ? 0 : kFirstBlock;
-    if (!state.inside) start_item(state);
-    const int first = state.first, token = state.token, info = state.info;
-    const bool compressed = state.compressed;
+    WalkState& state = shared.states[warp];
+    uint32_t flags = state.inside != 0 ? 0 : kFirstBlock;
+    if (state.inside == 0) start_item(state);
+    const int first = state.first, token = state.token;
+    const bool compressed = state.compressed != 0;
     const int row = first + (lane >> 3 & 1) * 32 + warp * 8 + (lane & 7);
     const RowSource& rows = compressed ? args.attend.compressed : args.attend.window;
     int offset = kNoRow;
@@ -88,18 +124,18 @@ struct BlockWalk {
     if (!more) flags |= kLastBlock;
     __syncwarp();
     if (lane < 16) {
-      const int slot = state.blocks % Traits::kAddressSlots;
+      const int slot = block_idx % Traits::kAddressSlots;
       const uint32_t place = shared_address(&shared.addresses[warp][slot][lane]);
       copy_async_4(place, from, offset >= 0 ? 4 : 0);
       store_shared(place + 4, static_cast<uint32_t>(offset));
     }
     if (lane == 0) {
       if (warp == 0) {
-        store_shared_4(shared_address(&shared.headers[state.blocks % Traits::kHeaderSlots]),
-                       static_cast<uint32_t>(token), info & 0xff, info >> 8 & 0xffff,
-                       flags | info >> 24);
+        if (state.only_chain != 0) flags |= kOnlyChain;
+        store_shared_2(shared_address(&shared.headers[block_idx % Traits::kHeaderSlots]),
+                       static_cast<uint32_t>(token),
+                       state.tile | state.chain << 8 | flags << 24);
       }
-      state.blocks += 1;
       state.inside = more;
       state.first = first + 64;
       if (ends && more) start_source(state, true, state.entry_begin, state.entry_end);
@@ -136,7 +172,6 @@ struct BlockWalk {
     }
   }
 
- private:
   // tagged: row within its page, or kListRow; kCompressedRow tells the source; kNoRow: masked
   static constexpr int kNoRow = -1;
   static constexpr int kCompressedRow = 1 << 30;
@@ -173,8 +208,9 @@ struct BlockWalk {
       state.seq = coming.seq;
       state.entry_begin = begin;
       state.entry_end = end;
-      state.info = (rest - (token << args.log2_tiles)) | chain << 8 |
-                   (only ? static_cast<int>(kOnlyChain) << 24 : 0);
+      state.chain = static_cast<uint32_t>(chain);
+      state.tile = static_cast<uint32_t>(rest - (token << args.log2_tiles));
+      state.only_chain = only;
       const bool compressed = window_begin >= window_end;
       start_source(state, compressed, compressed ? begin : window_begin,
                    compressed ? end : window_end);
@@ -186,15 +222,16 @@ struct BlockWalk {
   // Chooses the item after the current one and asks for its numbers.
   __device__ __forceinline__ void look_ahead(WalkState& state) const {
     const int lane = thread_of_role() & 31;
+    const int stride = static_cast<int>(gridDim.x) / Traits::kCtas;
     uint32_t pending = state.pending;
     int next_items = state.next_items;
     __syncwarp();
     while (pending == 0 && next_items < args.num_items) {
-      pending = __ballot_sync(~0u, has_work(next_items + lane * static_cast<int>(gridDim.x)));
-      next_items += 32 * static_cast<int>(gridDim.x);
+      pending = __ballot_sync(~0u, has_work(next_items + lane * stride));
+      next_items += 32 * stride;
     }
     const int item =
-        pending == 0 ? -1 : next_items + (__ffs(pending) - 33) * static_cast<int>(gridDim.x);
+        pending == 0 ? -1 : next_items + (__ffs(pending) - 33) * stride;
     if (lane == 0) {
       state.next_items = next_items;
       state.pending = pending & (pending - 1);
@@ -274,12 +311,17 @@ struct PassAddresses {
   uint32_t raw;           // of the row in its slot, at this chunk
   uint32_t scales;        // 8 bytes
   uint32_t unit0, unit1;  // where values 0-7 and 8-15 of panel 0 go
+
+  /// Where values 8 `upper`... of panel i go.
+  __device__ __forceinline__ uint32_t unit(int i, int upper) const {
+    return (upper != 0 ? unit1 : unit0) + i * Traits::kPanelBytes;
+  }
 };
 
 /// NaN codes and scales of 2^8 and more, one word at a time through f32 and rounded once. Rare: the
 /// fast path has written the tile before, this overwrites it.
-template <typename Traits>
-__device__ __forceinline__ void convert_exactly(const PassAddresses<Traits>& at) {
+template <typename Traits, typename Addresses>
+__device__ __forceinline__ void convert_exactly(const Addresses& at) {
 #pragma unroll 1
   for (int i = 0; i < Traits::kFp8Columns / 16; ++i) {
     const int panel = i >> 2, word = i & 3;
@@ -297,8 +339,7 @@ __device__ __forceinline__ void convert_exactly(const PassAddresses<Traits>& at)
       const __half2 pair = *reinterpret_cast<const __half2*>(&halves);
       packed[k] = pack_bf16x2(__low2float(pair) * scale, __high2float(pair) * scale);
     }
-    store_shared_2((word < 2 ? at.unit0 : at.unit1) + panel * Traits::kPanelBytes + (word & 1) * 8,
-                   packed[0], packed[1]);
+    store_shared_2(at.unit(panel, word >> 1) + (word & 1) * 8, packed[0], packed[1]);
   }
 }
 
@@ -330,9 +371,8 @@ __device__ __forceinline__ void gather_raw(RowAddress address, bool wide, uint32
 }
 
 /// Converts the 8 rows of a warp that lie in a raw slot into the tile.
-template <typename Traits>
-__device__ __forceinline__ void convert_pass(const PassAddresses<Traits>& at, uint32_t rope_unit,
-                                             int odd) {
+template <typename Traits, typename Addresses>
+__device__ __forceinline__ void convert_pass(const Addresses& at, uint32_t rope_unit, int odd) {
   uint2 scales = {0x7f7f7f7fu, 0x7f7f7f7fu};
   if (Traits::kHasScales) scales = load_shared_2(at.scales);
   constexpr int kFp8Panels = Traits::kFp8Columns / 64;
@@ -351,10 +391,10 @@ __device__ __forceinline__ void convert_pass(const PassAddresses<Traits>& at, ui
     uint32_t y[8];
     convert_4(raw[i].x, scale, y[0], y[1]);
     convert_4(raw[i].y, scale, y[2], y[3]);
-    store_shared_4(at.unit0 + i * Traits::kPanelBytes, y[0], y[1], y[2], y[3]);
+    store_shared_4(at.unit(i, 0), y[0], y[1], y[2], y[3]);
     convert_4(raw[i].z, scale, y[4], y[5]);
     convert_4(raw[i].w, scale, y[6], y[7]);
-    store_shared_4(at.unit1 + i * Traits::kPanelBytes, y[4], y[5], y[6], y[7]);
+    store_shared_4(at.unit(i, 1), y[4], y[5], y[6], y[7]);
     unusual |=
         nan_codes(raw[i].x) | nan_codes(raw[i].y) | nan_codes(raw[i].z) | nan_codes(raw[i].w);
   }
@@ -376,24 +416,25 @@ __device__ __forceinline__ void load_and_convert(const AttendSm90Args& args,
   const uint32_t rope_unit = shared_address(shared.rows) + tile_row * 128 +
                              (((chunk + 4 * odd) ^ row) << 4) + 7 * Traits::kPanelBytes;
   const uint32_t raw = shared_address(shared.raw[warp]);
-  const uint32_t addresses = shared_address(shared.addresses[warp]) + row * 8;
+  const uint32_t addresses = shared_address(shared.walk.addresses[warp]) + row * 8;
   const auto address = [&](int slot, int pass) {
     const uint2 bits = load_shared_2(addresses + (slot * 16 + pass * 8) * 8);
     return RowAddress{static_cast<uint64_t>(bits.y) << 32 | bits.x};
   };
 
-  barrier_sync(kStartBarrier, Traits::kThreads);
   gather_raw<Traits>(address(0, 0), args.wide_rows, raw, row, chunk);
   gather_raw<Traits>(address(0, 1), args.wide_rows, raw + Traits::kRawSlotBytes, row, chunk);
   gather_raw<Traits>(address(1, 0), args.wide_rows, raw + 2 * Traits::kRawSlotBytes, row, chunk);
 
   uint32_t raw_slot = raw;
   int here = 0;  // slot of this block's addresses
-  for (int block = 0; shared.headers[block % Traits::kHeaderSlots].token >= 0; ++block) {
+  for (int block = 0; shared.walk.headers[block % Traits::kHeaderSlots].token >= 0; ++block) {
     const int stage = block & 1;
     const int next = here == Traits::kAddressSlots - 1 ? 0 : here + 1;
     const int after = next == Traits::kAddressSlots - 1 ? 0 : next + 1;
-    if (block > 1) barrier_sync(kRowsEmptyBarrier + stage, 384);
+    if (block > 1) {
+      mbarrier_wait(shared_address(&shared.barriers.rows_empty[stage]), phase_of<2>(block) ^ 1);
+    }
 #pragma unroll
     for (int pass = 0; pass < 2; ++pass) {
       const uint32_t mask = __ballot_sync(~0u, address(here, pass).valid());
@@ -414,7 +455,7 @@ __device__ __forceinline__ void load_and_convert(const AttendSm90Args& args,
     }
     here = next;
     fence_proxy_async();
-    barrier_arrive(kRowsFullBarrier + stage, 256);
+    mbarrier_arrive(shared_address(&shared.barriers.rows_full[stage]));
   }
 }
 
@@ -425,18 +466,19 @@ __device__ __forceinline__ void load_bf16(const AttendSm90Args& args, SharedStor
                                           int warp, int lane) {
   const int row = lane >> 2, chunk = lane & 3;
   const uint32_t tile_row = shared_address(shared.rows) + (warp * 8 + row) * 128;
-  const uint32_t addresses = shared_address(shared.addresses[warp]) + row * 8;
+  const uint32_t addresses = shared_address(shared.walk.addresses[warp]) + row * 8;
   const auto address = [&](int slot, int pass) {
     const uint2 bits = load_shared_2(addresses + (slot * 16 + pass * 8) * 8);
     return RowAddress{static_cast<uint64_t>(bits.y) << 32 | bits.x};
   };
-  barrier_sync(kStartBarrier, Traits::kThreads);
 
   int here = 0;
-  for (int block = 0; shared.headers[block % Traits::kHeaderSlots].token >= 0; ++block) {
+  for (int block = 0; shared.walk.headers[block % Traits::kHeaderSlots].token >= 0; ++block) {
     const int stage = block & 1;
     const int next = here == Traits::kAddressSlots - 1 ? 0 : here + 1;
-    if (block > 1) barrier_sync(kRowsEmptyBarrier + stage, 384);
+    if (block > 1) {
+      mbarrier_wait(shared_address(&shared.barriers.rows_empty[stage]), phase_of<2>(block) ^ 1);
+    }
 #pragma unroll
     for (int pass = 0; pass < 2; ++pass) {
       const RowAddress found = address(here, pass);
@@ -467,7 +509,7 @@ __device__ __forceinline__ void load_bf16(const AttendSm90Args& args, SharedStor
     copy_async_wait<0>();
     __syncwarp();
     fence_proxy_async();
-    barrier_arrive(kRowsFullBarrier + stage, 256);
+    mbarrier_arrive(shared_address(&shared.barriers.rows_full[stage]));
   }
 }
 
