@@ -63,6 +63,51 @@ __device__ __forceinline__ void prefetch_first_query(const AttendSm90Args& args,
   prefetch_query(args, token, item - (token << args.log2_tiles), thread);
 }
 
+/// x[i] of lane j of a quad goes to x[j] of its lane i.
+__device__ __forceinline__ void transpose_quad(uint32_t (&x)[4], int quad) {
+  const bool odd = (quad & 1) != 0, upper = (quad & 2) != 0;
+  const uint32_t t0 = __shfl_xor_sync(~0u, odd ? x[0] : x[1], 1);
+  const uint32_t t1 = __shfl_xor_sync(~0u, odd ? x[2] : x[3], 1);
+  (odd ? x[0] : x[1]) = t0;
+  (odd ? x[2] : x[3]) = t1;
+  const uint32_t t2 = __shfl_xor_sync(~0u, upper ? x[0] : x[2], 2);
+  const uint32_t t3 = __shfl_xor_sync(~0u, upper ? x[1] : x[3], 2);
+  (upper ? x[0] : x[2]) = t2;
+  (upper ? x[1] : x[3]) = t3;
+}
+
+/// Dims of two heads as A fragments, in two steps. load_fragments reads them 16 bytes at a time:
+/// few loads, as many of them under way hold up everybody's shared memory. order_fragments, when
+/// they have come: fragment k, 4 registers, is of dims 16 k ...
+template <int kRegisters>
+__device__ __forceinline__ void load_fragments(const uint16_t* low, const uint16_t* high, int quad,
+                                               uint32_t (&fragments)[kRegisters]) {
+#pragma unroll
+  for (int i = 0; i < kRegisters; i += 8) {
+    load_global_constant_16(low + i * 4 + quad * 8, fragments + i);
+    load_global_constant_16(high + i * 4 + quad * 8, fragments + i + 4);
+  }
+}
+template <int kRegisters>
+__device__ __forceinline__ void order_fragments(uint32_t (&fragments)[kRegisters], int quad) {
+#pragma unroll
+  for (int i = 0; i < kRegisters; i += 8) {
+    uint32_t low[4], high[4];
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      low[j] = fragments[i + j];
+      high[j] = fragments[i + 4 + j];
+    }
+    transpose_quad(low, quad);
+    transpose_quad(high, quad);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      fragments[i + 2 * j] = low[j];
+      fragments[i + 2 * j + 1] = high[j];
+    }
+  }
+}
+
 /// The query of an item. Panels 0-3 (dims 0-255) go to shared memory, asynchronously; dims 256-511
 /// to registers, as A fragments of 16 products.
 template <typename Traits>
@@ -80,15 +125,7 @@ struct Query {
       return q + min(head, last_head) * args.attend.q_head_stride;
     };
     const int head = warp * 16 + (lane >> 2);
-    const uint16_t* low = row_of(head) + 256 + (lane & 3) * 2;
-    const uint16_t* high = row_of(head + 8) + 256 + (lane & 3) * 2;
-#pragma unroll
-    for (int k = 0; k < 16; ++k) {
-      fragments[4 * k] = load_global_constant(low + k * 16);
-      fragments[4 * k + 1] = load_global_constant(high + k * 16);
-      fragments[4 * k + 2] = load_global_constant(low + k * 16 + 8);
-      fragments[4 * k + 3] = load_global_constant(high + k * 16 + 8);
-    }
+    load_fragments(row_of(head) + 256, row_of(head + 8) + 256, lane & 3, fragments);
     // A warp copies 512 bytes of a head at a time; 16-byte unit `lane`.
     const uint32_t panel = shared_address(shared.query[lane >> 3]);
 #pragma unroll 4
@@ -97,6 +134,11 @@ struct Query {
       copy_async_stream(panel + r * 128 + (((lane & 7) ^ (r & 7)) << 4), row_of(r) + lane * 8, 16);
     }
     copy_async_commit();
+  }
+  __device__ __forceinline__ void finish(int quad) {
+    order_fragments(fragments, quad);
+    copy_async_wait<0>();
+    fence_proxy_async();
   }
 };
 
@@ -202,8 +244,7 @@ __device__ __forceinline__ void score_role(const AttendSm90Args& args,
   const uint64_t query_operand = swizzled_operand(shared_address(shared.query), 16, 1024);
 
   for (int block = 0; shared.walk.headers[block % Traits::kHeaderSlots].token >= 0;) {
-    copy_async_wait<0>();
-    fence_proxy_async();
+    query.finish(quad);
     barrier_sync(kScoreBarrier, 128);
     float max[2] = {kNoMaximum, kNoMaximum}, sum[2] = {0.f, 0.f};
     for (bool last = false; !last; ++block) {
@@ -231,7 +272,7 @@ __device__ __forceinline__ void score_role(const AttendSm90Args& args,
       if (last) {  // all warps are done with the query: the next one can come
         const BlockHeader next = read_header(shared.walk.headers[(block + 1) % Traits::kHeaderSlots]);
         barrier_sync(kScoreBarrier, 128);
-        if (next.token >= 0) query.load(args, shared, next, thread);
+        if (next.token >= 0) query.load(args, shared, next, thread_of_role());
       }
 
       mask_scores(s, load_mask<8>(shared.mask[stage]), quad);
@@ -262,7 +303,6 @@ __device__ __forceinline__ void store_output(const AttendSm90Args& args, const B
   const int head = item.tile * 64 + row;
   uint16_t* out = args.attend.out + item.token * args.attend.out_token_stride +
                   head * args.attend.out_head_stride + column + quad * 8;
-  const bool odd = (quad & 1) != 0, upper = (quad & 2) != 0;
 #pragma unroll
   for (int g = 0; g < kGroups; ++g) {
 #pragma unroll
@@ -273,14 +313,7 @@ __device__ __forceinline__ void store_output(const AttendSm90Args& args, const B
         const int i = (4 * g + c) * 4 + 2 * h;
         x[c] = pack_bf16x2(value(i) * inverse[h], value(i + 1) * inverse[h]);
       }
-      const uint32_t t0 = __shfl_xor_sync(~0u, odd ? x[0] : x[1], 1);
-      const uint32_t t1 = __shfl_xor_sync(~0u, odd ? x[2] : x[3], 1);
-      (odd ? x[0] : x[1]) = t0;
-      (odd ? x[2] : x[3]) = t1;
-      const uint32_t t2 = __shfl_xor_sync(~0u, upper ? x[0] : x[2], 2);
-      const uint32_t t3 = __shfl_xor_sync(~0u, upper ? x[1] : x[3], 2);
-      (upper ? x[0] : x[2]) = t2;
-      (upper ? x[1] : x[3]) = t3;
+      transpose_quad(x, quad);
       if (head + 8 * h < args.attend.num_heads) {
         *reinterpret_cast<uint4*>(out + h * 8 * args.attend.out_head_stride + g * 32) =
             make_uint4(x[0], x[1], x[2], x[3]);
@@ -331,6 +364,10 @@ __device__ __forceinline__ void output_role(const AttendSm90Args& args,
   // 0 or 1, read anew as the thread is: registers are short.
   const auto half = [] { return role_of_thread() - 1; };
   const BlockWalk<Traits> walk{args, shared.walk};
+  if (half() == 0) {
+    walk.start_rest();
+    mbarrier_arrive(shared_address(&shared.barriers.walk_started));
+  }
   const uint64_t p_operand = swizzled_operand(shared_address(shared.p), 16, 1024);
 
   for (int block = 0; shared.walk.headers[block % Traits::kHeaderSlots].token >= 0;) {

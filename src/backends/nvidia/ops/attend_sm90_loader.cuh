@@ -57,6 +57,7 @@ __device__ __forceinline__ void init_barriers(Barriers<Traits>& barriers, int ou
     mbarrier_init(shared_address(&barriers.rows_full[i]), 128);
     mbarrier_init(shared_address(&barriers.rows_empty[i]), output_arrivals);
   }
+  mbarrier_init(shared_address(&barriers.walk_started), 128);
   mbarrier_init(shared_address(&barriers.p_full), 128);
   mbarrier_init(shared_address(&barriers.p_empty), 256);
 }
@@ -71,7 +72,7 @@ struct BlockWalk {
   const AttendSm90Args& args;
   WalkStorage<Traits>& shared;
 
-  /// Before all else.
+  /// The first two blocks: what the loader begins with.
   __device__ __forceinline__ void start() const {
     const int warp = thread_of_role() >> 5, lane = thread_of_role() & 31;
     if (lane == 0) {
@@ -80,10 +81,12 @@ struct BlockWalk {
     }
     __syncwarp();
     look_ahead(shared.states[warp]);
-#pragma unroll 1
-    for (int i = 0; i <= Traits::kBlocksAhead; ++i) fetch(i);
-#pragma unroll 1
-    for (int i = 0; i < Traits::kBlocksAhead; ++i) resolve(i);
+    walk_to(0, 2);
+  }
+  /// The others that `step` takes for granted.
+  __device__ __forceinline__ void start_rest() const {
+    walk_to(2, Traits::kBlocksAhead);
+    fetch(Traits::kBlocksAhead);
   }
   /// For every block of the output roles.
   __device__ __forceinline__ void step(int block) const {
@@ -93,6 +96,13 @@ struct BlockWalk {
 
 
  private:
+  __device__ __forceinline__ void walk_to(int begin, int end) const {
+#pragma unroll 1
+    for (int i = begin; i < end; ++i) fetch(i);
+#pragma unroll 1
+    for (int i = begin; i < end; ++i) resolve(i);
+  }
+
   /// Places of block `block_idx`, one more than in the last call. Past the end: a header with token
   /// -1, rows that are all masked.
   __device__ __forceinline__ void fetch(int block_idx) const {
@@ -426,6 +436,8 @@ __device__ __forceinline__ void load_and_convert(const AttendSm90Args& args,
   gather_raw<Traits>(address(0, 1), args.wide_rows, raw + Traits::kRawSlotBytes, row, chunk);
   gather_raw<Traits>(address(1, 0), args.wide_rows, raw + 2 * Traits::kRawSlotBytes, row, chunk);
 
+  mbarrier_poll(shared_address(&shared.barriers.walk_started), 0);
+
   uint32_t raw_slot = raw;
   int here = 0;  // slot of this block's addresses
   for (int block = 0; shared.walk.headers[block % Traits::kHeaderSlots].token >= 0; ++block) {
@@ -433,7 +445,7 @@ __device__ __forceinline__ void load_and_convert(const AttendSm90Args& args,
     const int next = here == Traits::kAddressSlots - 1 ? 0 : here + 1;
     const int after = next == Traits::kAddressSlots - 1 ? 0 : next + 1;
     if (block > 1) {
-      mbarrier_wait(shared_address(&shared.barriers.rows_empty[stage]), phase_of<2>(block) ^ 1);
+      mbarrier_poll(shared_address(&shared.barriers.rows_empty[stage]), phase_of<2>(block) ^ 1);
     }
 #pragma unroll
     for (int pass = 0; pass < 2; ++pass) {
@@ -472,12 +484,13 @@ __device__ __forceinline__ void load_bf16(const AttendSm90Args& args, SharedStor
     return RowAddress{static_cast<uint64_t>(bits.y) << 32 | bits.x};
   };
 
+  mbarrier_poll(shared_address(&shared.barriers.walk_started), 0);
   int here = 0;
   for (int block = 0; shared.walk.headers[block % Traits::kHeaderSlots].token >= 0; ++block) {
     const int stage = block & 1;
     const int next = here == Traits::kAddressSlots - 1 ? 0 : here + 1;
     if (block > 1) {
-      mbarrier_wait(shared_address(&shared.barriers.rows_empty[stage]), phase_of<2>(block) ^ 1);
+      mbarrier_poll(shared_address(&shared.barriers.rows_empty[stage]), phase_of<2>(block) ^ 1);
     }
 #pragma unroll
     for (int pass = 0; pass < 2; ++pass) {

@@ -46,18 +46,12 @@ struct PairQuery {
                                        int thread) {
     const int last_head = args.attend.num_heads - tile * 64 - 1;
     const uint16_t* q = args.attend.q + token * args.attend.q_token_stride +
-                        tile * 64 * args.attend.q_head_stride + (thread & 3) * 2;
+                        tile * 64 * args.attend.q_head_stride;
     const int head = thread / 32 * 16 + thread % 32 / 4;
     // Heads past the last one are copies of it; nobody stores what becomes of them.
-    const uint16_t* low = q + min(head, last_head) * args.attend.q_head_stride;
-    const uint16_t* high = q + min(head + 8, last_head) * args.attend.q_head_stride;
-#pragma unroll
-    for (int k = 0; k < 32; ++k) {
-      fragments[4 * k] = load_global_constant(low + k * 16);
-      fragments[4 * k + 1] = load_global_constant(high + k * 16);
-      fragments[4 * k + 2] = load_global_constant(low + k * 16 + 8);
-      fragments[4 * k + 3] = load_global_constant(high + k * 16 + 8);
-    }
+    load_fragments(q + min(head, last_head) * args.attend.q_head_stride,
+                   q + min(head + 8, last_head) * args.attend.q_head_stride, thread & 3, fragments);
+    order_fragments(fragments, thread & 3);
   }
 };
 
@@ -92,7 +86,7 @@ __device__ __forceinline__ void pair_score_role(const AttendSm90Args& args,
   const uint32_t to_barrier = cluster_address(&shared.scores_full[0][warp], rank ^ 1);
 
   float s[16];
-  mbarrier_wait(shared_address(&shared.barriers.rows_full[0]), 0);
+  mbarrier_poll(shared_address(&shared.barriers.rows_full[0]), 0);
   start_scores(s, query, shared, rank, 0);
   for (int block = 0; shared.walk.headers[block % Traits::kHeaderSlots].token >= 0;) {
     float max[2] = {kNoMaximum, kNoMaximum}, sum[2] = {0.f, 0.f};
@@ -117,14 +111,14 @@ __device__ __forceinline__ void pair_score_role(const AttendSm90Args& args,
       const int next_stage = (block + 1) % Traits::kStages;
       if (next.token >= 0) {
         if (last) query.load(args, next.token, next.tile, thread);
-        mbarrier_wait(shared_address(&shared.barriers.rows_full[next_stage]),
+        mbarrier_poll(shared_address(&shared.barriers.rows_full[next_stage]),
                       phase_of<Traits::kStages>(block + 1));
       }
       start_scores(s, query, shared, rank, next_stage);
 
       const uint32_t scores_full = shared_address(&shared.scores_full[parity][warp]);
       if (lane == 0) mbarrier_expect_bytes(scores_full, sizeof(shared.scores[0][0]));
-      cluster_mbarrier_wait(scores_full, phase_of<2>(block));
+      mbarrier_poll(scores_full, phase_of<2>(block));
       float all[32];
 #pragma unroll
       for (int g = 0; g < 4; ++g) {
@@ -142,7 +136,7 @@ __device__ __forceinline__ void pair_score_role(const AttendSm90Args& args,
       softmax(all, args.attend.scale_log2, max, sum, alpha, p);
 
       if (block > 0) {
-        mbarrier_wait(shared_address(&shared.barriers.p_empty), phase_of<1>(block) ^ 1);
+        mbarrier_poll(shared_address(&shared.barriers.p_empty), phase_of<1>(block) ^ 1);
       }
       store_weights(shared.p, p, warp, lane);
       if (quad == 0) {
@@ -162,6 +156,10 @@ __device__ __forceinline__ void pair_output_role(const AttendSm90Args& args,
                                                  PairStorage<Traits>& shared, uint32_t rank,
                                                  int half) {
   const BlockWalk<Traits> walk{args, shared.walk};
+  if (half == 0) {
+    walk.start_rest();
+    mbarrier_arrive(shared_address(&shared.barriers.walk_started));
+  }
   const uint64_t p_operand = swizzled_operand(shared_address(shared.p), 16, 1024);
   for (int block = 0; shared.walk.headers[block % Traits::kHeaderSlots].token >= 0;) {
     float o[64];
@@ -175,7 +173,7 @@ __device__ __forceinline__ void pair_output_role(const AttendSm90Args& args,
       if (half == 0 && thread_of_role() == 0) {
         mbarrier_expect_bytes(values_full, sizeof(shared.values[0]) / 2);
       }
-      mbarrier_wait(shared_address(&shared.barriers.p_full), phase_of<1>(block));
+      mbarrier_poll(shared_address(&shared.barriers.p_full), phase_of<1>(block));
       const uint32_t flags = shared.walk.headers[block % Traits::kHeaderSlots].flags;
       last = (flags & kLastBlock) != 0;
       const int row = thread_of_role() / 32 * 16 + thread_of_role() % 32 / 4;
@@ -189,7 +187,7 @@ __device__ __forceinline__ void pair_output_role(const AttendSm90Args& args,
           o[i + 3] *= a1;
         }
       }
-      cluster_mbarrier_wait(values_full, phase_of<Traits::kStages>(block));
+      mbarrier_poll(values_full, phase_of<Traits::kStages>(block));
       const uint64_t rows = swizzled_operand(shared_address(shared.values[stage][half * 2]),
                                              Traits::kPanelBytes, 1024);
       wgmma_fence();
@@ -261,11 +259,13 @@ __device__ __forceinline__ void pair_load_and_convert(const AttendSm90Args& args
     gather_raw<Traits>(address(i), args.wide_rows, raw + i * Traits::kRawSlotBytes, row, chunk);
   }
 
+  mbarrier_poll(shared_address(&shared.barriers.walk_started), 0);
+
   int stage = 0, slot = 0;  // block % kStages, block % kAddressSlots
   uint32_t phase = 1;       // of the uses of a stage: the first one is free
   for (int block = 0; shared.walk.headers[block % Traits::kHeaderSlots].token >= 0; ++block) {
     if (block >= Traits::kStages) {
-      mbarrier_wait(shared_address(&shared.barriers.rows_empty[stage]), phase);
+      mbarrier_poll(shared_address(&shared.barriers.rows_empty[stage]), phase);
     }
     const uint32_t mask = __ballot_sync(~0u, address(slot).valid());
     if (lane == 0) shared.mask[stage][warp] = mask;
