@@ -21,6 +21,7 @@
 #pragma once
 #include <cuda_fp16.h>
 
+#include "backends/nvidia/arch/sm90/cluster.h"
 #include "backends/nvidia/arch/sm90/wgmma.h"
 #include "backends/nvidia/ops/attend_rows.cuh"
 #include "backends/nvidia/ops/attend_sm90_loader.cuh"
@@ -294,9 +295,9 @@ __device__ __forceinline__ void score_role(const AttendSm90Args& args,
   }
 }
 
-/// Writes 64 heads x 32 kGroups dims from `column` on (two rows a thread) as bf16: the words of a
-/// quad are transposed, so that a thread stores 16 bytes.
-template <int kGroups, typename Value>
+/// Writes 64 heads x 256 dims from `column` on (two rows a thread) as bf16: the words of a quad are
+/// transposed, so that a thread stores 16 bytes.
+template <typename Value>
 __device__ __forceinline__ void store_output(const AttendSm90Args& args, const BlockHeader& item,
                                              int column, int row, int quad,
                                              const float (&inverse)[2], const Value& value) {
@@ -304,7 +305,7 @@ __device__ __forceinline__ void store_output(const AttendSm90Args& args, const B
   uint16_t* out = args.attend.out + item.token * args.attend.out_token_stride +
                   head * args.attend.out_head_stride + column + quad * 8;
 #pragma unroll
-  for (int g = 0; g < kGroups; ++g) {
+  for (int g = 0; g < 8; ++g) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       uint32_t x[4];
@@ -358,13 +359,36 @@ __device__ __forceinline__ int row_of_thread() {
   return thread_of_role() / 32 * 16 + thread_of_role() % 32 / 4;
 }
 
-template <typename Traits>
-__device__ __forceinline__ void output_role(const AttendSm90Args& args,
-                                            SharedStorage<Traits>& shared) {
-  // 0 or 1, read anew as the thread is: registers are short.
-  const auto half = [] { return role_of_thread() - 1; };
+/// What is left of an item: half of the dims of 64 heads.
+template <typename Value>
+__device__ __forceinline__ void store_item(const AttendSm90Args& args, const BlockHeader& item,
+                                           int half, const float2 (&sums)[2], const Value& o) {
+  const int thread = thread_of_role(), quad = thread & 3, row = row_of_thread();
+  if (half == 0 && quad == 0) store_sums(args, item, row, sums);
+  if ((item.flags & kOnlyChain) != 0) {
+    float inverse[2];
+    inverse_denominators(args, item, row, sums, inverse);
+    store_output(args, item, half * 256, row, quad, inverse, o);
+  } else {
+    float4* values = args.chains.values + chain_slot(args, item) * (32 * 256) + half * 128 + thread;
+#pragma unroll
+    for (int k = 0; k < 32; ++k) {
+      __stcg(values + k * 256, make_float4(o(4 * k), o(4 * k + 1), o(4 * k + 2), o(4 * k + 3)));
+    }
+  }
+}
+
+/// O[64 x 256] of every item. In a pair the CTA's rank tells the half of the dims, a walk role of
+/// its own finds the rows, and some of them come from the other CTA.
+template <typename Traits, typename Storage>
+__device__ __forceinline__ void output_role(const AttendSm90Args& args, Storage& shared) {
+  constexpr bool kPair = Traits::kCtas == 2;
+  // Read anew wherever it is used: registers are short.
+  const auto half = [] {
+    return kPair ? static_cast<int>(cluster_rank()) : role_of_thread() - 1;
+  };
   const BlockWalk<Traits> walk{args, shared.walk};
-  if (half() == 0) {
+  if (!kPair && half() == 0) {
     walk.start_rest();
     mbarrier_arrive(shared_address(&shared.barriers.walk_started));
   }
@@ -378,8 +402,15 @@ __device__ __forceinline__ void output_role(const AttendSm90Args& args,
     for (int i = 0; i < 64; ++i) o0[i] = o1[i] = 0.f;
     float2 sums[2];
     for (bool last = false; !last; ++block) {
-      const int stage = block & 1;
-      if (half() == 0) walk.step(block);
+      const int stage = block % Traits::kStages;
+      if constexpr (kPair) {
+        if (thread_of_role() == 0) {
+          mbarrier_expect_bytes(shared_address(&shared.values_full[stage]),
+                                sizeof(shared.values[0]) / 2);
+        }
+      } else {
+        if (half() == 0) walk.step(block);
+      }
       mbarrier_poll(shared_address(&shared.barriers.p_full), phase_of<1>(block));
       const uint32_t flags = shared.walk.headers[block % Traits::kHeaderSlots].flags;
       last = (flags & kLastBlock) != 0;
@@ -393,41 +424,40 @@ __device__ __forceinline__ void output_role(const AttendSm90Args& args,
           o(i + 3) *= a1;
         }
       }
-      const uint64_t rows =
-          swizzled_operand(shared_address(shared.rows[stage][half() * 4]), Traits::kPanelBytes, 1024);
+      uint32_t values;
+      if constexpr (kPair) {
+        values = shared_address(shared.values[stage]);
+        mbarrier_poll(shared_address(&shared.values_full[stage]),
+                      phase_of<Traits::kStages>(block));
+      } else {
+        values = shared_address(shared.rows[stage][half() * 4]);
+      }
+      const uint64_t values_operand = swizzled_operand(values, Traits::kPanelBytes, 1024);
       wgmma_fence();
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
         const uint64_t p_at = p_operand + operand_offset(k * 32);
-        const uint64_t rows_at = rows + operand_offset(k * 2048);
-        wgmma_64x128_shared(o0, p_at, rows_at);
-        wgmma_64x128_shared(o1, p_at, rows_at + operand_offset(2 * Traits::kPanelBytes));
+        const uint64_t values_at = values_operand + operand_offset(k * 2048);
+        wgmma_64x128_shared(o0, p_at, values_at);
+        wgmma_64x128_shared(o1, p_at, values_at + operand_offset(2 * Traits::kPanelBytes));
       }
       wgmma_commit();
       wgmma_wait<0>();
       mbarrier_arrive(shared_address(&shared.barriers.rows_empty[stage]));
+      if constexpr (kPair) {
+        if ((thread_of_role() & 31) == 0) {
+          cluster_mbarrier_arrive(
+              cluster_address(&shared.barriers.rows_empty[stage], cluster_rank() ^ 1));
+        }
+      }
       if (last) {
         sums[0] = shared.sums[row_of_thread()];
         sums[1] = shared.sums[row_of_thread() + 8];
       }
       mbarrier_arrive(shared_address(&shared.barriers.p_empty));
     }
-
-    const int thread = thread_of_role(), quad = thread & 3, row = row_of_thread();
-    const BlockHeader done = read_header(shared.walk.headers[(block - 1) % Traits::kHeaderSlots]);
-    if (half() == 0 && quad == 0) store_sums(args, done, row, sums);
-    if ((done.flags & kOnlyChain) != 0) {
-      float inverse[2];
-      inverse_denominators(args, done, row, sums, inverse);
-      store_output<8>(args, done, half() * 256, row, quad, inverse, o);
-    } else {
-      float4* values =
-          args.chains.values + chain_slot(args, done) * (32 * 256) + half() * 128 + thread;
-#pragma unroll
-      for (int k = 0; k < 32; ++k) {
-        __stcg(values + k * 256, make_float4(o(4 * k), o(4 * k + 1), o(4 * k + 2), o(4 * k + 3)));
-      }
-    }
+    store_item(args, read_header(shared.walk.headers[(block - 1) % Traits::kHeaderSlots]), half(),
+               sums, o);
   }
 }
 
@@ -438,7 +468,7 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
   auto& shared = *reinterpret_cast<SharedStorage<Traits>*>(storage);
   const int role = __shfl_sync(~0u, threadIdx.x >> 7, 0);
   if (role == 1) BlockWalk<Traits>{args, shared.walk}.start();
-  if (threadIdx.x == 0) init_barriers(shared.barriers, 256);
+  if (threadIdx.x == 0) init_barriers(shared.barriers, 256, 256);
   __syncthreads();
   if (role == 0) {
     decrease_registers<Traits::kScoreRegisters>();
@@ -452,7 +482,7 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
     }
   } else {
     increase_registers<Traits::kOutputRegisters>();
-    output_role(args, shared);
+    output_role<Traits>(args, shared);
   }
 }
 

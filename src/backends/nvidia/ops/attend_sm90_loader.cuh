@@ -50,16 +50,17 @@ __device__ __forceinline__ uint32_t phase_of(int block) {
   return static_cast<uint32_t>(block / kEvery) & 1;
 }
 
-/// By one thread. `output_arrivals`: of both output roles at rows_empty.
+/// By one thread.
 template <typename Traits>
-__device__ __forceinline__ void init_barriers(Barriers<Traits>& barriers, int output_arrivals) {
+__device__ __forceinline__ void init_barriers(Barriers<Traits>& barriers, int rows_empty_arrivals,
+                                              int p_empty_arrivals) {
   for (int i = 0; i < Traits::kStages; ++i) {
     mbarrier_init(shared_address(&barriers.rows_full[i]), 128);
-    mbarrier_init(shared_address(&barriers.rows_empty[i]), output_arrivals);
+    mbarrier_init(shared_address(&barriers.rows_empty[i]), rows_empty_arrivals);
   }
   mbarrier_init(shared_address(&barriers.walk_started), 128);
   mbarrier_init(shared_address(&barriers.p_full), 128);
-  mbarrier_init(shared_address(&barriers.p_empty), 256);
+  mbarrier_init(shared_address(&barriers.p_empty), p_empty_arrivals);
 }
 
 /// The blocks of this CTA's items in order. Runs in warps of an output role, which have time but no

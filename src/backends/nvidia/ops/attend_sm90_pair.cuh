@@ -5,7 +5,8 @@
 //           block and columns 256 r ... of the output. Roles as in sm90_attend, but
 //             0     S [64 x 32] of its rows; the rest of S comes from the other CTA; the whole
 //                   softmax in both CTAs. S of the next block runs meanwhile. Query in registers
-//             1, 2  O[64 x 128] each
+//             1     O[64 x 256]
+//             2     finds the rows
 //             3     converts its 32 rows; of the other CTA's columns it sends them a copy
 //           Three stages.
 // Budget    a block: 2 x 512 clocks of wgmma, conversion of 32 rows, 8 KB of S and 16 KB of rows
@@ -14,7 +15,6 @@
 // Contract  as sm90_attend; rows of a converted format
 // Numerics  as sm90_attend
 #pragma once
-#include "backends/nvidia/arch/sm90/cluster.h"
 #include "backends/nvidia/ops/attend_sm90.cuh"
 
 namespace dsv4::nvidia::sm90_attend {
@@ -151,81 +151,20 @@ __device__ __forceinline__ void pair_score_role(const AttendSm90Args& args,
   wgmma_wait<0>();
 }
 
+/// Finds the rows, ahead of the loader.
 template <typename Traits>
-__device__ __forceinline__ void pair_output_role(const AttendSm90Args& args,
-                                                 PairStorage<Traits>& shared, uint32_t rank,
-                                                 int half) {
+__device__ __forceinline__ void pair_walk_role(const AttendSm90Args& args,
+                                               PairStorage<Traits>& shared) {
   const BlockWalk<Traits> walk{args, shared.walk};
-  if (half == 0) {
-    walk.start_rest();
-    mbarrier_arrive(shared_address(&shared.barriers.walk_started));
-  }
-  const uint64_t p_operand = swizzled_operand(shared_address(shared.p), 16, 1024);
-  for (int block = 0; shared.walk.headers[block % Traits::kHeaderSlots].token >= 0;) {
-    float o[64];
-#pragma unroll
-    for (int i = 0; i < 64; ++i) o[i] = 0.f;
-    float2 sums[2];
-    for (bool last = false; !last; ++block) {
-      const int stage = block % Traits::kStages;
-      if (half == 0) walk.step(block);
-      const uint32_t values_full = shared_address(&shared.values_full[stage]);
-      if (half == 0 && thread_of_role() == 0) {
-        mbarrier_expect_bytes(values_full, sizeof(shared.values[0]) / 2);
-      }
-      mbarrier_poll(shared_address(&shared.barriers.p_full), phase_of<1>(block));
-      const uint32_t flags = shared.walk.headers[block % Traits::kHeaderSlots].flags;
-      last = (flags & kLastBlock) != 0;
-      const int row = thread_of_role() / 32 * 16 + thread_of_role() % 32 / 4;
-      const float a0 = shared.alpha[row], a1 = shared.alpha[row + 8];
-      if ((flags & kFirstBlock) == 0 && __any_sync(~0u, a0 != 1.f || a1 != 1.f)) {
-#pragma unroll
-        for (int i = 0; i < 64; i += 4) {
-          o[i] *= a0;
-          o[i + 1] *= a0;
-          o[i + 2] *= a1;
-          o[i + 3] *= a1;
-        }
-      }
-      mbarrier_poll(values_full, phase_of<Traits::kStages>(block));
-      const uint64_t rows = swizzled_operand(shared_address(shared.values[stage][half * 2]),
-                                             Traits::kPanelBytes, 1024);
-      wgmma_fence();
-#pragma unroll
-      for (int k = 0; k < 4; ++k) {
-        wgmma_64x128_shared(o, p_operand + operand_offset(k * 32), rows + operand_offset(k * 2048));
-      }
-      wgmma_commit();
-      wgmma_wait<0>();
-      // Both CTAs write into this stage.
-      mbarrier_arrive(shared_address(&shared.barriers.rows_empty[stage]));
-      if ((thread_of_role() & 31) == 0) {
-        cluster_mbarrier_arrive(cluster_address(&shared.barriers.rows_empty[stage], rank ^ 1));
-      }
-      if (last) {
-        sums[0] = shared.sums[row];
-        sums[1] = shared.sums[row + 8];
-      }
-      mbarrier_arrive(shared_address(&shared.barriers.p_empty));
-    }
-
-    const int thread = thread_of_role(), quad = thread & 3;
-    const int row = thread / 32 * 16 + thread % 32 / 4;
-    const BlockHeader done = read_header(shared.walk.headers[(block - 1) % Traits::kHeaderSlots]);
-    if (rank == 0 && half == 0 && quad == 0) store_sums(args, done, row, sums);
-    if ((done.flags & kOnlyChain) != 0) {
-      float inverse[2];
-      inverse_denominators(args, done, row, sums, inverse);
-      store_output<4>(args, done, static_cast<int>(rank) * 256 + half * 128, row, quad, inverse,
-                      [&](int i) { return o[i]; });
-    } else {  // as sm90_attend lays them out
-      float4* values = args.chains.values + chain_slot(args, done) * (32 * 256) +
-                       half * (16 * 256) + rank * 128 + thread;
-#pragma unroll
-      for (int k = 0; k < 16; ++k) {
-        __stcg(values + k * 256, make_float4(o[4 * k], o[4 * k + 1], o[4 * k + 2], o[4 * k + 3]));
-      }
-    }
+  walk.start_rest();
+  mbarrier_arrive(shared_address(&shared.barriers.walk_started));
+  for (int block = 0; shared.walk.headers[block % Traits::kHeaderSlots].token >= 0; ++block) {
+    const int stage = block % Traits::kStages;
+    walk.step(block);
+    // The loader has used the addresses of this block.
+    mbarrier_poll(shared_address(&shared.barriers.rows_full[stage]),
+                  phase_of<Traits::kStages>(block));
+    mbarrier_arrive(shared_address(&shared.barriers.rows_empty[stage]));
   }
 }
 
@@ -308,12 +247,13 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
       for (uint64_t& barrier : parity) mbarrier_init(shared_address(&barrier), 1);
     }
     for (uint64_t& barrier : shared.values_full) mbarrier_init(shared_address(&barrier), 1);
-    init_barriers(shared.barriers, 256 + 8);  // threads here, warps there
+    // rows_empty: output and walk role, and the warps of the other CTA's output role.
+    init_barriers(shared.barriers, 2 * 128 + 4, 128);
     fence_mbarrier_init();
   }
   __syncwarp();
   cluster_arrive_relaxed();
-  if (role == 1) {
+  if (role == 2) {
     BlockWalk<Traits>{args, shared.walk}.start();
   } else if (role == 0) {
     prefetch_first_query<Traits>(args, thread_of_role());
@@ -326,9 +266,12 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
   } else if (role == 3) {
     decrease_registers<Traits::kLoaderRegisters>();
     pair_load_and_convert(args, shared, rank, thread_of_role() >> 5, thread_of_role() & 31);
+  } else if (role == 2) {
+    decrease_registers<Traits::kWalkRegisters>();
+    pair_walk_role(args, shared);
   } else {
-    decrease_registers<Traits::kOutputRegisters>();
-    pair_output_role(args, shared, rank, role - 1);
+    increase_registers<Traits::kOutputRegisters>();
+    output_role<Traits>(args, shared);
   }
   // The other CTA may still write here.
   __syncwarp();

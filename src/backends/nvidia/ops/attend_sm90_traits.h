@@ -56,13 +56,16 @@ struct PairTraits : Traits<kFormatOfRows> {
   static constexpr int kKeyPanelBytes = kRows * 128;
 
   static constexpr int kScoreRegisters = 232;
-  static constexpr int kOutputRegisters = 104;
-  static constexpr int kLoaderRegisters = 72;
-  static_assert((kScoreRegisters + 2 * kOutputRegisters + kLoaderRegisters) * 128 <= 65536);
+  static constexpr int kOutputRegisters = 168;
+  static constexpr int kWalkRegisters = 48;
+  static constexpr int kLoaderRegisters = 64;
+  static_assert((kScoreRegisters + kOutputRegisters + kWalkRegisters + kLoaderRegisters) * 128 <=
+                65536);
 
   static constexpr int kRawSlots = 2;
   static constexpr int kBlocksAhead = kStages + kRawSlots;
   static constexpr int kAddressSlots = kBlocksAhead + 2;
+  static constexpr int kHeaderSlots = 16;  // the walk does not wait for the output role
 };
 
 /// What the loader tells about a block; the output role reads it last.
