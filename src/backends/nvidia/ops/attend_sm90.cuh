@@ -21,7 +21,6 @@
 #pragma once
 #include <cuda_fp16.h>
 
-#include "backends/nvidia/arch/sm90/cluster.h"
 #include "backends/nvidia/arch/sm90/wgmma.h"
 #include "backends/nvidia/ops/attend_rows.cuh"
 #include "backends/nvidia/ops/attend_sm90_loader.cuh"

@@ -3,6 +3,7 @@
 // block and walks on its own, so that nothing is handed over inside the role.
 #pragma once
 #include "backends/nvidia/arch/sm80/instructions.h"
+#include "backends/nvidia/arch/sm90/cluster.h"
 #include "backends/nvidia/arch/sm90/memory.h"
 #include "backends/nvidia/arch/sm90/sync.h"
 #include "backends/nvidia/ops/attend_sm90.h"
@@ -58,30 +59,33 @@ __device__ __forceinline__ void init_barriers(Barriers<Traits>& barriers, int ro
     mbarrier_init(shared_address(&barriers.rows_full[i]), 128);
     mbarrier_init(shared_address(&barriers.rows_empty[i]), rows_empty_arrivals);
   }
-  mbarrier_init(shared_address(&barriers.walk_started), 128);
+  mbarrier_init(shared_address(&barriers.walk_started), Traits::kCtas == 2 ? 32 : 128);
   mbarrier_init(shared_address(&barriers.p_full), 128);
   mbarrier_init(shared_address(&barriers.p_empty), p_empty_arrivals);
 }
 
-/// The blocks of this CTA's items in order. Runs in warps of an output role, which have time but no
-/// registers: everything is kept in shared memory between calls. Warp w finds the rows of loader
-/// warp w: `fetch` reads where the 16 rows of the next block lie, the `resolve` after it turns that
-/// into addresses. Items lie chain by chain, so that chains that most tokens lack come last; lanes
-/// look at 32 items at once and pass over those without rows.
+/// The blocks of this CTA's items in order: `fetch` reads where the rows of the next block lie, the
+/// `resolve` after it turns that into addresses. Items lie chain by chain, so that chains that most
+/// tokens lack come last; lanes look at 32 items at once and pass over those without rows.
+///
+/// A CTA alone: runs in the warps of an output role, which have time but no registers, so that all is
+/// kept in shared memory between calls. Warp w finds the rows of loader warp w, 16 of a block.
+/// In a pair: one warp with nothing else to do finds all 32 rows; its state stays in registers.
 template <typename Traits>
 struct BlockWalk {
+  static constexpr bool kOneWarp = Traits::kCtas == 2;
   const AttendSm90Args& args;
   WalkStorage<Traits>& shared;
+  WalkState* own = nullptr;  // with one warp
 
   /// The first two blocks: what the loader begins with.
   __device__ __forceinline__ void start() const {
-    const int warp = thread_of_role() >> 5, lane = thread_of_role() & 31;
-    if (lane == 0) {
-      shared.states[warp] = {};
-      shared.states[warp].next_items = static_cast<int>(blockIdx.x) / Traits::kCtas;
+    if (writes()) {
+      state() = {};
+      state().next_items = static_cast<int>(blockIdx.x) / Traits::kCtas;
     }
     __syncwarp();
-    look_ahead(shared.states[warp]);
+    look_ahead(state());
     walk_to(0, 2);
   }
   /// The others that `step` takes for granted.
@@ -95,8 +99,37 @@ struct BlockWalk {
     fetch(block + Traits::kBlocksAhead + 1);
   }
 
-
  private:
+  __device__ __forceinline__ WalkState& state() const {
+    if constexpr (kOneWarp) {
+      return *own;
+    } else {
+      return shared.states[thread_of_role() >> 5];
+    }
+  }
+  /// Filled asynchronously, and so always in shared memory.
+  __device__ __forceinline__ ComingItem& coming() const {
+    return shared.states[thread_of_role() >> 5].coming;
+  }
+  /// Who changes the state: lane 0 that of its warp, or every lane its copy.
+  __device__ __forceinline__ bool writes() const {
+    return kOneWarp || (thread_of_role() & 31) == 0;
+  }
+  /// Whether a lane has a row.
+  __device__ __forceinline__ bool has_row() const {
+    return kOneWarp || (thread_of_role() & 31) < 16;
+  }
+  __device__ __forceinline__ int row_of_block() const {
+    const int warp = thread_of_role() >> 5, lane = thread_of_role() & 31;
+    return kOneWarp ? static_cast<int>(cluster_rank()) * 32 + lane
+                    : (lane >> 3 & 1) * 32 + warp * 8 + (lane & 7);
+  }
+  __device__ __forceinline__ uint32_t address_of_row(int slot) const {
+    const int warp = thread_of_role() >> 5, lane = thread_of_role() & 31;
+    return shared_address(kOneWarp ? &shared.addresses[lane >> 3][slot][lane & 7]
+                                   : &shared.addresses[warp][slot][lane]);
+  }
+
   __device__ __forceinline__ void walk_to(int begin, int end) const {
 #pragma unroll 1
     for (int i = begin; i < end; ++i) fetch(i);
@@ -107,13 +140,12 @@ struct BlockWalk {
   /// Places of block `block_idx`, one more than in the last call. Past the end: a header with token
   /// -1, rows that are all masked.
   __device__ __forceinline__ void fetch(int block_idx) const {
-    const int warp = thread_of_role() >> 5, lane = thread_of_role() & 31;
-    WalkState& state = shared.states[warp];
+    WalkState& state = this->state();
     uint32_t flags = state.inside != 0 ? 0 : kFirstBlock;
     if (state.inside == 0) start_item(state);
     const int first = state.first, token = state.token;
     const bool compressed = state.compressed != 0;
-    const int row = first + (lane >> 3 & 1) * 32 + warp * 8 + (lane & 7);
+    const int row = first + row_of_block();
     const RowSource& rows = compressed ? args.attend.compressed : args.attend.window;
     int offset = kNoRow;
     const int32_t* from = state.places;
@@ -134,14 +166,13 @@ struct BlockWalk {
     const bool more = !ends || (!compressed && state.entry_end > 0);
     if (!more) flags |= kLastBlock;
     __syncwarp();
-    if (lane < 16) {
-      const int slot = block_idx % Traits::kAddressSlots;
-      const uint32_t place = shared_address(&shared.addresses[warp][slot][lane]);
+    if (has_row()) {
+      const uint32_t place = address_of_row(block_idx % Traits::kAddressSlots);
       copy_async_4(place, from, offset >= 0 ? 4 : 0);
       store_shared(place + 4, static_cast<uint32_t>(offset));
     }
-    if (lane == 0) {
-      if (warp == 0) {
+    if (writes()) {
+      if (thread_of_role() == 0) {
         if (state.only_chain != 0) flags |= kOnlyChain;
         store_shared_2(shared_address(&shared.headers[block_idx % Traits::kHeaderSlots]),
                        static_cast<uint32_t>(token),
@@ -157,10 +188,9 @@ struct BlockWalk {
 
   /// Addresses of a block whose places have been fetched, in their slot.
   __device__ __forceinline__ void resolve(int slot) const {
-    const int warp = thread_of_role() >> 5, lane = thread_of_role() & 31;
     copy_async_wait<0>();
-    if (lane < 16) {
-      const uint32_t at = shared_address(&shared.addresses[warp][slot][lane]);
+    if (has_row()) {
+      const uint32_t at = address_of_row(slot);
       const uint2 place = load_shared_2(at);
       const auto tagged = static_cast<int>(place.y);
       const bool compressed = (tagged & kCompressedRow) != 0;
@@ -188,7 +218,7 @@ struct BlockWalk {
   static constexpr int kCompressedRow = 1 << 30;
   static constexpr int kListRow = kCompressedRow - 1;
 
-  // By lane 0.
+  // By those that write.
   __device__ __forceinline__ void start_source(WalkState& state, bool compressed, int begin,
                                                int end) const {
     const RowSource& rows = compressed ? args.attend.compressed : args.attend.window;
@@ -203,9 +233,8 @@ struct BlockWalk {
   __device__ __forceinline__ void start_item(WalkState& state) const {
     copy_async_wait<0>();
     __syncwarp();
-    const int lane = thread_of_role() & 31;
-    if (lane == 0) {
-      const ComingItem coming = state.coming;
+    if (writes()) {
+      const ComingItem coming = this->coming();
       const bool exists = coming.item >= 0;
       const int chain = exists ? chain_of(coming.item) : 0;
       const int rest = coming.item - chain * (args.attend.num_tokens << args.log2_tiles);
@@ -243,11 +272,11 @@ struct BlockWalk {
     }
     const int item =
         pending == 0 ? -1 : next_items + (__ffs(pending) - 33) * stride;
-    if (lane == 0) {
+    if (writes()) {
       state.next_items = next_items;
       state.pending = pending & (pending - 1);
-      state.coming.item = item;
     }
+    if (lane == 0) coming().item = item;
     if (lane < 5) {
       const AttendArgs& attend = args.attend;
       const int32_t* from = attend.token_to_seq;
@@ -260,7 +289,7 @@ struct BlockWalk {
       if (valid) {
         token = (item - chain_of(item) * (attend.num_tokens << args.log2_tiles)) >> args.log2_tiles;
       }
-      copy_async_4(shared_address(&state.coming.seq) + 4 * lane, from + token, valid ? 4 : 0);
+      copy_async_4(shared_address(&coming().seq) + 4 * lane, from + token, valid ? 4 : 0);
     }
     copy_async_commit();
   }

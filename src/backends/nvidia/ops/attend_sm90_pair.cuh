@@ -151,11 +151,10 @@ __device__ __forceinline__ void pair_score_role(const AttendSm90Args& args,
   wgmma_wait<0>();
 }
 
-/// Finds the rows, ahead of the loader.
+/// Finds the rows, ahead of the loader. One warp.
 template <typename Traits>
-__device__ __forceinline__ void pair_walk_role(const AttendSm90Args& args,
-                                               PairStorage<Traits>& shared) {
-  const BlockWalk<Traits> walk{args, shared.walk};
+__device__ __forceinline__ void pair_walk_role(PairStorage<Traits>& shared,
+                                               const BlockWalk<Traits>& walk) {
   walk.start_rest();
   mbarrier_arrive(shared_address(&shared.barriers.walk_started));
   for (int block = 0; shared.walk.headers[block % Traits::kHeaderSlots].token >= 0; ++block) {
@@ -188,9 +187,9 @@ __device__ __forceinline__ void pair_load_and_convert(const AttendSm90Args& args
   const uint32_t row_offset = (warp * 8 + row) * 128;
   const uint32_t rope_offset = row_offset + (((chunk + 4 * odd) ^ row) << 4);
   const uint32_t raw = shared_address(shared.raw[warp]);
-  const uint32_t addresses = shared_address(shared.walk.addresses[warp]) + (rank * 8 + row) * 8;
+  const uint32_t addresses = shared_address(shared.walk.addresses[warp]) + row * 8;
   const auto address = [&](int slot) {
-    const uint2 bits = load_shared_2(addresses + slot * 16 * 8);
+    const uint2 bits = load_shared_2(addresses + slot * 8 * 8);
     return RowAddress{static_cast<uint64_t>(bits.y) << 32 | bits.x};
   };
 #pragma unroll
@@ -247,14 +246,16 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
       for (uint64_t& barrier : parity) mbarrier_init(shared_address(&barrier), 1);
     }
     for (uint64_t& barrier : shared.values_full) mbarrier_init(shared_address(&barrier), 1);
-    // rows_empty: output and walk role, and the warps of the other CTA's output role.
-    init_barriers(shared.barriers, 2 * 128 + 4, 128);
+    // rows_empty: output role, walk, and the warps of the other CTA's output role.
+    init_barriers(shared.barriers, 128 + 32 + 4, 128);
     fence_mbarrier_init();
   }
   __syncwarp();
   cluster_arrive_relaxed();
-  if (role == 2) {
-    BlockWalk<Traits>{args, shared.walk}.start();
+  WalkState walk_state;
+  const BlockWalk<Traits> walk{args, shared.walk, &walk_state};
+  if (role == 2 && thread_of_role() < 32) {
+    walk.start();
   } else if (role == 0) {
     prefetch_first_query<Traits>(args, thread_of_role());
   }
@@ -268,7 +269,7 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
     pair_load_and_convert(args, shared, rank, thread_of_role() >> 5, thread_of_role() & 31);
   } else if (role == 2) {
     decrease_registers<Traits::kWalkRegisters>();
-    pair_walk_role(args, shared);
+    if (thread_of_role() < 32) pair_walk_role(shared, walk);
   } else {
     increase_registers<Traits::kOutputRegisters>();
     output_role<Traits>(args, shared);

@@ -104,7 +104,8 @@ struct WalkState {
 template <typename Traits>
 struct WalkStorage {
   alignas(16) BlockHeader headers[Traits::kHeaderSlots];
-  alignas(16) uint64_t addresses[4][Traits::kAddressSlots][16];  // RowAddress
+  // RowAddress, by loader warp
+  alignas(16) uint64_t addresses[4][Traits::kAddressSlots][16 / Traits::kCtas];
   WalkState states[4];
 };
 
