@@ -12,9 +12,9 @@
 //           584 B x 64 rows = 37 KB. Limits and measurements: docs/kernels/attend_sm90.md
 // Launch    min(items, SMs) CTAs of 512 threads, smem = sizeof(SharedStorage), 1 CTA/SM
 // Contract  q, out, rows 16-byte aligned (fp8_ds_mla: 8); rows that are masked (-1, outside the
-// range) are never
-//           read and contribute exactly nothing: their tile rows are zeros, their P is 0; a token
-//           without rows gets 0 and lse -inf; bits depend on the token's own rows only
+//           range) are never read and contribute exactly nothing: their tile rows are zeros, their
+//           P is 0; a token without rows gets 0 and lse -inf; bits depend on the token's own rows
+//           only
 // Numerics  q.k and p.v accumulate in f32, p rounded to bf16, sums of unrounded p. The reference
 //           maximum follows the true one only when that has grown by more than 2^8: O is then
 //           rarely rescaled, and p <= 2^8 is as exact in bf16 as p <= 1
@@ -41,26 +41,6 @@ __device__ __forceinline__ int64_t chain_slot(const AttendSm90Args& args,
   return ((static_cast<int64_t>(header.token) << args.log2_tiles) + header.tile) *
              args.attend.max_chains +
          header.chain;
-}
-
-/// Fetches a query into L2.
-__device__ __forceinline__ void prefetch_query(const AttendSm90Args& args, int token, int tile,
-                                               int thread) {
-  const uint16_t* q = args.attend.q + token * args.attend.q_token_stride + (thread & 7) * 64;
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const int head = tile * 64 + i * 16 + (thread >> 3);
-    if (head < args.attend.num_heads) prefetch_l2(q + head * args.attend.q_head_stride);
-  }
-}
-
-/// That of the item that this CTA most likely starts with.
-template <typename Traits>
-__device__ __forceinline__ void prefetch_first_query(const AttendSm90Args& args, int thread) {
-  const int item = static_cast<int>(blockIdx.x) / Traits::kCtas %
-                   (args.attend.num_tokens << args.log2_tiles);
-  const int token = item >> args.log2_tiles;
-  prefetch_query(args, token, item - (token << args.log2_tiles), thread);
 }
 
 /// x[i] of lane j of a quad goes to x[j] of its lane i.
@@ -174,7 +154,8 @@ __device__ __forceinline__ void mask_scores(float (&s)[4 * kGroups], const RowMa
   for (int g = 0; g < kGroups; ++g) {
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
-      if ((mask.words[g] >> (8 * quad + 4 * e) & 1) == 0) s[4 * g + e] = s[4 * g + 2 + e] = -INFINITY;
+      if ((mask.words[g] >> (8 * quad + 4 * e) & 1) == 0)
+        s[4 * g + e] = s[4 * g + 2 + e] = -INFINITY;
     }
   }
 }
@@ -223,8 +204,8 @@ __device__ __forceinline__ void store_weights(uint8_t* to, const uint32_t (&p)[1
 }
 
 /// Maximum and sum of a finished chain for heads row and row + 8.
-__device__ __forceinline__ void store_row_sums(float2* to, int row, int quad,
-                                               const float (&max)[2], float (&sum)[2]) {
+__device__ __forceinline__ void store_row_sums(float2* to, int row, int quad, const float (&max)[2],
+                                               float (&sum)[2]) {
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
     sum[h] += __shfl_xor_sync(~0u, sum[h], 1);
@@ -270,7 +251,8 @@ __device__ __forceinline__ void score_role(const AttendSm90Args& args,
       wgmma_wait<0>();
 
       if (last) {  // all warps are done with the query: the next one can come
-        const BlockHeader next = read_header(shared.walk.headers[(block + 1) % Traits::kHeaderSlots]);
+        const BlockHeader next =
+            read_header(shared.walk.headers[(block + 1) % Traits::kHeaderSlots]);
         barrier_sync(kScoreBarrier, 128);
         if (next.token >= 0) query.load(args, shared, next, thread_of_role());
       }
@@ -342,8 +324,7 @@ __device__ __forceinline__ void store_sums(const AttendSm90Args& args, const Blo
 /// Factors of the accumulators of heads row and row + 8.
 __device__ __forceinline__ void inverse_denominators(const AttendSm90Args& args,
                                                      const BlockHeader& item, int row,
-                                                     const float2 (&sums)[2],
-                                                     float (&inverse)[2]) {
+                                                     const float2 (&sums)[2], float (&inverse)[2]) {
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
     const int head = item.tile * 64 + row + 8 * h;
@@ -383,9 +364,7 @@ template <typename Traits, typename Storage>
 __device__ __forceinline__ void output_role(const AttendSm90Args& args, Storage& shared) {
   constexpr bool kPair = Traits::kCtas == 2;
   // Read anew wherever it is used: registers are short.
-  const auto half = [] {
-    return kPair ? static_cast<int>(cluster_rank()) : role_of_thread() - 1;
-  };
+  const auto half = [] { return kPair ? static_cast<int>(cluster_rank()) : role_of_thread() - 1; };
   const BlockWalk<Traits> walk{args, shared.walk};
   if (!kPair && half() == 0) {
     walk.start_rest();
@@ -426,8 +405,7 @@ __device__ __forceinline__ void output_role(const AttendSm90Args& args, Storage&
       uint32_t values;
       if constexpr (kPair) {
         values = shared_address(shared.values[stage]);
-        mbarrier_poll(shared_address(&shared.values_full[stage]),
-                      phase_of<Traits::kStages>(block));
+        mbarrier_poll(shared_address(&shared.values_full[stage]), phase_of<Traits::kStages>(block));
       } else {
         values = shared_address(shared.rows[stage][half() * 4]);
       }

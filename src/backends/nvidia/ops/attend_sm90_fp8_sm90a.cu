@@ -3,5 +3,5 @@
 
 template void dsv4::nvidia::launch_attend_sm90<dsv4::KvFormat::kFp8>(const AttendSm90Args&, int,
                                                                      cudaStream_t);
-template void dsv4::nvidia::launch_attend_sm90_pair<dsv4::KvFormat::kFp8>(
-    const AttendSm90Args&, cudaStream_t);
+template void dsv4::nvidia::launch_attend_sm90_pair<dsv4::KvFormat::kFp8>(const AttendSm90Args&,
+                                                                          cudaStream_t);

@@ -68,8 +68,8 @@ __device__ __forceinline__ void init_barriers(Barriers<Traits>& barriers, int ro
 /// `resolve` after it turns that into addresses. Items lie chain by chain, so that chains that most
 /// tokens lack come last; lanes look at 32 items at once and pass over those without rows.
 ///
-/// A CTA alone: runs in the warps of an output role, which have time but no registers, so that all is
-/// kept in shared memory between calls. Warp w finds the rows of loader warp w, 16 of a block.
+/// A CTA alone: runs in the warps of an output role, which have time but no registers, so that all
+/// is kept in shared memory between calls. Warp w finds the rows of loader warp w, 16 of a block.
 /// In a pair: one warp with nothing else to do finds all 32 rows; its state stays in registers.
 template <typename Traits>
 struct BlockWalk {
@@ -175,8 +175,7 @@ struct BlockWalk {
       if (thread_of_role() == 0) {
         if (state.only_chain != 0) flags |= kOnlyChain;
         store_shared_2(shared_address(&shared.headers[block_idx % Traits::kHeaderSlots]),
-                       static_cast<uint32_t>(token),
-                       state.tile | state.chain << 8 | flags << 24);
+                       static_cast<uint32_t>(token), state.tile | state.chain << 8 | flags << 24);
       }
       state.inside = more;
       state.first = first + 64;
@@ -270,8 +269,7 @@ struct BlockWalk {
       pending = __ballot_sync(~0u, has_work(next_items + lane * stride));
       next_items += 32 * stride;
     }
-    const int item =
-        pending == 0 ? -1 : next_items + (__ffs(pending) - 33) * stride;
+    const int item = pending == 0 ? -1 : next_items + (__ffs(pending) - 33) * stride;
     if (writes()) {
       state.next_items = next_items;
       state.pending = pending & (pending - 1);

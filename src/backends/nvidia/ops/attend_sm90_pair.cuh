@@ -1,16 +1,17 @@
 // sm90_attend_pair: sm90_attend for calls of few items, which two CTAs share.
 //
 // Problem   as sm90_attend, and the same bits: every sum has the same terms in the same order
-// Tiling    item = (token, 64 heads, chain), a cluster of two CTAs. CTA r has rows 32 r ... of every
-//           block and columns 256 r ... of the output. Roles as in sm90_attend, but
-//             0     S [64 x 32] of its rows; the rest of S comes from the other CTA; the whole
-//                   softmax in both CTAs. S of the next block runs meanwhile. Query in registers
-//             1     O[64 x 256]
-//             2     finds the rows
-//             3     converts its 32 rows; of the other CTA's columns it sends them a copy
-//           Three stages.
+// Tiling    item = (token, 64 heads, chain), a cluster of two CTAs. CTA r has rows 32 r ... of
+// every
+//           block and columns 256 r ... of the output. Four warpgroups:
+//             0  S [64 x 32] of its rows, half of S to the other CTA and half from there, then the
+//                whole softmax, twice in the pair. S of the next block runs meanwhile
+//             1  O[64 x 256] += P V
+//             2  one warp finds the rows
+//             3  gathers and converts its 32 rows; a copy of the other CTA's columns goes there
+//           Three stages. The query lives in registers.
 // Budget    a block: 2 x 512 clocks of wgmma, conversion of 32 rows, 8 KB of S and 16 KB of rows
-//           sent and received
+//           sent and received. Limits and measurements: docs/kernels/attend_sm90.md
 // Launch    2 x items CTAs of 512 threads in clusters of 2, smem = sizeof(PairStorage), 1 CTA/SM
 // Contract  as sm90_attend; rows of a converted format
 // Numerics  as sm90_attend
@@ -38,6 +39,20 @@ struct OwnRows {
   }
 };
 
+/// Fetches the query of the item that this CTA most likely begins with into L2.
+template <typename Traits>
+__device__ __forceinline__ void prefetch_query(const AttendSm90Args& args, int thread) {
+  const int item =
+      static_cast<int>(blockIdx.x) / Traits::kCtas % (args.attend.num_tokens << args.log2_tiles);
+  const int token = item >> args.log2_tiles, tile = item - (token << args.log2_tiles);
+  const uint16_t* q = args.attend.q + token * args.attend.q_token_stride + (thread & 7) * 64;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const int head = tile * 64 + i * 16 + (thread >> 3);
+    if (head < args.attend.num_heads) prefetch_l2(q + head * args.attend.q_head_stride);
+  }
+}
+
 /// A query as A fragments of 32 products.
 struct PairQuery {
   uint32_t fragments[128];
@@ -45,8 +60,8 @@ struct PairQuery {
   __device__ __forceinline__ void load(const AttendSm90Args& args, int token, int tile,
                                        int thread) {
     const int last_head = args.attend.num_heads - tile * 64 - 1;
-    const uint16_t* q = args.attend.q + token * args.attend.q_token_stride +
-                        tile * 64 * args.attend.q_head_stride;
+    const uint16_t* q =
+        args.attend.q + token * args.attend.q_token_stride + tile * 64 * args.attend.q_head_stride;
     const int head = thread / 32 * 16 + thread % 32 / 4;
     // Heads past the last one are copies of it; nobody stores what becomes of them.
     load_fragments(q + min(head, last_head) * args.attend.q_head_stride,
@@ -257,7 +272,7 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
   if (role == 2 && thread_of_role() < 32) {
     walk.start();
   } else if (role == 0) {
-    prefetch_first_query<Traits>(args, thread_of_role());
+    prefetch_query<Traits>(args, thread_of_role());
   }
   __syncthreads();
   cluster_wait();

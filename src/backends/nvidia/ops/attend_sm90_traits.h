@@ -95,8 +95,8 @@ struct WalkState {
   uint32_t only_chain : 1;  // of its token
   uint32_t inside : 1;      // the item has more blocks
   uint32_t compressed : 1;  // the source is the compressed rows
-  int32_t next_items;              // first item that no lane has looked at
-  uint32_t pending;                // of the 32 before it: those that wait
+  int32_t next_items;       // first item that no lane has looked at
+  uint32_t pending;         // of the 32 before it: those that wait
   ComingItem coming;
 };
 
@@ -146,7 +146,7 @@ struct PairStorage {
   WalkStorage<Traits> walk;
   alignas(16) uint32_t mask[Traits::kStages][4];
   Barriers<Traits> barriers;  // rows_empty: the output roles of both CTAs
-  // mbarriers: bytes from the other CTA
+  // mbarriers of bytes that come from the other CTA
   uint64_t scores_full[2][4];
   uint64_t values_full[Traits::kStages];
   float alpha[Traits::kTileHeads];

@@ -68,16 +68,6 @@ __device__ __forceinline__ void mbarrier_expect_bytes(uint32_t barrier, int byte
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
                : "memory");
 }
-/// Waits on an own barrier for the end of the phase of that parity, and sees what the other CTAs
-/// did before they arrived.
-__device__ __forceinline__ void cluster_mbarrier_wait(uint32_t barrier, uint32_t parity) {
-  asm volatile(
-      "{\n.reg .pred p;\nagain:\n"
-      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%0], %1, %2;\n"
-      "@!p bra again;\n}\n" ::"r"(barrier),
-      "r"(parity), "r"(1000000)
-      : "memory");
-}
 /// 16 bytes to the shared memory of another CTA; they count at its mbarrier `barrier` [st.async].
 __device__ __forceinline__ void cluster_store_async(uint32_t to, float x, float y, float z, float w,
                                                     uint32_t barrier) {
