@@ -409,14 +409,15 @@ __device__ __forceinline__ void output_role(const AttendSm90Args& args, Storage&
       } else {
         values = shared_address(shared.rows[stage][half() * 4]);
       }
-      const uint64_t values_operand = swizzled_operand(values, Traits::kPanelBytes, 1024);
+      const uint64_t values_operand =
+          swizzled_operand(values, Traits::kPanelStride, Traits::kGroupStride);
       wgmma_fence();
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
         const uint64_t p_at = p_operand + operand_offset(k * 32);
-        const uint64_t values_at = values_operand + operand_offset(k * 2048);
+        const uint64_t values_at = values_operand + operand_offset(k * 2 * Traits::kGroupStride);
         wgmma_64x128_shared(o0, p_at, values_at);
-        wgmma_64x128_shared(o1, p_at, values_at + operand_offset(2 * Traits::kPanelBytes));
+        wgmma_64x128_shared(o1, p_at, values_at + operand_offset(2 * Traits::kPanelStride));
       }
       wgmma_commit();
       wgmma_wait<0>();

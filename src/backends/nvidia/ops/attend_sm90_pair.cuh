@@ -20,22 +20,21 @@
 
 namespace dsv4::nvidia::sm90_attend {
 
-/// Panels 0-3 and 4-7 of the rows that a CTA converts: one half among its values, the other among
-/// its keys.
+/// The rows that a CTA converts: one half of their panels is among its values, the other among its
+/// keys.
 template <typename Traits>
 struct OwnRows {
-  uint32_t low, high, low_stride, high_stride;
+  uint32_t low, high;  // panels 0-3, 4-7
 
   __device__ __forceinline__ OwnRows(PairStorage<Traits>& shared, uint32_t rank, int stage) {
-    const uint32_t values = shared_address(shared.values[stage]) + rank * Traits::kRows * 128;
-    const uint32_t keys = shared_address(shared.keys[stage]);
+    const uint32_t values =
+        shared_address(shared.values[stage][0]) + rank * (Traits::kRows / 8 * Traits::kGroupStride);
+    const uint32_t keys = shared_address(shared.keys[stage][0]);
     low = rank == 0 ? values : keys;
     high = rank == 0 ? keys : values;
-    low_stride = rank == 0 ? Traits::kPanelBytes : Traits::kKeyPanelBytes;
-    high_stride = Traits::kPanelBytes + Traits::kKeyPanelBytes - low_stride;
   }
   __device__ __forceinline__ uint32_t panel(int i) const {
-    return i < 4 ? low + i * low_stride : high + (i - 4) * high_stride;
+    return (i < 4 ? low : high) + (i & 3) * Traits::kPanelStride;
   }
 };
 
@@ -79,8 +78,8 @@ __device__ __forceinline__ void start_scores(float (&s)[16], const PairQuery& qu
   wgmma_fence();
 #pragma unroll
   for (int k = 0; k < 32; ++k) {
-    const uint64_t keys =
-        swizzled_operand(rows.panel(k >> 2), 16, 1024) + operand_offset((k & 3) * 32);
+    const uint64_t keys = swizzled_operand(rows.panel(k >> 2), 16, Traits::kGroupStride) +
+                          operand_offset((k & 3) * 32);
     const uint32_t* a = query.fragments + 4 * k;
     wgmma_64x32_registers(s, a[0], a[1], a[2], a[3], keys, k != 0);
   }
@@ -186,11 +185,10 @@ __device__ __forceinline__ void pair_walk_role(PairStorage<Traits>& shared,
 template <typename Traits>
 struct PairAddresses {
   uint32_t raw, scales;
-  OwnRows<Traits> rows;
-  uint32_t offset;  // of values 0-7 within a panel
+  uint32_t low, high;  // values 0-7 of panels 0 and 4
 
   __device__ __forceinline__ uint32_t unit(int i, int upper) const {
-    return rows.panel(i) + (offset ^ (upper << 4));
+    return ((i < 4 ? low : high) ^ (upper << 4)) + (i & 3) * Traits::kPanelStride;
   }
 };
 
@@ -199,7 +197,7 @@ __device__ __forceinline__ void pair_load_and_convert(const AttendSm90Args& args
                                                       PairStorage<Traits>& shared, uint32_t rank,
                                                       int warp, int lane) {
   const int row = lane >> 2, chunk = lane & 3, odd = row & 1;
-  const uint32_t row_offset = (warp * 8 + row) * 128;
+  const uint32_t row_offset = warp * Traits::kGroupStride + row * 128;
   const uint32_t rope_offset = row_offset + (((chunk + 4 * odd) ^ row) << 4);
   const uint32_t raw = shared_address(shared.raw[warp]);
   const uint32_t addresses = shared_address(shared.walk.addresses[warp]) + row * 8;
@@ -225,19 +223,20 @@ __device__ __forceinline__ void pair_load_and_convert(const AttendSm90Args& args
     copy_async_wait<Traits::kRawSlots - 1>();
     __syncwarp();
     const uint32_t raw_slot = raw + (block % Traits::kRawSlots) * Traits::kRawSlotBytes;
+    const OwnRows<Traits> rows(shared, rank, stage);
+    const uint32_t offset = row_offset + ((2 * chunk ^ row) << 4);
     const PairAddresses<Traits> at = {raw_slot + row * Traits::kRawRowBytes + chunk * 16,
                                       raw_slot + 8 * Traits::kRawRowBytes + row * 8,
-                                      {shared, rank, stage},
-                                      row_offset + ((2 * chunk ^ row) << 4)};
-    convert_pass<Traits>(at, at.rows.panel(7) + rope_offset, odd);
+                                      rows.low + offset, rows.high + offset};
+    convert_pass<Traits>(at, rows.panel(7) + rope_offset, odd);
     fence_proxy_async();
     mbarrier_arrive(shared_address(&shared.barriers.rows_full[stage]));
     __syncwarp();
-    if (lane < Traits::kPanels) {  // these 8 rows, a panel a lane, as the other CTA's values
-      const uint32_t from = shared_address(shared.keys[stage][lane]) + warp * 8 * 128;
-      const uint32_t to = cluster_address(shared.values[stage][lane], rank ^ 1) +
-                          (rank * Traits::kRows + warp * 8) * 128;
-      cluster_copy_async(to, from, 8 * 128, cluster_address(&shared.values_full[stage], rank ^ 1));
+    if (lane == 0) {  // a copy of these 8 rows, as the other CTA's values
+      const uint32_t to =
+          cluster_address(shared.values[stage][rank * (Traits::kRows / 8) + warp], rank ^ 1);
+      cluster_copy_async(to, shared_address(shared.keys[stage][warp]), Traits::kGroupStride,
+                         cluster_address(&shared.values_full[stage], rank ^ 1));
     }
     const int ahead = slot + Traits::kRawSlots;
     gather_raw<Traits>(

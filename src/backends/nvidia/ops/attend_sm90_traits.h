@@ -19,6 +19,8 @@ struct Traits {
   // Panels of 64 columns: rows of 128 bytes with the 128-byte swizzle.
   static constexpr int kPanelBytes = 64 * 128;
   static constexpr int kPanels = kHeadDim / 64;
+  static constexpr int kPanelStride = kPanelBytes;  // to the next panel
+  static constexpr int kGroupStride = 8 * 128;      // to the next 8 rows
   static constexpr int kQueryPanels = kPanels / 2;  // the other half lives in registers
 
   // Registers a thread: S role (as launched), the two output roles, the loader.
@@ -53,7 +55,9 @@ struct PairTraits : Traits<kFormatOfRows> {
   static constexpr int kStages = 3;
   static constexpr int kRows = Base::kBlockRows / 2;  // that a CTA converts and scores
   static constexpr int kPanels = Base::kPanels / 2;   // of values that a CTA sums
-  static constexpr int kKeyPanelBytes = kRows * 128;
+  // 8 rows of all panels lie together, so that they can be sent in one piece.
+  static constexpr int kPanelStride = 8 * 128;
+  static constexpr int kGroupStride = kPanels * kPanelStride;
 
   static constexpr int kScoreRegisters = 232;
   static constexpr int kOutputRegisters = 168;
@@ -136,10 +140,10 @@ static_assert(sizeof(SharedStorage<Traits<KvFormat::kFp8DsMla>>) <= 232448, "227
 
 template <typename Traits>
 struct PairStorage {
-  // Columns that this CTA sums: all rows of a block, half of them from the other CTA.
-  alignas(1024) uint8_t values[Traits::kStages][Traits::kPanels][Traits::kPanelBytes];
+  // By 8 rows. Columns that this CTA sums: all rows of a block, half of them from the other CTA.
+  alignas(1024) uint8_t values[Traits::kStages][Traits::kBlockRows / 8][Traits::kGroupStride];
   // The other columns: this CTA's rows only, keys here and values there.
-  alignas(1024) uint8_t keys[Traits::kStages][Traits::kPanels][Traits::kKeyPanelBytes];
+  alignas(1024) uint8_t keys[Traits::kStages][Traits::kRows / 8][Traits::kGroupStride];
   alignas(1024) uint8_t p[Traits::kPanelBytes];
   float4 scores[2][4][4][32];  // of the other CTA's rows: block parity, warp, 8 rows, lane
   alignas(16) uint8_t raw[4][Traits::kRawSlots][Traits::kRawSlotBytes];
