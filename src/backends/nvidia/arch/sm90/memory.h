@@ -14,11 +14,11 @@ __device__ __forceinline__ void prefetch_l2(const void* pointer) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(pointer));
 }
 
-/// 4 bytes of memory that nobody writes during the kernel; stays where it is in program order.
-__device__ __forceinline__ uint32_t load_global_constant(const void* pointer) {
-  uint32_t value;
-  asm volatile("ld.global.nc.b32 %0, [%1];" : "=r"(value) : "l"(pointer));
-  return value;
+/// 16 bytes of memory that nobody writes during the kernel; stays where it is in program order.
+__device__ __forceinline__ void load_global_constant_16(const void* pointer, uint32_t* to) {
+  asm volatile("ld.global.nc.v4.b32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+               : "l"(pointer));
 }
 
 __device__ __forceinline__ uint32_t load_shared(uint32_t address) {
