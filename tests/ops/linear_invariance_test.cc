@@ -42,8 +42,9 @@ class LinearInvariance : public CandidateTest {
     struct Part {
       int64_t begin, count;
     };
-    for (const Part& part : {Part{0, 1}, Part{199, 1}, Part{5, 2}, Part{3, 8}, Part{64, 16},
-                             Part{100, 17}, Part{11, 40}, Part{1, 64}, Part{70, 129}}) {
+    for (const Part& part :
+         {Part{0, 1}, Part{199, 1}, Part{5, 2}, Part{3, 8}, Part{64, 16}, Part{100, 17},
+          Part{11, 40}, Part{1, 64}, Part{30, 100}, Part{70, 129}}) {
       for (size_t problems : {size_t{1}, weights.size()}) {
         const std::vector<uint8_t> some =
             multiply(x, part.begin, part.count,
@@ -78,6 +79,16 @@ TEST_P(LinearInvariance, RowsAloneAndTogether) {
         }
       }
     }
+  }
+}
+
+// Rows enough that a GPU computes whole tiles, every block all of K, where a call has many tokens.
+TEST_P(LinearInvariance, ManyRowsAloneAndTogether) {
+  if (GetParam().platform == Platform::kCpu) GTEST_SKIP() << "one way for any number of rows";
+  for (DType w : {DType::kBf16, DType::kF8E4M3}) {
+    SCOPED_TRACE(dtype_name(w));
+    check(6500, 4112, w, DType::kBf16, w == DType::kF8E4M3);
+    clear_memory();
   }
 }
 
