@@ -87,13 +87,14 @@ __device__ __forceinline__ void cluster_copy_async(uint32_t to, uint32_t from, i
       : "memory");
 }
 
-/// A float at `address` of this block's shared memory, read in block `rank` of the cluster.
-__device__ __forceinline__ float load_from_cluster(uint32_t address, uint32_t rank) {
-  float value;
+/// Four floats at `address` of this block's shared memory, read in block `rank` of the cluster.
+/// Several loads may be under way.
+__device__ __forceinline__ float4 load_from_cluster(uint32_t address, uint32_t rank) {
+  float4 value;
   asm volatile(
-      "{\n.reg .b32 remote;\nmapa.shared::cluster.u32 remote, %1, %2;\n"
-      "ld.shared::cluster.f32 %0, [remote];\n}\n"
-      : "=f"(value)
+      "{\n.reg .b32 remote;\nmapa.shared::cluster.u32 remote, %4, %5;\n"
+      "ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [remote];\n}\n"
+      : "=f"(value.x), "=f"(value.y), "=f"(value.z), "=f"(value.w)
       : "r"(address), "r"(rank)
       : "memory");
   return value;
