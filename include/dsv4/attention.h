@@ -162,9 +162,9 @@ class DeepseekV4Attention {
   virtual void forward_mqa(Step& step) const = 0;
   /// step.o -> out [T, hidden_size].
   virtual void o_proj(Step& step, Tensor out) const = 0;
-  /// project_in .. qnorm_rope_insert. Default: one operation per step name.
+  /// project_in of query and KV, .. qnorm_rope_insert. Default: one operation per step name.
   virtual void prepare(Step& step) const;
-  virtual void compress(Step& step) const;
+  virtual void compress(Step& step) const;  ///< project_in of the gates; perhaps beside prepare()
   /// index and select: which compressed entries every token attends to -> step.topk_*.
   virtual void select(Step& step) const;
 

@@ -79,6 +79,7 @@ DeepseekV4Attention::DeepseekV4Attention(const AttentionArgs& args)
   layer.numerics = args.numerics;
   layer.tensor_parallel = args.tensor_parallel;
   layer.device = args.device;
+  layer.branches = branches_of(*args.device);
   layer.specs = attention_cache_specs(config, args.kind, args.numerics);
   layer.num_heads = config.num_heads / size;
   layer.num_groups = config.o_groups / size;
@@ -194,6 +195,23 @@ void take_intermediates(DeepseekV4Attention::Step& step, const ModelConfig& conf
   step.topk_length = arena.take_array<int32_t>(tokens);
 }
 
+// What the compressor's branch takes at most, which has scratch memory of its own.
+int64_t branch_scratch_bytes(const ModelConfig& config, const LayerKind& kind,
+                             const StepLimits& limits, const Ops& ops, int num_threads) {
+  if (kind.compress_ratio == 0) return 0;
+  ScratchLimits scratch;
+  scratch.max_tokens = limits.max_tokens;
+  scratch.max_cols = config.hidden_size;
+  scratch.max_rows = kind.pooled_windows() * int64_t{config.head_dim};
+  scratch.head_dim = config.head_dim;
+  if (kind.indexer) scratch.index_dim = config.index_head_dim;
+  scratch.hidden_size = config.hidden_size;
+  scratch.num_threads = num_threads;
+  // The tap of the entries is taken there, too.
+  return ops.scratch_bytes(scratch) + Arena::kAlignment +
+         limits.max_tokens * int64_t{config.head_dim} * int64_t{sizeof(float)};
+}
+
 }  // namespace
 
 int64_t attention_workspace_bytes(const ModelConfig& config, const LayerKind& kind,
@@ -205,11 +223,9 @@ int64_t attention_workspace_bytes(const ModelConfig& config, const LayerKind& ki
   const int64_t entries = entries_for(kind, limits);
   take_intermediates(step, config, kind, numerics, tensor_parallel.size, limits.max_tokens, entries,
                      tile_tokens_for(entries, limits), padded_heads, measure);
-  // Temporaries of prepare() and of the taps of compress(), which live beside an operation's own
-  // scratch.
+  // Temporaries of prepare(), which live beside an operation's own scratch.
   const int64_t temporary_bytes =
-      limits.max_tokens * (size_of(numerics.activation) * (config.q_lora_rank + config.head_dim) +
-                           int64_t{sizeof(float)} * config.head_dim);
+      limits.max_tokens * size_of(numerics.activation) * (config.q_lora_rank + config.head_dim);
   const int64_t group_cols = config.o_groups / tensor_parallel.size * config.o_lora_rank;
   ScratchLimits scratch;
   scratch.max_tokens = limits.max_tokens;
@@ -229,7 +245,8 @@ int64_t attention_workspace_bytes(const ModelConfig& config, const LayerKind& ki
   }
   scratch.hidden_size = config.hidden_size;
   scratch.num_threads = num_threads;
-  return measure.peak() + temporary_bytes + ops.scratch_bytes(scratch) + 8 * Arena::kAlignment;
+  return measure.peak() + temporary_bytes + ops.scratch_bytes(scratch) +
+         branch_scratch_bytes(config, kind, limits, ops, num_threads) + 8 * Arena::kAlignment;
 }
 
 int64_t DeepseekV4Attention::workspace_bytes(const StepLimits& limits) const {
@@ -323,9 +340,26 @@ void DeepseekV4Attention::forward(const StepPlan& plan, const LayerCaches& cache
                              view.max_context / ratio <= layer.config.index_topk;
 
   tap_tensor(options, *layer.device, stream, "attn_in", hidden);
+  // Where the device can, steps that need nothing of each other run side by side, unless somebody
+  // watches them one by one. The compressor needs nothing of the query, and nothing needs it before
+  // select() or attend.
+  if (options.taps == nullptr && options.observer == nullptr) step.branches = layer.branches;
+  const bool forks = step.branches != nullptr && ratio != 0;
+  Step compressor = step;
+  Arena compressor_scratch;
+  if (forks) {
+    const int64_t bytes =
+        branch_scratch_bytes(layer.config, layer.kind, {.max_tokens = static_cast<int>(tokens)},
+                             ops(), layer.device->num_threads());
+    compressor_scratch = Arena(arena.take(bytes), bytes);
+    compressor.scratch = &compressor_scratch;
+    compressor.stream = step.branches->fork(stream, kCompressorBranch);
+  }
   prepare(step);
-  if (ratio != 0) compress(step);
+  if (ratio != 0) compress(compressor);
+  if (forks) step.branches->join(stream, kCompressorBranch);
   if (layer.kind.indexer) select(step);
+  if (step.inserts_beside()) step.branches->join(stream, kInsertBranch);
   {
     StepScope scope(options, AttentionStep::kAttend);
     forward_mqa(step);

@@ -64,23 +64,9 @@ void DeepseekV4Attention::prepare(Step& step) const {
   const Tensor c = step.scratch->take_tensor(layer.numerics.activation, {tokens, config.head_dim});
   {
     StepScope observe(options, AttentionStep::kProjectIn);
-    std::array<LinearProblem, 7> problems;
-    size_t count = 0;
-    const auto add = [&](const Weight& weight, const Tensor& out) {
-      problems[count++] = {step.hidden, weight, out};
-    };
-    const auto add_gates = [&](const CompressorWeights& compressor, const Tensor& gates) {
-      add(compressor.wkv, col_slice(gates, 0, compressor.wkv.rows));
-      add(compressor.wgate, col_slice(gates, compressor.wkv.rows, compressor.wgate.rows));
-    };
-    add(weights.wq_a, a);
-    add(weights.wkv, c);
-    if (weights.compressor) add_gates(*weights.compressor, step.gates);
-    if (weights.indexer) {
-      add_gates(weights.indexer->compressor, step.index_gates);
-      add(weights.indexer->weights_proj, step.index_weights);
-    }
-    project(ops(), context, layer.numerics, {problems.data(), count});
+    const LinearProblem problems[] = {{step.hidden, weights.wq_a, a},
+                                      {step.hidden, weights.wkv, c}};
+    project(ops(), context, layer.numerics, problems);
   }
   {
     StepScope observe(options, AttentionStep::kNormQKv);
@@ -103,6 +89,8 @@ void DeepseekV4Attention::prepare(Step& step) const {
   }
   {
     StepScope observe(options, AttentionStep::kQnormRopeInsert);
+    OpContext beside = context;
+    if (step.inserts_beside()) beside.stream = step.branches->fork(step.stream, kInsertBranch);
     ops().qnorm_rope_insert({.q = step.q,
                              .kv = step.kv,
                              .rope = layer.rope(),
@@ -110,7 +98,7 @@ void DeepseekV4Attention::prepare(Step& step) const {
                              .positions = step.plan->positions,
                              .slot_mapping = step.plan->window_slot_mapping,
                              .window = step.caches->window},
-                            context);
+                            beside);
   }
   Tensor real_heads = step.q;
   real_heads.shape[1] = layer.num_heads;
@@ -122,6 +110,24 @@ void DeepseekV4Attention::compress(Step& step) const {
   const Layer& layer = *layer_;
   const ForwardOptions& options = *step.options;
   const OpContext context = step.context(ops());
+  {
+    StepScope observe(options, AttentionStep::kProjectIn);
+    std::array<LinearProblem, 5> problems;
+    size_t count = 0;
+    const auto add = [&](const Weight& weight, const Tensor& out) {
+      problems[count++] = {step.hidden, weight, out};
+    };
+    const auto add_gates = [&](const CompressorWeights& compressor, const Tensor& gates) {
+      add(compressor.wkv, col_slice(gates, 0, compressor.wkv.rows));
+      add(compressor.wgate, col_slice(gates, compressor.wkv.rows, compressor.wgate.rows));
+    };
+    add_gates(*layer.weights.compressor, step.gates);
+    if (layer.weights.indexer) {
+      add_gates(layer.weights.indexer->compressor, step.index_gates);
+      add(layer.weights.indexer->weights_proj, step.index_weights);
+    }
+    project(ops(), context, layer.numerics, {problems.data(), count});
+  }
   StepScope observe(options, AttentionStep::kCompress);
   Arena::Scope scope(*step.scratch);
   Tensor entries;

@@ -8,10 +8,15 @@
 #include "attention/steps.h"
 #include "checkpoint/weights.h"
 #include "core/arena.h"
+#include "core/branches.h"
 #include "dsv4/attention.h"
 #include "ops/ops.h"
 
 namespace dsv4 {
+
+/// Branches of a step's stream: the compressor beside prepare(), q norm and insert beside select().
+constexpr int kCompressorBranch = 0, kInsertBranch = 1;
+static_assert(kInsertBranch < StreamBranches::kMaxBranches);
 
 /// Constants of a layer, made once: weights of this rank, geometry, rope frequencies and sinks on
 /// the device.
@@ -22,7 +27,8 @@ struct DeepseekV4Attention::Layer {
   Numerics numerics;
   TensorParallel tensor_parallel;
   Device* device = nullptr;
-  AttentionWeights weights;  // sliced: heads of wq_b, groups of wo_a, columns of wo_b
+  StreamBranches* branches = nullptr;  // of the device; null: steps run one after the other
+  AttentionWeights weights;            // sliced: heads of wq_b, groups of wo_a, columns of wo_b
   std::vector<CacheSpec> specs;
   ReductionGrid grid;
   int num_heads = 0;        // of this rank
@@ -52,6 +58,7 @@ struct DeepseekV4Attention::Step {
   Stream stream;
   Arena* scratch = nullptr;  // for operations
   const ForwardOptions* options = nullptr;
+  StreamBranches* branches = nullptr;  // where steps may run beside others; null: in order
 
   Tensor qr;                       // [T, q_lora_rank] act, after q_norm
   Tensor kv;                       // [T, head_dim] act
@@ -73,6 +80,10 @@ struct DeepseekV4Attention::Step {
   Tensor z;          // [T, groups * o_lora_rank] act
 
   int64_t num_tokens() const { return plan->num_tokens; }
+  /// Does qnorm_rope_insert run beside index and select, which do not read what it writes?
+  bool inserts_beside() const {
+    return branches != nullptr && index_q.data != nullptr && !all_entries_visible;
+  }
   OpContext context(const Ops& ops) const { return {stream, scratch, &ops}; }
 };
 

@@ -1,5 +1,6 @@
 // A device whose every allocation lies between guard bytes and starts as 0xff (NaN in every float
-// format): what reads unwritten memory or writes beside its own is found, on any device.
+// format): what reads unwritten memory or writes beside its own is found, on any device. Steps take
+// the way of devices with branches; where the inner one has none, a branch is the stream itself.
 #pragma once
 #include <gtest/gtest.h>
 
@@ -7,11 +8,12 @@
 #include <memory>
 #include <vector>
 
+#include "core/branches.h"
 #include "dsv4/device.h"
 
 namespace dsv4::testing {
 
-class GuardedDevice final : public Device {
+class GuardedDevice final : public Device, public StreamBranches {
  public:
   explicit GuardedDevice(std::unique_ptr<Device> inner) : inner_(std::move(inner)) {}
 
@@ -46,6 +48,13 @@ class GuardedDevice final : public Device {
   bool can_record() const override { return inner_->can_record(); }
   std::unique_ptr<RecordedWork> record(Stream stream, const std::function<void()>& body) override {
     return inner_->record(stream, body);
+  }
+  Stream fork(Stream stream, int branch) override {
+    StreamBranches* inner = branches_of(*inner_);
+    return inner == nullptr ? stream : inner->fork(stream, branch);
+  }
+  void join(Stream stream, int branch) override {
+    if (StreamBranches* inner = branches_of(*inner_)) inner->join(stream, branch);
   }
   int num_threads() const override { return inner_->num_threads(); }
   const Ops& ops() const override { return inner_->ops(); }

@@ -1,13 +1,17 @@
 #include "backends/nvidia/cuda_device.h"
 
 #include <algorithm>
+#include <array>
 #include <cstdlib>
+#include <map>
+#include <mutex>
 
 #include "attention/descriptor.h"
 #include "backends/nvidia/candidates.h"
 #include "backends/nvidia/driver.h"
 #include "backends/nvidia/limits.h"
 #include "backends/nvidia/ops/gpu_check.h"
+#include "core/branches.h"
 
 namespace dsv4::nvidia {
 namespace {
@@ -50,7 +54,61 @@ class RecordedGraph final : public RecordedWork {
   cudaGraphExec_t exec_ = nullptr;
 };
 
-class CudaDevice final : public Device {
+// Branches of streams: a stream and an event for each, made when first asked for.
+class CudaBranches {
+ public:
+  CudaBranches() = default;
+  CudaBranches(const CudaBranches&) = delete;
+  CudaBranches& operator=(const CudaBranches&) = delete;
+  ~CudaBranches() {
+    for (const auto& [stream, branches] : branches_) {
+      for (const Branch& branch : branches) {
+        if (branch.stream == nullptr) continue;
+        cudaStreamDestroy(branch.stream);
+        cudaEventDestroy(branch.event);
+      }
+    }
+  }
+  cudaStream_t fork(cudaStream_t stream, int index) {
+    const std::lock_guard lock(mutex_);
+    const Branch& branch = branch_of(stream, index);
+    wait(branch.event, stream, branch.stream);
+    return branch.stream;
+  }
+  void join(cudaStream_t stream, int index) {
+    const std::lock_guard lock(mutex_);
+    const Branch& branch = branch_of(stream, index);
+    wait(branch.event, branch.stream, stream);
+  }
+
+ private:
+  struct Branch {
+    cudaStream_t stream = nullptr;
+    cudaEvent_t event = nullptr;
+  };
+  // All branches of a stream are made together: the first one is asked for in a step that runs,
+  // others perhaps in one that is recorded.
+  const Branch& branch_of(cudaStream_t stream, int index) {
+    DSV4_CHECK(index >= 0 && index < StreamBranches::kMaxBranches);
+    auto& branches = branches_[stream];
+    for (Branch& branch : branches) {
+      if (branch.stream != nullptr) break;
+      DSV4_CUDA_CHECK(cudaEventCreateWithFlags(&branch.event, cudaEventDisableTiming));
+      DSV4_CUDA_CHECK(cudaStreamCreateWithFlags(&branch.stream, cudaStreamNonBlocking));
+    }
+    return branches[static_cast<size_t>(index)];
+  }
+  // Work of `later` from now on waits for what is on `earlier` by now.
+  static void wait(cudaEvent_t event, cudaStream_t earlier, cudaStream_t later) {
+    DSV4_CUDA_CHECK(cudaEventRecord(event, earlier));
+    DSV4_CUDA_CHECK(cudaStreamWaitEvent(later, event, 0));
+  }
+
+  std::mutex mutex_;  // an event is recorded and waited for by one thread at a time
+  std::map<cudaStream_t, std::array<Branch, StreamBranches::kMaxBranches>> branches_;
+};
+
+class CudaDevice final : public Device, public StreamBranches {
  public:
   CudaDevice(int index, const DeviceInfo& info) : index_(index), info_(info) {
     DSV4_CUDA_CHECK(cudaSetDevice(index));
@@ -129,6 +187,14 @@ class CudaDevice final : public Device {
     DSV4_CUDA_CHECK(cudaStreamEndCapture(stream_of(stream), &graph));
     return std::make_unique<RecordedGraph>(index_, graph);
   }
+  Stream fork(Stream stream, int branch) override {
+    const UseDevice use(index_);
+    return {branches_.fork(stream_of(stream), branch)};
+  }
+  void join(Stream stream, int branch) override {
+    const UseDevice use(index_);
+    branches_.join(stream_of(stream), branch);
+  }
   const Ops& ops() const override { return ops_; }
   DeviceLimits measure_limits() override {
     const UseDevice use(index_);
@@ -145,6 +211,7 @@ class CudaDevice final : public Device {
   int index_;
   DeviceInfo info_;
   cudaStream_t stream_ = nullptr;
+  CudaBranches branches_;
   Ops ops_;
   std::string forced_;
 };

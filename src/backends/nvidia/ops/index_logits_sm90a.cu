@@ -5,10 +5,10 @@
 // Tiling    An item is up to 8 neighbouring tokens of one sequence, a tile 64 keys. All tiles of
 //           all items are one list, of which a CTA takes an equal part (several items, or a part of
 //           one). Two warps fetch tiles as bulk copies into a ring, two put down the queries of the
-//           next item as E4M3 codes; 4 warpgroups take tiles in turn: keys go to registers as the
-//           left operand (the place in the ring is free again then) and meet two tokens at a time,
-//           64 x 128 x 128, whose sums are folded (ReLU, weight, sum over heads) in the lanes while
-//           the other warpgroups multiply
+//           next item as E4M3 codes (all help where parts are short); 4 warpgroups take tiles in
+//           turn: keys go to registers as the left operand (the place in the ring is free again
+//           then) and meet two tokens at a time, 64 x 128 x 128, whose sums are folded (ReLU,
+//           weight, sum over heads) in the lanes while the other warpgroups multiply
 // Budget    decode: 132 B a key, 528 clocks a tile and multiprocessor at 4.2 TB/s, of which the
 //           matrix unit works 128; 66 KiB in flight. Prefill: a tile and token takes 128 clocks of
 //           the matrix unit, 64 of shared memory for queries and 64 for weights, about 90 issue
@@ -43,13 +43,13 @@ struct Traits {
   static constexpr int kSteps = kIndexDim / 32;
   static constexpr int kItemTokens = 8;
   static constexpr int kSlots = 2;       // items whose queries are in shared memory
-  static constexpr int kShortPart = 16;  // tiles, in which queries are hardly fetched
+  static constexpr int kShortPart = 64;  // tiles
   static constexpr int kStages = 8;
   static constexpr int kKeyWarps = 2;
   static constexpr int kQueryThreads = 128 - 32 * kKeyWarps;
   // Multiples of 8 that the 96 registers of every thread at launch add up to.
   static constexpr int kScoreRegisters = 112, kFetchRegisters = 32;
-  static constexpr int kFirstBarrier = 1;  // named: the first item's queries lie there
+  static constexpr int kTogetherBarrier = 1;  // named: all warps but those of the keys
   static constexpr int kMultiprocessors = 132;
 };
 // A place in the ring is always filled by one warp and read by one warpgroup: with others between,
@@ -80,13 +80,18 @@ struct Storage {
   Queries queries[Traits::kSlots][Traits::kItemTokens];
   Stage stages[Traits::kStages];
   Token tokens[Traits::kSlots][Traits::kItemTokens];
-  Part parts[Traits::kSlots];
   uint64_t full[Traits::kStages], empty[Traits::kStages];
   uint64_t queries_full[Traits::kSlots], queries_empty[Traits::kSlots];
   int32_t warp_tiles[Traits::kThreads / 32];
   int32_t first_token, first_tile;
 };
 static_assert(sizeof(Storage) <= 227 * 1024);
+
+/// The same value in all lanes, and known to be: products in flight are not for branches that might
+/// split a warp.
+__device__ __forceinline__ int32_t uniform(int32_t value) {
+  return __shfl_sync(~0u, value, 0);
+}
 
 // ---- items and tiles
 
@@ -120,7 +125,8 @@ struct Walk {
 
   __device__ __forceinline__ bool next(const IndexLogitsArgs& args, Item& item, Part& part) {
     while (left > 0) {
-      item = item_at(args, token);
+      item = item_at(args, uniform(token));
+      item.count = uniform(item.count), item.longest = uniform(item.longest);
       part = {item.first, item.count, tile, min(item.tiles(), tile + left)};
       token = item.first + item.count;
       tile = 0;
@@ -173,7 +179,7 @@ __device__ Walk find_part(const IndexLogitsArgs& args, Storage& storage) {
     }
   }
   __syncthreads();
-  return {storage.first_token, storage.first_tile, to - from};
+  return {uniform(storage.first_token), uniform(storage.first_tile), uniform(to - from)};
 }
 
 // ---- what the fetching warps do
@@ -289,8 +295,27 @@ __device__ __forceinline__ void put_queries(const IndexLogitsArgs& args, Storage
     if (place == 0)
       storage.tokens[slot][token].end = min(args.end[part.first + token], args.max_end);
   }
-  if (thread == 0) storage.parts[slot] = part;
   sm90::fence_proxy_async();
+}
+
+/// Is this part over before two warps have fetched the queries of the next one? Then all warps but
+/// those of the keys fetch its queries together, when the part before is done.
+__device__ __forceinline__ bool is_short(const Part& part) {
+  return part.tile_end - part.tile <= Traits::kShortPart;
+}
+constexpr int kKeyThreads = 32 * Traits::kKeyWarps;
+constexpr int kOtherThreads = Traits::kThreads - kKeyThreads;
+
+/// By kOtherThreads threads, of which those that fetch tell the barrier that would be waited for
+/// had they done it alone.
+__device__ __forceinline__ void put_queries_together(const IndexLogitsArgs& args, Storage& storage,
+                                                     int k, const Part& part, bool scores) {
+  const int slot = k % Traits::kSlots;
+  sm90::barrier_sync(Traits::kTogetherBarrier, kOtherThreads);  // the item before is done
+  const int thread = static_cast<int>(threadIdx.x) - (scores ? 0 : kKeyThreads);
+  put_queries(args, storage, slot, part, thread, kOtherThreads);
+  if (!scores) sm90::mbarrier_arrive(shared_address(&storage.queries_full[slot]));
+  sm90::barrier_sync(Traits::kTogetherBarrier, kOtherThreads);
 }
 
 /// Queries of all items but the first; those of items before `placed` lie there already.
@@ -302,6 +327,10 @@ __device__ __forceinline__ void fetch_queries(const IndexLogitsArgs& args, Stora
   walk.next(args, item, part);
   for (int k = 1; walk.next(args, item, part); ++k) {
     const int slot = k % kSlots;
+    if (k >= placed && is_short(part)) {
+      put_queries_together(args, storage, k, part, false);
+      continue;
+    }
     if (k >= kSlots) {
       sm90::mbarrier_wait(shared_address(&storage.queries_empty[slot]), (k / kSlots - 1) & 1);
     }
@@ -416,26 +445,23 @@ __device__ __forceinline__ void score(const KeyRegisters& keys, const Queries* q
   if (row < end && (kCount == 2 || !upper)) logits[row] = __fmul_rn(sum, keys.scale);
 }
 
-/// The same value in all lanes, and known to be: products in flight are not for branches that might
-/// split a warp.
-__device__ __forceinline__ int32_t uniform(int32_t value) {
-  return __shfl_sync(~0u, value, 0);
-}
-
 __device__ __forceinline__ void score_tiles(const IndexLogitsArgs& args, Storage& storage,
-                                            int32_t left) {
+                                            Walk walk, int placed) {
   const int warpgroup = uniform(threadIdx.x / 128), warp = threadIdx.x % 128 / 32;
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   // Tile `turn` of the CTA's list, counted from 0, is warpgroup turn % kWarpgroups's.
   int32_t stage = warpgroup, turn = warpgroup, base = 0;
   uint32_t parity = 0;
-  for (int k = 0; left > 0; ++k) {
+  Item item;
+  Part part;
+  for (int k = 0; walk.next(args, item, part); ++k) {
     const int slot = k % Traits::kSlots;
-    if (k > 0) {
+    if (k >= placed && is_short(part)) {
+      put_queries_together(args, storage, k, part, true);
+    } else if (k > 0) {
       sm90::mbarrier_wait(shared_address(&storage.queries_full[slot]),
                           (k - 1) / Traits::kSlots & 1);
     }
-    const Part part = storage.parts[slot];
     const int32_t tiles = uniform(part.tile_end - part.tile), count = uniform(part.count);
     const Queries* queries = storage.queries[slot];
     const Token* tokens = storage.tokens[slot];
@@ -457,7 +483,6 @@ __device__ __forceinline__ void score_tiles(const IndexLogitsArgs& args, Storage
       if (i < count) score<1>(keys, queries + i, tokens + i, row, logits, args.logits_stride);
     }
     base += tiles;
-    left -= tiles;
     __syncwarp();
     if (lane == 0) sm90::mbarrier_arrive(shared_address(&storage.queries_empty[slot]));
   }
@@ -483,7 +508,6 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
 
   // The first warps of the last warpgroup fetch keys; all others begin with the first queries, and
   // with the next ones where these are wanted soon.
-  constexpr int kKeyThreads = 32 * Traits::kKeyWarps, kOthers = Traits::kThreads - kKeyThreads;
   const int warpgroup = uniform(threadIdx.x / 128), warp = uniform(threadIdx.x % 128 / 32);
   const bool scores = warpgroup < Traits::kWarpgroups;
   int placed = 0;
@@ -493,15 +517,15 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
     Item item;
     Part part{};
 #pragma unroll 1
-    while (placed < Traits::kSlots && part.tile_end - part.tile < Traits::kShortPart &&
+    while (placed < Traits::kSlots && (placed == 0 || is_short(part)) &&
            first.next(args, item, part)) {
-      put_queries(args, storage, placed++, part, thread, kOthers);
+      put_queries(args, storage, placed++, part, thread, kOtherThreads);
     }
-    sm90::barrier_sync(Traits::kFirstBarrier, kOthers);
+    sm90::barrier_sync(Traits::kTogetherBarrier, kOtherThreads);
   }
   if (scores) {
     sm90::increase_registers<Traits::kScoreRegisters>();
-    score_tiles(args, storage, walk.left);
+    score_tiles(args, storage, walk, placed);
   } else {
     sm90::decrease_registers<Traits::kFetchRegisters>();
     if (warp < Traits::kKeyWarps) {
