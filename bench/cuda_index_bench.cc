@@ -1,7 +1,9 @@
 // Indexer scores, top-k and the model around attention on an NVIDIA GPU, beside the public kernels'
 // times on an H200.
 //
-//   cuda_index_bench [--op top_k|logits|prefill|rows] [--candidate NAME] [--quick]
+//   cuda_index_bench [--op top_k|logits|prefill|rows] [--candidate NAME] [--case TEXT] [--quick]
+//
+// --case takes the scores' cases whose first column holds TEXT.
 //
 // Time: a CUDA graph of launches over rotating inputs (together at least 256 MB, so that they are
 // cold), replayed; median over replays / launches. "hot" repeats one input set. "x" is the time
@@ -33,7 +35,7 @@ constexpr double kBytesPerUs = 4274e3, kFp8FlopsPerUs = 1500e6;
 constexpr int64_t kColdBytes = 256 << 20;
 
 struct Options {
-  std::string op, candidate;
+  std::string op, candidate, which;
   bool quick = false;
 };
 
@@ -244,6 +246,9 @@ void bench_logits(Bench& bench, std::span<const LogitsCase> cases, const char* t
               "batch x tokens x entries, format", "kernel", "cold", "DeepGEMM", "GB/s", "TFLOP/s",
               "x", "ours/DG");
   for (const LogitsCase& which : cases) {
+    const std::string name_of_case = concat(which.batch, " x ", which.tokens, " x ", which.entries,
+                                            ", ", kv_format_name(which.format));
+    if (name_of_case.find(bench.options().which) == std::string::npos) continue;
     const RowLayout layout = row_layout(which.format, kDim);
     const int64_t stride = (kRows * layout.row_bytes() + 575) / 576 * 576;
     const int64_t pages = (which.entries + kRows - 1) / kRows, tokens = which.batch * which.tokens;
@@ -311,10 +316,7 @@ void bench_logits(Bench& bench, std::span<const LogitsCase> cases, const char* t
                                                q_bytes + out_bytes);
       const double flops = 2.0 * kHeads * kDim * static_cast<double>(tokens * which.entries);
       const double floor_us = std::max({bytes / kBytesPerUs, flops / kFp8FlopsPerUs, 2.8});
-      std::printf("%-40s %-10s %8.1f %10.1f %8.0f %8.0f %6.2f %6.2f\n",
-                  concat(which.batch, " x ", which.tokens, " x ", which.entries, ", ",
-                         kv_format_name(which.format))
-                      .c_str(),
+      std::printf("%-40s %-10s %8.1f %10.1f %8.0f %8.0f %6.2f %6.2f\n", name_of_case.c_str(),
                   name.c_str(), us, which.deep_gemm_us, bytes / us / 1e3, flops / us / 1e6,
                   us / floor_us, which.deep_gemm_us > 0 ? us / which.deep_gemm_us : 0.0);
     }
@@ -414,9 +416,12 @@ Options parse(int argc, char** argv) {
       options.op = argv[++i];
     } else if (flag == "--candidate" && i + 1 < argc) {
       options.candidate = argv[++i];
+    } else if (flag == "--case" && i + 1 < argc) {
+      options.which = argv[++i];
     } else {
       std::fprintf(stderr,
-                   "usage: %s [--op top_k|logits|prefill|rows] [--candidate NAME] [--quick]\n",
+                   "usage: %s [--op top_k|logits|prefill|rows] [--candidate NAME] [--case TEXT] "
+                   "[--quick]\n",
                    argv[0]);
       std::exit(2);
     }

@@ -158,20 +158,26 @@ class Bench {
   std::vector<Buffer> owned_;
 };
 
-// One sequence; the last token of every `ratio` emits an entry.
+// Tokens of one sequence, or one each of many; the last token of every `ratio` emits an entry.
 struct Step {
-  std::vector<int32_t> positions, token_to_seq;
+  std::vector<int32_t> positions, token_to_seq, query_start{0}, context_len, state_slot;
   std::vector<int64_t> slots, ratio_slots;
   int64_t entries = 0;
-  Step(int64_t tokens, int ratio) {
+  Step(int64_t tokens, int ratio, int64_t seqs = 1, int64_t context = -1) {
+    // A single token completes an entry, as the costly decode step does.
+    if (context < 0) context = kFirstPosition + ratio - 1;
     for (int64_t t = 0; t < tokens; ++t) {
-      // A single token completes an entry, as the costly decode step does.
-      const int64_t position = kFirstPosition + ratio - 1 + t;
+      const int64_t position = context + (seqs == 1 ? t : 0);
       positions.push_back(static_cast<int32_t>(position));
-      token_to_seq.push_back(0);
+      token_to_seq.push_back(static_cast<int32_t>(seqs == 1 ? 0 : t));
       slots.push_back(t);
       const bool emits = (position + 1) % ratio == 0;
       ratio_slots.push_back(emits ? entries++ : -1);
+    }
+    for (int64_t s = 0; s < seqs; ++s) {
+      query_start.push_back(static_cast<int32_t>(tokens / seqs * (s + 1)));
+      context_len.push_back(static_cast<int32_t>(context));
+      state_slot.push_back(static_cast<int32_t>(s));
     }
   }
 };
@@ -249,17 +255,24 @@ void bench_compress(Bench& bench, int64_t tokens) {
     bool overlap;
     int64_t width;
     KvFormat format;
+    bool decode = false, emits = true;  // decode: every token is of another sequence
   };
   for (const Case& which :
        {Case{"compress 4 fp8_ds_mla", 4, true, kHeadDim, KvFormat::kFp8DsMla},
         Case{"compress 128 fp8_ds_mla", 128, false, kHeadDim, KvFormat::kFp8DsMla},
-        Case{"compress 4 index_fp8", 4, true, kIndexDim, KvFormat::kIndexFp8}}) {
-    const Step step(tokens, which.ratio);
+        Case{"compress 4 index_fp8", 4, true, kIndexDim, KvFormat::kIndexFp8},
+        Case{"decode, compress 4 fp8_ds_mla", 4, true, kHeadDim, KvFormat::kFp8DsMla, true},
+        Case{"decode, compress 128 fp8_ds_mla", 128, false, kHeadDim, KvFormat::kFp8DsMla, true},
+        Case{"the same, no entries", 128, false, kHeadDim, KvFormat::kFp8DsMla, true, false}}) {
+    if (which.decode && tokens > 256) continue;
+    const int64_t seqs = which.decode ? tokens : 1;
+    const Step step(tokens, which.ratio, seqs, which.emits ? -1 : kFirstPosition);
     const int windows = which.overlap ? 2 : 1;
     const int64_t half = windows * which.width, ring = windows * which.ratio;
-    // Rows of this step once; of the ring what the first entries need, and what is kept.
-    const int64_t from_ring = std::min<int64_t>(ring - 1, step.entries * ring);
-    const int64_t bytes = (tokens + (from_ring + std::min(tokens, ring)) / windows) * 2 * half * 4 +
+    // Rows of this step once; of the rings what the first entries need, and what is kept.
+    const int64_t from_ring = seqs * std::min<int64_t>(ring - 1, step.entries / seqs * ring);
+    const int64_t kept = std::min(tokens, seqs * ring);
+    const int64_t bytes = (tokens + (from_ring + kept) / windows) * 2 * half * 4 +
                           step.entries * page_bytes(which.format, 1, static_cast<int>(which.width));
     bench.report(which.name, tokens, bytes, [&](int) -> Bench::Call {
       const int64_t slot_stride = ring * 2 * half;
@@ -267,11 +280,11 @@ void bench_compress(Bench& bench, int64_t tokens) {
           RatioPlan{which.ratio, bench.upload(step.ratio_slots), nullptr, nullptr});
       const auto plan = std::make_shared<PlanView>();
       plan->num_tokens = static_cast<int32_t>(tokens);
-      plan->num_seqs = 1;
-      plan->max_query_len = static_cast<int32_t>(tokens);
-      plan->query_start = bench.upload(std::vector<int32_t>{0, static_cast<int32_t>(tokens)});
-      plan->context_len = bench.upload(std::vector<int32_t>{kFirstPosition + which.ratio - 1});
-      plan->state_slot = bench.upload(std::vector<int32_t>{0});
+      plan->num_seqs = static_cast<int32_t>(seqs);
+      plan->max_query_len = static_cast<int32_t>(tokens / seqs);
+      plan->query_start = bench.upload(step.query_start);
+      plan->context_len = bench.upload(step.context_len);
+      plan->state_slot = bench.upload(step.state_slot);
       plan->positions = bench.upload(step.positions);
       plan->token_to_seq = bench.upload(step.token_to_seq);
       plan->ratios = {ratio.get(), 1};
@@ -286,9 +299,10 @@ void bench_compress(Bench& bench, int64_t tokens) {
           .rope = rope(bench),
           .hadamard = false,
           .activation = DType::kBf16,
-          .state = {reinterpret_cast<float*>(bench.raw(slot_stride * 4, 0x3f)), slot_stride, 1,
-                    static_cast<int32_t>(ring), static_cast<int32_t>(2 * half)},
-          .cache = bench.cache(which.format, step.entries, which.width),
+          .state = {reinterpret_cast<float*>(bench.raw(seqs * slot_stride * 4, 0x3f)), slot_stride,
+                    static_cast<int32_t>(seqs), static_cast<int32_t>(ring),
+                    static_cast<int32_t>(2 * half)},
+          .cache = bench.cache(which.format, std::max<int64_t>(1, step.entries), which.width),
           .entries = {}};
       return [params, plan, ratio, &bench](const OpContext& c) { bench.ops().compress(params, c); };
     });

@@ -110,63 +110,54 @@ def flash_mla_with_kvcache(
         raise invalid("causal must be False for sparse attention")
     if not is_fp8_kvcache:
         raise unsupported("is_fp8_kvcache=False; sparse attention reads FP8 caches only")
-    tensors = (q, k_cache, indices, attn_sink, extra_k_cache, extra_indices_in_kvcache)
-    lengths = (topk_length, extra_topk_length)
-    with _checked_once(head_dim_v, *tensors, *lengths) as is_new:
-        if is_new:
-            _check_decode(head_dim_v, *tensors, *lengths)
-    batch, s_q, heads, _ = q.shape
-    has_extra = extra_k_cache is not None
-    config = FlashMLASchedMeta.Config(
-        b=batch,
-        s_q=s_q,
-        h_q=heads,
-        page_block_size=k_cache.shape[1],
-        h_k=k_cache.shape[2],
-        causal=causal,
-        is_fp8_kvcache=is_fp8_kvcache,
-        topk=indices.shape[2],
-        extra_page_block_size=extra_k_cache.shape[1] if has_extra else None,
-        extra_topk=extra_indices_in_kvcache.shape[2] if has_extra else None,
+    tensors = (
+        q,
+        k_cache,
+        indices,
+        attn_sink,
+        extra_k_cache,
+        extra_indices_in_kvcache,
+        topk_length,
+        extra_topk_length,
     )
-    if not meta.have_initialized:
-        meta.have_initialized, meta.config = True, config
-    elif meta.config != config:
-        _refuse_other_config(meta.config, config)
+    key = (head_dim_v, *map(_outline, tensors))
+    form = _decode_forms.get(key)
+    if form is None:
+        _check_decode(head_dim_v, *tensors)
+        form = _remember(_decode_forms, key, _DecodeForm(*tensors))
+    if meta.config is not form.config:
+        if not meta.have_initialized:
+            meta.have_initialized, meta.config = True, form.config
+        elif meta.config != form.config:
+            _refuse_other_config(meta.config, form.config)
 
-    # Tokens of a launch lie one stride apart. Where those of two dimensions do not, there is one
-    # launch for each token of a sequence: batch is large where speed matters, s_q is 1 to 4.
-    listed = (indices, extra_indices_in_kvcache) if has_extra else (indices,)
-    as_one = s_q == 1 or all(t.stride(0) == s_q * t.stride(1) for t in (q, *listed))
-    out = torch.empty((batch, s_q, heads, head_dim_v), dtype=q.dtype, device=q.device)
-    lse_shape = (batch, s_q, heads) if as_one else (s_q, batch, heads)
-    lse = torch.empty(lse_shape, dtype=torch.float32, device=q.device)
-    if as_one:
-        launches = [[t.flatten(0, 1) for t in (q, out, lse, *listed)]]
-        lengths = [t if t is None or s_q == 1 else t.repeat_interleave(s_q) for t in lengths]
-    else:
-        launches = [[q[:, j], out[:, j], lse[j], *(t[:, j] for t in listed)] for j in range(s_q)]
-    caches = [_fp8_cache(k_cache)] + ([_fp8_cache(extra_k_cache)] if has_extra else [])
-    num_tokens = batch * s_q if as_one else batch
-    lengths = [_lengths(t, num_tokens, i) for t, i in zip(lengths, listed)]
+    out = torch.empty(form.out_shape, dtype=q.dtype, device=q.device)
+    lse = torch.empty(form.lse_shape, dtype=torch.float32, device=q.device)
+    rows = [(_fp8_cache(k_cache), indices, form.lengths(topk_length, indices))]
+    if extra_k_cache is not None:
+        extra = extra_indices_in_kvcache
+        rows.append((_fp8_cache(extra_k_cache), extra, form.lengths(extra_topk_length, extra)))
     sink = None if attn_sink is None else _raw(attn_sink)
     with _on_device(q) as stream:
-        for q_part, out_part, lse_part, *slots in launches:
-            rows = [Lists(c, _raw(i), n) for c, i, n in zip(caches, slots, lengths)]
+        for j in range(form.num_launches):
+            lists = [
+                Lists(cache, view.of(slots, j), length)
+                for (cache, slots, length), view in zip(rows, form.slots)
+            ]
             attend(
-                _raw(q_part),
-                _raw(out_part),
+                form.q.of(q, j),
+                form.out.of(out, j),
                 # Rows that stand alone go where long lists may be cut into chains.
-                window=rows[0] if has_extra else None,
-                compressed=rows[-1],
+                window=lists[0] if len(lists) == 2 else None,
+                compressed=lists[-1],
                 sink=sink,
                 softmax_scale=_HEAD_DIM**-0.5 if softmax_scale is None else softmax_scale,
-                lse=_raw(lse_part),
+                lse=form.lse.of(lse, j),
                 scratch=_scratch(q),
                 stream=stream,
             )
     _plus_inf_without_keys(lse)
-    return out, lse.permute(0, 2, 1) if as_one else lse.permute(1, 2, 0)
+    return out, lse.permute(0, 2, 1) if form.as_one else lse.permute(1, 2, 0)
 
 
 def flash_mla_sparse_fwd(
@@ -189,9 +180,11 @@ def flash_mla_sparse_fwd(
     Returns out [s_q, h_q, 512] bfloat16, max_logits [s_q, h_q] float32 (-inf for a query without
     keys), lse [s_q, h_q] float32 (+inf).
     """
-    with _checked_once(d_v, q, kv, indices, attn_sink, topk_length) as is_new:
-        if is_new:
-            _check_prefill(d_v, q, kv, indices, attn_sink, topk_length)
+    tensors = (q, kv, indices, attn_sink, topk_length)
+    key = (d_v, *map(_outline, tensors))
+    if key not in _prefill_forms:
+        _check_prefill(d_v, *tensors)
+        _remember(_prefill_forms, key, True)
     s_q, heads, _ = q.shape
     out = torch.empty((s_q, heads, d_v), dtype=q.dtype, device=q.device)
     lse = torch.empty((s_q, heads), dtype=torch.float32, device=q.device)
@@ -217,27 +210,86 @@ def flash_mla_sparse_fwd(
     return out, max_logits, _plus_inf_without_keys(lse)
 
 
+# ---- calls of one form: what follows from shapes, strides, dtypes and devices alone
+
+# Checks and views of calls that were found right: they take longer than a kernel.
+_decode_forms = {}
+_prefill_forms = {}
+_MAX_FORMS = 4096
+
+
+def _outline(tensor):
+    if tensor is None:
+        return None
+    return (tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
+
+
+def _remember(forms, key, form):
+    if len(forms) >= _MAX_FORMS:
+        forms.clear()
+    forms[key] = form
+    return form
+
+
+class _View:
+    """A tensor as launch j sees it: `shape` and `strides`, `step` elements after launch j - 1."""
+
+    def __init__(self, tensor, shape, strides, step=0):
+        self.dtype, self.device = _DTYPES[tensor.dtype], _device_name(tensor)
+        self.shape, self.strides = tuple(shape), tuple(strides)
+        self.step_bytes = step * tensor.element_size()
+
+    def of(self, tensor, j):
+        pointer = tensor.data_ptr() + j * self.step_bytes
+        return RawTensor(pointer, self.dtype, self.shape, self.strides, self.device, owner=tensor)
+
+
+class _DecodeForm:
+    """Tokens of a launch lie one stride apart. Where those of two dimensions do not, there is one
+    launch for each token of a sequence: batch is large where speed matters, s_q is 1 to 4."""
+
+    def __init__(self, q, k_cache, indices, _sink, extra_k_cache, extra_indices, *_lengths):
+        batch, s_q, heads, dim = q.shape
+        has_extra = extra_k_cache is not None
+        self.config = FlashMLASchedMeta.Config(
+            b=batch,
+            s_q=s_q,
+            h_q=heads,
+            page_block_size=k_cache.shape[1],
+            h_k=k_cache.shape[2],
+            causal=False,
+            is_fp8_kvcache=True,
+            topk=indices.shape[2],
+            extra_page_block_size=extra_k_cache.shape[1] if has_extra else None,
+            extra_topk=extra_indices.shape[2] if has_extra else None,
+        )
+        listed = (indices, extra_indices) if has_extra else (indices,)
+        self.as_one = s_q == 1 or all(t.stride(0) == s_q * t.stride(1) for t in (q, *listed))
+        self.s_q, self.num_launches = s_q, 1 if self.as_one else s_q
+        self.num_tokens = batch * s_q if self.as_one else batch
+        self.out_shape = (batch, s_q, heads, dim)
+        self.lse_shape = (batch, s_q, heads) if self.as_one else (s_q, batch, heads)
+        self.q = self._view(q)
+        self.out = self._view(q, (s_q * heads * dim, heads * dim, dim, 1))
+        self.slots = [self._view(t) for t in listed]
+        lse = torch.empty(0, dtype=torch.float32, device=q.device)
+        self.lse = _View(lse, (self.num_tokens, heads), (heads, 1), batch * heads)
+
+    def _view(self, tensor, strides=None):
+        """[b, s_q, ...] as [tokens, ...] of one launch."""
+        strides = tensor.stride() if strides is None else strides
+        of_token = strides[1] if self.as_one and self.s_q > 1 else strides[0]
+        step = 0 if self.as_one else strides[1]
+        return _View(tensor, (self.num_tokens, *tensor.shape[2:]), (of_token, *strides[2:]), step)
+
+    def lengths(self, given, indices):
+        """Entries of each token's list."""
+        if given is not None and self.as_one and self.s_q > 1:
+            given = given.repeat_interleave(self.s_q)
+        return _lengths(given, self.num_tokens, indices)
+
+
 # ---- checks
-
-# Shapes, strides, dtypes and devices of calls that were found right: checks take longer than a
-# kernel.
-_accepted = set()
-_MAX_ACCEPTED = 4096
-
-
-@contextlib.contextmanager
-def _checked_once(*arguments):
-    """Tells whether arguments like these are new; remembers them unless the block raises."""
-    key = tuple(
-        (a.shape, a.stride(), a.dtype, a.device) if isinstance(a, torch.Tensor) else a
-        for a in arguments
-    )
-    is_new = key not in _accepted
-    yield is_new
-    if is_new:
-        if len(_accepted) >= _MAX_ACCEPTED:
-            _accepted.clear()
-        _accepted.add(key)
 
 
 def _check_decode(
@@ -332,10 +384,14 @@ def _refuse_other_config(first, now):
 _DTYPES = {torch.bfloat16: "bf16", torch.float32: "f32", torch.int32: "i32"}
 
 
+def _device_name(tensor):
+    return "cpu" if tensor.device.type == "cpu" else f"cuda:{tensor.device.index}"
+
+
 def _raw(tensor):
-    device = "cpu" if tensor.device.type == "cpu" else f"cuda:{tensor.device.index}"
     dtype = _DTYPES.get(tensor.dtype, "u8")
-    return RawTensor(tensor.data_ptr(), dtype, tensor.shape, tensor.stride(), device, owner=tensor)
+    shape, strides = tensor.shape, tensor.stride()
+    return RawTensor(tensor.data_ptr(), dtype, shape, strides, _device_name(tensor), owner=tensor)
 
 
 def _fp8_cache(cache):
@@ -344,9 +400,29 @@ def _fp8_cache(cache):
 
 def _lengths(given, tokens, indices):
     """Entries of each token's list."""
-    if given is None:
-        given = torch.full((tokens,), indices.shape[-1], dtype=torch.int32, device=indices.device)
-    return _raw(given)
+    return _raw(_full(tokens, indices) if given is None else given)
+
+
+# Lengths of lists that are used whole. They are kept for ever: recorded graphs may read them.
+_full_lengths = {}
+_MAX_FULL_LENGTHS = 1024
+
+
+def _full(tokens, indices):
+    key = (tokens, indices.shape[-1], indices.device)
+    kept = _full_lengths.get(key)
+    if kept is not None:
+        return kept
+    lengths = torch.full((tokens,), key[1], dtype=torch.int32, device=indices.device)
+    on_gpu = indices.device.type != "cpu"
+    # What is made while a graph is captured belongs to that graph.
+    if len(_full_lengths) < _MAX_FULL_LENGTHS and not (
+        on_gpu and torch.cuda.is_current_stream_capturing()
+    ):
+        if on_gpu:  # calls on other streams will read it
+            torch.cuda.current_stream(indices.device).synchronize()
+        _full_lengths[key] = lengths
+    return lengths
 
 
 def _scratch(q):
@@ -371,4 +447,5 @@ def _on_device(q):
 
 
 def _plus_inf_without_keys(lse):
-    return lse.masked_fill_(lse == float("-inf"), float("inf"))
+    infinity = float("inf")
+    return lse.nan_to_num_(nan=float("nan"), posinf=infinity, neginf=infinity)

@@ -13,8 +13,9 @@ namespace {
 struct Part {
   int64_t begin, count;
 };
-const std::vector<Part> kParts{{0, 200}, {0, 1},   {199, 1},  {29, 1},  {5, 2},  {3, 8},
-                               {12, 17}, {64, 16}, {100, 17}, {11, 40}, {1, 64}, {70, 129}};
+const std::vector<Part> kParts{{0, 200}, {0, 1},    {199, 1}, {29, 1},   {5, 2},
+                               {3, 8},   {12, 17},  {64, 16}, {100, 17}, {11, 40},
+                               {1, 64},  {30, 100}, {70, 129}};
 const std::vector<Part> kEmulatedParts{{0, 80}, {79, 1}, {3, 8}, {20, 17}, {1, 64}};
 
 class LinearInvariance : public CandidateTest {
@@ -88,6 +89,16 @@ TEST_P(LinearInvariance, RowsAloneAndTogether) {
         }
       }
     }
+  }
+}
+
+// Rows enough that a GPU computes whole tiles, every block all of K, where a call has many tokens.
+TEST_P(LinearInvariance, ManyRowsAloneAndTogether) {
+  if (GetParam().platform == Platform::kCpu) GTEST_SKIP() << "one way for any number of rows";
+  for (DType w : {DType::kBf16, DType::kF8E4M3}) {
+    SCOPED_TRACE(dtype_name(w));
+    check(6500, 4112, w, DType::kBf16, w == DType::kF8E4M3);
+    clear_memory();
   }
 }
 

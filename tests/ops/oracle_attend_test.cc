@@ -42,7 +42,8 @@ bool is_taken(const OpCandidate& candidate, const AttendCase& which) {
                                                "sharp_4heads_fp8dsmla",
                                                "csa_heads_16heads_fp8dsmla",
                                                "csa_heads_17heads_fp8dsmla",
-                                               "csa_heads_128heads_fp8dsmla"};
+                                               "csa_heads_128heads_fp8dsmla",
+                                               "flash_csa_64heads_fp8dsmla"};
   static const std::set<std::string> kReverse{"csa_4heads_fp8dsmla", "csa_4heads_bf16",
                                               "hca_chains_4heads_fp8dsmla"};
   return (is_reverse(candidate) ? kReverse : kEmulated).contains(which.name);

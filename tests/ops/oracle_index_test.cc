@@ -180,6 +180,74 @@ TEST_P(OracleIndexLogits, BitsDependOnTheTokenOnly) {
   }
 }
 
+// Enough work that every block of a GPU has several sequences or a long part of one: prompts and
+// single tokens side by side, without order in their lengths.
+TEST_P(OracleIndexLogits, ManySequencesInOneCall) {
+  constexpr int kHeads = 8, kDim = 128, kRows = 64, kBlocks = 50, kSeqs = 64;
+  const bool slow = GetParam().platform == Platform::kCpu && GetParam().name == "reference";
+  const int columns = slow ? 2 : 32, entries = columns * kRows;
+  Random random(41);
+  // Sequences share blocks.
+  std::vector<int32_t> table;
+  for (int i = 0; i < kSeqs * columns; ++i) {
+    table.push_back(static_cast<int32_t>(random.below(kBlocks)));
+  }
+  PagedCache cache(memory(), KvFormat::kIndexFp8, kDim, kRows, kBlocks);
+  for (int64_t slot = 0; slot < kBlocks * kRows; ++slot) {
+    cache.write(slot, normal_values(random, kDim, 1.0));
+  }
+  cache.upload();
+  std::vector<int32_t> token_to_seq, end;
+  for (int seq = 0; seq < kSeqs; ++seq) {
+    const int64_t tokens = seq % 5 == 2 ? 10 : seq % 7 == 3 ? 2 : 1;
+    for (int64_t i = 0; i < tokens; ++i) {
+      token_to_seq.push_back(seq);
+      end.push_back(seq % 9 == 4 ? 0 : static_cast<int32_t>(random.below(entries + 1)));
+    }
+  }
+  const auto tokens = static_cast<int>(end.size());
+  Vector q = normal_values(random, int64_t{tokens} * kHeads * kDim, 3.0);
+  for (double& value : q) value = e4m3_value(40 * value, 0);
+  const ConstTensor queries = memory().tensor(DType::kBf16, {tokens, kHeads, kDim}, q);
+  const ConstTensor weights =
+      memory().tensor(DType::kF32, {tokens, kHeads},
+                      rounded(DType::kF32, normal_values(random, tokens * kHeads, 0.01)));
+  const int32_t *seqs = memory().put(token_to_seq), *ends = memory().put(end);
+  const int32_t* blocks = memory().put(table);
+  const auto scores = [&](int first, int count, int32_t max_end) {
+    const Tensor logits = memory().tensor(DType::kF32, {count, max_end});
+    ScratchLimits limits;
+    limits.max_tokens = count;
+    limits.index_heads = kHeads;
+    limits.index_dim = kDim;
+    limits.max_entries = max_end;
+    run(ops_.index_logits,
+        {.q = queries.rows(first, count),
+         .weights = weights.rows(first, count),
+         .token_to_seq = seqs + first,
+         .end = ends + first,
+         .max_end = max_end,
+         .blocks = {blocks, columns, columns, kRows * 4},
+         .cache = cache.view(),
+         .logits = logits},
+        limits);
+    return memory().get(logits.as<float>(), int64_t{count} * max_end);
+  };
+  const std::vector<float> all = scores(0, tokens, entries);
+  for (int t = 0; t < tokens; ++t) {
+    const float* row = &all[static_cast<size_t>(t) * entries];
+    for (int j = end[static_cast<size_t>(t)]; j < entries; ++j) {
+      ASSERT_TRUE(std::isnan(row[j])) << "logit " << j << " past the end of token " << t;
+    }
+    const int32_t count = end[static_cast<size_t>(t)];
+    if (t % 3 != 0 || count == 0) continue;
+    const std::vector<float> alone = scores(t, 1, count);
+    EXPECT_EQ(std::memcmp(alone.data(), row, static_cast<size_t>(count) * sizeof(float)), 0)
+        << "token " << t;
+  }
+  clear_memory();
+}
+
 INSTANTIATE_TEST_SUITE_P(Candidates, OracleIndexLogits,
                          ::testing::ValuesIn(op_candidates("index_logits")), candidate_name);
 

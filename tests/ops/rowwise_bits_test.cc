@@ -263,7 +263,12 @@ TEST_P(RowwiseBits, Compress) {
     const int64_t half = (which.overlap ? 2 : 1) * which.width;
     const int ring = (which.overlap ? 2 : 1) * which.ratio;
     // Steps of one token a sequence at the end: decode writes the ring in the launch that reads it.
-    std::vector<std::vector<int32_t>> chunks{{ring + 1, 2}, {1, which.ratio - 1}, {which.ratio, 3}};
+    // Both sequences complete an entry there.
+    std::vector<std::vector<int32_t>> chunks{
+        {ring + 1, 2},
+        {1, which.ratio - 1},
+        {which.ratio, 3},
+        {std::max(1, which.ratio - 4), std::max(1, which.ratio - 5)}};
     for (int i = 0; i < 5; ++i) chunks.push_back({1, 1});
     Random random(11);
     const Vector ape = rounded(DType::kF32, normal_values(random, which.ratio * half, 0.5));

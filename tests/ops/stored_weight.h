@@ -1,7 +1,6 @@
 // Random matrices in the storage of a checkpoint, for tests of dense products.
 #pragma once
 #include <cstdint>
-#include <span>
 #include <vector>
 
 #include "tests/ops/oracle_testing.h"
@@ -61,27 +60,6 @@ inline StoredWeight make_weight(DeviceMemory& memory, DType dtype, int64_t rows,
     out.weight.data = memory.tensor(dtype, {rows, cols}, values).data;
   }
   return out;
-}
-
-/// What the FP8 tensor cores may lose of x . w: operands are multiplied in groups of 32 columns,
-/// and a group's 32 exact products and the sum so far (from zero every 128 columns) are aligned to
-/// the largest of them and cut to 13 bits below its leading one before they are added.
-inline double fp8_tensor_bound(std::span<const double> x, std::span<const float> w) {
-  constexpr size_t kGroup = 32, kBlock = 128;
-  double bound = 0;
-  for (size_t block = 0; block < x.size(); block += kBlock) {
-    double sum = 0, error = 0;
-    for (size_t k = block; k < std::min(block + kBlock, x.size()); k += kGroup) {
-      double largest = std::abs(sum) + error;
-      for (size_t i = k; i < std::min(k + kGroup, x.size()); ++i) {
-        largest = std::max(largest, std::abs(x[i] * w[i]));
-        sum += x[i] * w[i];
-      }
-      error += (kGroup + 1) * largest * 0x1p-13;
-    }
-    bound += error;
-  }
-  return bound;
 }
 
 }  // namespace dsv4::testing

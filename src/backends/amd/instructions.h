@@ -1,13 +1,12 @@
 // Instructions of AMD GPUs beside those of mfma.h, one function each, with what the executor does
 // in their place; and E4M3 codes, which the two chips read differently.
 #pragma once
-#include "backends/gpu/numbers.h"
+#include "backends/gpu/math.h"
 
 namespace dsv4::amd {
 
-struct FloatPair {
-  float even, odd;
-};
+/// Two floats: products of pairs are one instruction.
+using FloatPair = float __attribute__((vector_size(8)));
 
 // ---- platform
 // -----------------------------------------------------------------------------------
@@ -31,6 +30,18 @@ DSV4_DEVICE uint32_t permute_bytes(uint32_t high, uint32_t low, uint32_t selecto
   return __builtin_amdgcn_perm(high, low, selector);
 }
 
+/// 16 bytes at a multiple of 4, or one byte, of global memory: of a pointer that was kept in shared
+/// memory the compiler does not know that.
+DSV4_DEVICE gpu::Words<4> load_global_16(const void* from) {
+  using Aligned4 = uint32_t __attribute__((vector_size(16), aligned(4)));
+  using Global = const __attribute__((address_space(1))) Aligned4;
+  const Aligned4 words = *(Global*)from;
+  return {words[0], words[1], words[2], words[3]};
+}
+DSV4_DEVICE uint32_t load_global_byte(const uint8_t* from) {
+  return *(const __attribute__((address_space(1))) uint8_t*)from;
+}
+
 namespace platform {
 // Of a compute unit.
 #if defined(__gfx950__)
@@ -44,7 +55,7 @@ constexpr int kSharedBytes = 64 * 1024;
 template <bool kUpper>
 DSV4_DEVICE FloatPair e4m3_pair(uint32_t codes) {
   const auto pair = __builtin_amdgcn_cvt_pk_f32_fp8(static_cast<int>(codes), kUpper);
-  return {pair[0], pair[1]};
+  return FloatPair{pair[0], pair[1]};
 }
 }  // namespace platform
 
@@ -67,13 +78,22 @@ inline uint32_t permute_bytes(uint32_t high, uint32_t low, uint32_t selector) {
   return out;
 }
 
+inline gpu::Words<4> load_global_16(const void* from) {
+  gpu::Words<4> out;
+  __builtin_memcpy(&out, __builtin_assume_aligned(from, 4), sizeof out);
+  return out;
+}
+inline uint32_t load_global_byte(const uint8_t* from) {
+  return *from;
+}
+
 namespace platform {
 constexpr bool kFnuz = false;
 constexpr int kSharedBytes = 64 * 1024;
 template <bool kUpper>
 FloatPair e4m3_pair(uint32_t codes) {
   const uint32_t pair = kUpper ? codes >> 16 : codes;
-  return {gpu::e4m3_to_float(pair & 0xff), gpu::e4m3_to_float(pair >> 8 & 0xff)};
+  return FloatPair{gpu::e4m3_to_float(pair & 0xff), gpu::e4m3_to_float(pair >> 8 & 0xff)};
 }
 }  // namespace platform
 
@@ -90,7 +110,7 @@ DSV4_DEVICE uint32_t join_upper(uint32_t even, uint32_t odd) {
 }
 /// Exact for E4M3 values times powers of two.
 DSV4_DEVICE uint32_t cut_to_bf16(FloatPair pair) {
-  return join_upper(gpu::bits_of(pair.even), gpu::bits_of(pair.odd));
+  return join_upper(gpu::bits_of(pair[0]), gpu::bits_of(pair[1]));
 }
 
 // ---- OCP E4M3 on chips that read FNUZ
@@ -111,8 +131,8 @@ DSV4_DEVICE uint32_t nan_codes(uint32_t codes) {
   return (codes & kE4m3Magnitudes) + 0x01010101u;
 }
 
-/// E4M3 codes as kernels read them: `of` prepares a word of OCP codes once, `pair` gives values
-/// that are kUnit times smaller. NaN codes are numbers where kHidesNan.
+/// E4M3 codes as kernels read them: `of` prepares a word of OCP codes once; `pair` and `bf16_pair`
+/// give values that are kUnit times smaller. NaN codes are numbers where kHidesNan.
 struct OcpCodes {
   static constexpr bool kHidesNan = platform::kFnuz;
   static constexpr float kUnit = platform::kFnuz ? 2.0f : 1.0f;
@@ -122,6 +142,14 @@ struct OcpCodes {
   template <bool kUpper>
   DSV4_DEVICE static FloatPair pair(uint32_t codes) {
     return platform::e4m3_pair<kUpper>(codes);
+  }
+  template <bool kUpper>
+  DSV4_DEVICE static uint32_t bf16_pair(uint32_t codes) {
+#if defined(__gfx950__)
+    return std::bit_cast<uint32_t>(__builtin_amdgcn_cvt_scalef32_pk_bf16_fp8(codes, 1.0f, kUpper));
+#else
+    return cut_to_bf16(pair<kUpper>(codes));
+#endif
   }
 };
 

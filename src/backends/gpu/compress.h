@@ -5,16 +5,16 @@
 //           entry's last token; overlapping windows take the first half of the channels from the
 //           window before, the second half from the entry's own
 // Tiling    few rows (ratio 4: 8): CompressEntries, a block per token; a lane pools two channels,
-// one
-//           group finishes the entry
+//           one group finishes the entry
 //           many (ratio 128): CompressPoolTiles, 32 channels a block; 32 rows at a time are read by
 //           8 lanes each, probabilities and values go through shared memory, one group adds them
-//           up; CompressFinish: a group per entry ring rows: blocks of CompressFinish
+//           up; CompressFinish: a group per entry
+//           ring rows: blocks of CompressFinish
 // Budget    per entry: pooled_tokens x 2 x width x 4 B (ratio 4: 32 KiB, ratio 128: 512 KiB)
 // Launch    grids are fixed by the number of tokens; blocks without an emitting token end at once.
 //           What is written to the ring is read in launches before. Only where every sequence has
-//           one token (decode) CompressEntries does both: the row that it overwrites is then one
-//           that no entry of the step pools
+//           one token (decode) the launch that pools does both: the row that it overwrites is then
+//           one that no entry of the step pools
 // Contract  rows of positions < 0 are never read; `width` is a multiple of 32, at most 1024
 // Numerics  rows are added in ascending order of position, so an entry's bits do not depend on
 //           where a chunk began: a ring row holds s + ape as the sum here gives it
@@ -51,7 +51,7 @@ struct CompressArgs {
   float* entries;  // tap, may be null
   int64_t entries_stride;
   // grids
-  bool keeps_rows;                              // CompressEntries writes the ring, too
+  bool keeps_rows;                              // the launch that pools writes the ring, too
   int32_t tokens_per_block, channel_blocks;     // CompressPoolTiles
   int32_t entry_blocks, ring_tokens_per_block;  // CompressFinish
 
@@ -59,10 +59,20 @@ struct CompressArgs {
   DSV4_DEVICE int pooled_tokens() const { return windows * ratio; }
 };
 
-DSV4_DEVICE float* ring_row(const CompressArgs& args, int32_t sequence, int32_t position) {
-  return args.state + args.state_slot[sequence] * args.state_slot_stride +
-         int64_t{position % args.ring_rows} * args.state_row_elems;
+/// The ring of a sequence.
+DSV4_DEVICE float* ring_of(const CompressArgs& args, int32_t state_slot) {
+  return args.state + state_slot * args.state_slot_stride;
 }
+
+/// What pooling asks the plan about a token.
+struct TokenPlan {
+  int32_t position, context, query_start, state_slot;
+
+  DSV4_DEVICE static TokenPlan of(const CompressArgs& args, int32_t sequence, int32_t position) {
+    return {position, args.context_len[sequence], args.query_start[sequence],
+            args.state_slot[sequence]};
+  }
+};
 
 /// Where the value and score of a pooled row lie. The score of a row of this step lacks `ape`.
 struct PoolRow {
@@ -72,29 +82,40 @@ struct PoolRow {
   bool adds_ape;
 };
 
-/// An emitting token: which rows it pools. Row k has position first + k; rows before 0 do not
-/// exist.
+/// An emitting token, the last one of its window: which rows it pools. Row k has position last -
+/// (pooled_tokens - 1 - k); rows of positions below 0 do not exist.
 struct PoolRows {
-  int32_t sequence, context, query_start, last, first;
+  int32_t context, last;
+  int32_t last_in_ring;  // divided once: rows are neighbours
+  const float* gates;    // of position `context`
+  const float* ring;
 
-  DSV4_DEVICE static PoolRows of(const CompressArgs& args, int32_t sequence, int32_t last) {
-    return {sequence, args.context_len[sequence], args.query_start[sequence], last,
-            last - args.pooled_tokens() + 1};
+  DSV4_DEVICE static PoolRows of(const CompressArgs& args, const TokenPlan& token) {
+    return {token.context, token.position, token.position % args.ring_rows,
+            args.gates + int64_t{token.query_start} * args.gates_stride,
+            ring_of(args, token.state_slot)};
   }
   /// The first row that exists.
-  DSV4_DEVICE int begin() const { return first < 0 ? -first : 0; }
+  DSV4_DEVICE int begin(const CompressArgs& args) const {
+    const int first = last - (args.pooled_tokens() - 1);
+    return first < 0 ? -first : 0;
+  }
   /// Of row k; of the last one where k does not exist. Without branches, so that loads of many rows
-  /// can be on their way at once.
+  /// can be on their way at once: rows of the ring have an `ape`, too, one that is at hand.
   DSV4_DEVICE PoolRow row(const CompressArgs& args, int k) const {
-    const int32_t position = k < begin() || k >= args.pooled_tokens() ? last : first + k;
-    const bool own = args.windows == 2 && position > last - args.ratio;
-    const bool in_step = position >= context;
-    const float* gates =
-        args.gates + int64_t{query_start + (position - context)} * args.gates_stride;
-    const float* value =
-        (in_step ? gates : ring_row(args, sequence, position)) + (own ? args.width : 0);
+    const int count = args.pooled_tokens();
+    const int existing = k < begin(args) || k >= count ? count - 1 : k;
+    const int back = count - 1 - existing;
+    const int in_ring = last_in_ring - back + (last_in_ring < back ? args.ring_rows : 0);
+    const bool own = args.windows == 2 && existing >= args.ratio;
+    const int in_window = own ? existing - args.ratio : existing;
+    const bool in_step = last - back >= context;
+    const float* row = in_step ? gates + int64_t{last - back - context} * args.gates_stride
+                               : ring + int64_t{in_ring} * args.state_row_elems;
+    const float* value = row + (own ? args.width : 0);
     return {value, value + args.half(),
-            args.ape + int64_t{position % args.ratio} * args.ape_stride + (own ? args.width : 0),
+            args.ape + int64_t{in_step ? in_window : args.ratio - 1} * args.ape_stride +
+                (own ? args.width : 0),
             in_step};
   }
 };
@@ -143,7 +164,8 @@ DSV4_DEVICE void keep_row(const CompressArgs& args, int64_t token) {
   if (token >= sequence_end || sequence_end - token > args.ring_rows) return;
   const float* gates = args.gates + token * args.gates_stride;
   const float* ape = args.ape + int64_t{position % args.ratio} * args.ape_stride;
-  float* state = ring_row(args, sequence, position);
+  float* state = ring_of(args, args.state_slot[sequence]) +
+                 int64_t{position % args.ring_rows} * args.state_row_elems;
   const int half = args.half();
   for (int c = 2 * thread_idx(); c < half; c += 2 * kThreads) {
     const Pair value = load_pair(gates + c), score = load_pair(gates + half + c);
@@ -175,8 +197,8 @@ struct CompressEntries {
   DSV4_DEVICE static void make_entry(const Params& args, int64_t token, int64_t slot,
                                      int32_t sequence, int32_t last) {
     DSV4_SHARED(Shared, shared);
-    const PoolRows rows = PoolRows::of(args, sequence, last);
-    const int begin = rows.begin(), end = args.pooled_tokens(), channel = 2 * thread_idx();
+    const PoolRows rows = PoolRows::of(args, TokenPlan::of(args, sequence, last));
+    const int begin = rows.begin(args), end = args.pooled_tokens(), channel = 2 * thread_idx();
     Pair score[kRows], value[kRows];
     if (channel < args.width) {
       DSV4_UNROLL
@@ -221,6 +243,7 @@ struct CompressEntries {
 struct CompressPoolTiles {
   using Params = CompressArgs;
   static constexpr int kThreads = 256;
+  static constexpr int kMinBlocks = 4;  // one adds up while others wait for their rows
   static constexpr int kChannels = 32;
   static constexpr int kLaneChannels = 4;                             // 16 bytes
   static constexpr int kRowLanes = kChannels / kLaneChannels;         // lanes of a row
@@ -258,21 +281,33 @@ struct CompressPoolTiles {
     const uint32_t token_block = block / channel_blocks;
     const int channel = static_cast<int>(block - token_block * channel_blocks) * kChannels;
     const int64_t begin = int64_t{token_block} * args.tokens_per_block;
-    // Every group looks at the block's tokens at once, a lane each.
-    const int64_t mine = begin + group_lane();
-    const bool is_mine = group_lane() < args.tokens_per_block && mine < args.tokens;
+    // Every group looks at the block's tokens at once, a lane each: every answer of the plan is a
+    // trip to memory.
+    const bool is_mine = group_lane() < args.tokens_per_block && begin + group_lane() < args.tokens;
+    const int64_t mine = is_mine ? begin + group_lane() : begin;
+    const int32_t sequence = args.token_to_seq[mine], position = args.positions[mine];
     const int emits = is_mine && args.slots[mine] >= 0 ? 1 : 0;
-    for (int i = 0; i < args.tokens_per_block; ++i) {
-      if (shuffle(emits, i) != 0) pool(args, begin + i, channel, shared);
+    if (group_max(emits) != 0) {
+      const TokenPlan plan = TokenPlan::of(args, sequence, position);
+      for (int i = 0; i < args.tokens_per_block; ++i) {
+        if (shuffle(emits, i) == 0) continue;
+        pool(args, begin + i,
+             {shuffle(plan.position, i), shuffle(plan.context, i), shuffle(plan.query_start, i),
+              shuffle(plan.state_slot, i)},
+             channel, shared);
+      }
     }
+    if (!args.keeps_rows || channel != 0) return;
+    for (int64_t t = begin; t < begin + args.tokens_per_block && t < args.tokens; ++t)
+      keep_row<kThreads>(args, t);
   }
 
   // Maxima may be taken in any order: a NaN among the scores makes the result NaN either way, as
   // its own probability is.
-  DSV4_DEVICE static void pool(const Params& args, int64_t token, int first_channel,
-                               Shared& shared) {
-    const PoolRows rows = PoolRows::of(args, args.token_to_seq[token], args.positions[token]);
-    const int begin = rows.begin(), end = args.pooled_tokens();
+  DSV4_DEVICE static void pool(const Params& args, int64_t token, const TokenPlan& plan,
+                               int first_channel, Shared& shared) {
+    const PoolRows rows = PoolRows::of(args, plan);
+    const int begin = rows.begin(args), end = args.pooled_tokens();
     const int row_lane = thread_idx() % kRowLanes, pass_row = thread_idx() / kRowLanes;
     const int channel = first_channel + row_lane * kLaneChannels;
     const bool one_tile = end - begin <= kTileRows;
@@ -356,7 +391,10 @@ struct CompressFinish {
   DSV4_DEVICE static void run(const Params& args) {
     if (block_idx() < args.entry_blocks) {
       const int64_t token = block_idx() * kEntries + group_idx();
-      if (token < args.tokens && args.slots[token] >= 0) finish(args, token);
+      if (token >= args.tokens) return;
+      const int64_t slot = args.slots[token];
+      const int32_t position = args.positions[token];  // beside the slot, not after it
+      if (slot >= 0) finish(args, token, slot, position);
       return;
     }
     const int64_t begin = (block_idx() - args.entry_blocks) * args.ring_tokens_per_block;
@@ -364,10 +402,10 @@ struct CompressFinish {
       keep_row<kThreads>(args, t);
   }
 
-  DSV4_DEVICE static void finish(const Params& args, int64_t token) {
-    const int32_t position = entry_position(args, args.positions[token]);
+  DSV4_DEVICE static void finish(const Params& args, int64_t token, int64_t slot, int32_t last) {
+    const int32_t position = entry_position(args, last);
     finish_entry<CacheRows>(
-        args, token, args.slots[token],
+        args, token, slot,
         load_row<kVectors, Access::kPairs>(args.pooled + token * args.width, args.width),
         load_weights<kVectors, Access::kPairs>(args.norm, args.norm_is_bf16, args.width),
         [&](int p) { return rope_angle(position, args.rope.frequencies[p]); });

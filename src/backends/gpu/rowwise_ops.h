@@ -27,6 +27,8 @@ namespace dsv4::gpu {
 // Blocks that fill every GPU: some 16 each on the largest, whose 132 to 304 processors hold 8 of
 // them. More work than that goes to longer blocks.
 constexpr int64_t kFullGrid = 4096;
+/// Blocks of CompressPoolTiles, of which a processor holds 4 that live long.
+constexpr int64_t kPoolGrid = kFullGrid / 4;
 /// Up to here CompressEntries holds the pooled rows of an entry in registers.
 constexpr int kFewPooledRows = CompressEntries<Bf16Rows, 8>::kRows;
 
@@ -376,22 +378,20 @@ void compress(const CompressParams& params, const OpContext& context) {
     using Kernel = CompressPoolTiles;
     args.channel_blocks = static_cast<int32_t>(width / Kernel::kChannels);
     args.tokens_per_block = static_cast<int32_t>(
-        std::clamp<int64_t>(tokens * args.channel_blocks / kFullGrid, 1, int64_t{kGroupLanes}));
+        std::clamp<int64_t>(tokens * args.channel_blocks / kPoolGrid, 1, int64_t{kGroupLanes}));
     launch.template run<Kernel>(
         ceil_div(tokens, int64_t{args.tokens_per_block}) * args.channel_blocks, args);
   }
   with_entry_rows<Launch>(params.cache, [&]<typename Rows, typename Vectors>(Rows, Vectors) {
-    if (few_rows) {
-      launch.template run<CompressEntries<Rows, Vectors::value>>(tokens, args);
-      if (args.keeps_rows) return;
-    }
+    if (few_rows) launch.template run<CompressEntries<Rows, Vectors::value>>(tokens, args);
     using Kernel = CompressFinish<Rows, Vectors::value>;
     args.ring_tokens_per_block =
         static_cast<int32_t>(std::max<int64_t>(1, tokens / (kFullGrid / 4)));
     args.entry_blocks =
         few_rows ? 0 : static_cast<int32_t>(ceil_div(tokens, int64_t{Kernel::kEntries}));
-    launch.template run<Kernel>(
-        args.entry_blocks + ceil_div(tokens, int64_t{args.ring_tokens_per_block}), args);
+    const int64_t ring_blocks =
+        args.keeps_rows ? 0 : ceil_div(tokens, int64_t{args.ring_tokens_per_block});
+    launch.template run<Kernel>(args.entry_blocks + ring_blocks, args);
   });
 }
 

@@ -134,13 +134,13 @@ struct Attend {
       DSV4_UNROLL
       for (int i = 0; i < (kWide ? 2 : 1); ++i) {
         const int offset = Rows::offset(at.wave) + (kWide ? 32 : 16) * at.quarter + 16 * i;
-        out.at[t][i] = load<gpu::Words<4>, 4>(values + offset);
+        out.at[t][i] = load_global_16(values + offset);
       }
     }
     out.scale_byte = 0;
     if constexpr (Rows::kScaled && !kWide) {
       const uint8_t* scales = shared.rows[table][at.lane].scales;
-      out.scale_byte = scales[at.wave];
+      out.scale_byte = load_global_byte(scales + at.wave);
     }
   }
 
@@ -176,8 +176,8 @@ struct Attend {
           if constexpr (Rows::Codes::kHidesNan) nan |= nan_codes(codes);
           codes = Rows::Codes::of(codes);
           Bf16x8& out = keys.at[t][w / 2];
-          out.word[w % 2 * 2] = cut_to_bf16(Rows::Codes::template pair<false>(codes));
-          out.word[w % 2 * 2 + 1] = cut_to_bf16(Rows::Codes::template pair<true>(codes));
+          out.word[w % 2 * 2] = Rows::Codes::template bf16_pair<false>(codes);
+          out.word[w % 2 * 2 + 1] = Rows::Codes::template bf16_pair<true>(codes);
         }
         if constexpr (Rows::Codes::kHidesNan) {
           if ((nan & 0x80808080u) != 0) keys.at[t][0].word[0] = 0x7fc07fc0u;
@@ -215,8 +215,8 @@ struct Attend {
     const bool read1 = shared.is_read[table][2 * i + 1] != 0;
     z0 = read0 ? z0 * args.scale_log2 : -kInfinity;
     z1 = read1 ? z1 * args.scale_log2 : -kInfinity;
-    float max = gpu::group_max(larger(z0, z1));
-    if (!first_of_chain) max = larger(state.max[tile], max);
+    float max = gpu::group_max(gpu::max(z0, z1));
+    if (!first_of_chain) max = gpu::max(state.max[tile], max);
     const float alpha = first_of_chain ? 0.0f : exp2_approx(state.max[tile] - max);
     const float p0 = read0 ? exp2_approx(z0 - max) : 0.0f;
     const float p1 = read1 ? exp2_approx(z1 - max) : 0.0f;
@@ -226,8 +226,6 @@ struct Attend {
     shared.probs[16 * tile + head][i] = gpu::pack_bf16(p0, p1);
     if (i == 0) shared.alpha[16 * tile + head] = alpha;
   }
-  /// A NaN loses.
-  DSV4_DEVICE static float larger(float a, float b) { return a > b ? a : a == a && b != b ? a : b; }
 
   // ---- values
 
@@ -286,8 +284,8 @@ struct Attend {
         for (int dim = 0; dim < 4; ++dim) {
           const FloatPair low = Rows::Codes::template pair<false>(codes[dim]);
           const FloatPair high = Rows::Codes::template pair<true>(codes[dim]);
-          out[dim].word[2 * t] = cut_to_bf16({low.even * scale[0], low.odd * scale[1]});
-          out[dim].word[2 * t + 1] = cut_to_bf16({high.even * scale[2], high.odd * scale[3]});
+          out[dim].word[2 * t] = cut_to_bf16(low * FloatPair{scale[0], scale[1]});
+          out[dim].word[2 * t + 1] = cut_to_bf16(high * FloatPair{scale[2], scale[3]});
         }
       }
     }
@@ -492,8 +490,8 @@ struct Attend {
       if (head >= args.num_heads) continue;
       const uint16_t* from = args.q + token * args.q_token_stride + head * args.q_head_stride +
                              64 * at.wave + 16 * at.quarter;
-      q[tile][0] = load<gpu::Words<4>, 4>(from);
-      q[tile][1] = load<gpu::Words<4>, 4>(from + 8);
+      q[tile][0] = load_global_16(from);
+      q[tile][1] = load_global_16(from + 8);
     }
     gpu::block_sync();
 

@@ -155,7 +155,7 @@ struct MergeWeights {
 };
 DSV4_DEVICE MergeWeights merge_chains(float total_max, float total_sum, float chain_max,
                                       float chain_sum) {
-  const float max = total_max < chain_max ? chain_max : total_max;
+  const float max = gpu::max(total_max, chain_max);
   const float by_total = exp2_approx(total_max - max), by_chain = exp2_approx(chain_max - max);
   return {max, gpu::fma(chain_sum, by_chain, total_sum * by_total), by_total, by_chain};
 }

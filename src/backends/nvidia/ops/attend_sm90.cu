@@ -139,13 +139,16 @@ AttendArgs tokens_of(const AttendArgs& args, int64_t begin, int64_t count) {
 
 void launch(const AttendSm90Args& args, KvFormat format, cudaStream_t stream) {
   const int grid = std::min(args.num_items, num_multiprocessors());
+  const bool pairs = 2 * args.num_items <= num_multiprocessors();
   switch (format) {
     case KvFormat::kFp8DsMla:
-      return launch_attend_sm90<KvFormat::kFp8DsMla>(args, grid, stream);
+      return pairs ? launch_attend_sm90_pair<KvFormat::kFp8DsMla>(args, stream)
+                   : launch_attend_sm90<KvFormat::kFp8DsMla>(args, grid, stream);
     case KvFormat::kBf16:
       return launch_attend_sm90<KvFormat::kBf16>(args, grid, stream);
     default:
-      return launch_attend_sm90<KvFormat::kFp8>(args, grid, stream);
+      return pairs ? launch_attend_sm90_pair<KvFormat::kFp8>(args, stream)
+                   : launch_attend_sm90<KvFormat::kFp8>(args, grid, stream);
   }
 }
 

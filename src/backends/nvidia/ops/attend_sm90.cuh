@@ -12,9 +12,9 @@
 //           584 B x 64 rows = 37 KB. Limits and measurements: docs/kernels/attend_sm90.md
 // Launch    min(items, SMs) CTAs of 512 threads, smem = sizeof(SharedStorage), 1 CTA/SM
 // Contract  q, out, rows 16-byte aligned (fp8_ds_mla: 8); rows that are masked (-1, outside the
-// range) are never
-//           read and contribute exactly nothing: their tile rows are zeros, their P is 0; a token
-//           without rows gets 0 and lse -inf; bits depend on the token's own rows only
+//           range) are never read and contribute exactly nothing: their tile rows are zeros, their
+//           P is 0; a token without rows gets 0 and lse -inf; bits depend on the token's own rows
+//           only
 // Numerics  q.k and p.v accumulate in f32, p rounded to bf16, sums of unrounded p. The reference
 //           maximum follows the true one only when that has grown by more than 2^8: O is then
 //           rarely rescaled, and p <= 2^8 is as exact in bf16 as p <= 1
@@ -31,8 +31,8 @@ namespace dsv4::nvidia::sm90_attend {
 constexpr float kNoMaximum = -1e30f;  // finite: differences of it are numbers
 
 __device__ __forceinline__ BlockHeader read_header(const BlockHeader& header) {
-  const uint4 words = load_shared_16(shared_address(&header));
-  return {static_cast<int>(words.x), static_cast<int>(words.y), static_cast<int>(words.z), words.w};
+  const uint2 words = load_shared_2(shared_address(&header));
+  return {static_cast<int>(words.x), words.y & 0xff, words.y >> 8 & 0xffff, words.y >> 24};
 }
 
 /// Index of an item's partial results.
@@ -41,6 +41,51 @@ __device__ __forceinline__ int64_t chain_slot(const AttendSm90Args& args,
   return ((static_cast<int64_t>(header.token) << args.log2_tiles) + header.tile) *
              args.attend.max_chains +
          header.chain;
+}
+
+/// x[i] of lane j of a quad goes to x[j] of its lane i.
+__device__ __forceinline__ void transpose_quad(uint32_t (&x)[4], int quad) {
+  const bool odd = (quad & 1) != 0, upper = (quad & 2) != 0;
+  const uint32_t t0 = __shfl_xor_sync(~0u, odd ? x[0] : x[1], 1);
+  const uint32_t t1 = __shfl_xor_sync(~0u, odd ? x[2] : x[3], 1);
+  (odd ? x[0] : x[1]) = t0;
+  (odd ? x[2] : x[3]) = t1;
+  const uint32_t t2 = __shfl_xor_sync(~0u, upper ? x[0] : x[2], 2);
+  const uint32_t t3 = __shfl_xor_sync(~0u, upper ? x[1] : x[3], 2);
+  (upper ? x[0] : x[2]) = t2;
+  (upper ? x[1] : x[3]) = t3;
+}
+
+/// Dims of two heads as A fragments, in two steps. load_fragments reads them 16 bytes at a time:
+/// few loads, as many of them under way hold up everybody's shared memory. order_fragments, when
+/// they have come: fragment k, 4 registers, is of dims 16 k ...
+template <int kRegisters>
+__device__ __forceinline__ void load_fragments(const uint16_t* low, const uint16_t* high, int quad,
+                                               uint32_t (&fragments)[kRegisters]) {
+#pragma unroll
+  for (int i = 0; i < kRegisters; i += 8) {
+    load_global_constant_16(low + i * 4 + quad * 8, fragments + i);
+    load_global_constant_16(high + i * 4 + quad * 8, fragments + i + 4);
+  }
+}
+template <int kRegisters>
+__device__ __forceinline__ void order_fragments(uint32_t (&fragments)[kRegisters], int quad) {
+#pragma unroll
+  for (int i = 0; i < kRegisters; i += 8) {
+    uint32_t low[4], high[4];
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      low[j] = fragments[i + j];
+      high[j] = fragments[i + 4 + j];
+    }
+    transpose_quad(low, quad);
+    transpose_quad(high, quad);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      fragments[i + 2 * j] = low[j];
+      fragments[i + 2 * j + 1] = high[j];
+    }
+  }
 }
 
 /// The query of an item. Panels 0-3 (dims 0-255) go to shared memory, asynchronously; dims 256-511
@@ -60,15 +105,7 @@ struct Query {
       return q + min(head, last_head) * args.attend.q_head_stride;
     };
     const int head = warp * 16 + (lane >> 2);
-    const uint16_t* low = row_of(head) + 256 + (lane & 3) * 2;
-    const uint16_t* high = row_of(head + 8) + 256 + (lane & 3) * 2;
-#pragma unroll
-    for (int k = 0; k < 16; ++k) {
-      fragments[4 * k] = load_global_constant(low + k * 16);
-      fragments[4 * k + 1] = load_global_constant(high + k * 16);
-      fragments[4 * k + 2] = load_global_constant(low + k * 16 + 8);
-      fragments[4 * k + 3] = load_global_constant(high + k * 16 + 8);
-    }
+    load_fragments(row_of(head) + 256, row_of(head + 8) + 256, lane & 3, fragments);
     // A warp copies 512 bytes of a head at a time; 16-byte unit `lane`.
     const uint32_t panel = shared_address(shared.query[lane >> 3]);
 #pragma unroll 4
@@ -78,27 +115,122 @@ struct Query {
     }
     copy_async_commit();
   }
+  __device__ __forceinline__ void finish(int quad) {
+    order_fragments(fragments, quad);
+    copy_async_wait<0>();
+    fence_proxy_async();
+  }
 };
+
+// ---- softmax of a block. S and P lie in a thread as accumulators of a product do: s[4 g], ... =
+// (head row, keys 8 g + 2 quad, + 1), (head row + 8, the same keys).
+
+/// The mask of 8 kGroups rows, as the loader writes it.
+template <int kGroups>
+struct RowMask {
+  uint32_t words[kGroups];
+};
+template <int kGroups>
+__device__ __forceinline__ RowMask<kGroups> load_mask(const uint32_t* from) {
+  RowMask<kGroups> mask;
+#pragma unroll
+  for (int i = 0; i < kGroups; i += 4) {
+    const uint4 four = load_shared_16(shared_address(from + i));
+    mask.words[i] = four.x;
+    mask.words[i + 1] = four.y;
+    mask.words[i + 2] = four.z;
+    mask.words[i + 3] = four.w;
+  }
+  return mask;
+}
+template <int kGroups>
+__device__ __forceinline__ void mask_scores(float (&s)[4 * kGroups], const RowMask<kGroups>& mask,
+                                            int quad) {
+  uint32_t all = ~0u;
+#pragma unroll
+  for (int g = 0; g < kGroups; ++g) all &= mask.words[g];
+  if (all == ~0u) return;
+#pragma unroll
+  for (int g = 0; g < kGroups; ++g) {
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      if ((mask.words[g] >> (8 * quad + 4 * e) & 1) == 0)
+        s[4 * g + e] = s[4 * g + 2 + e] = -INFINITY;
+    }
+  }
+}
+
+/// P = 2^(scale s - max), in bf16; sums and maxima go on from the blocks before, O must be
+/// multiplied by alpha.
+__device__ __forceinline__ void softmax(const float (&s)[32], float scale_log2, float (&max)[2],
+                                        float (&sum)[2], float (&alpha)[2], uint32_t (&p)[16]) {
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    float largest = s[2 * h];
+#pragma unroll
+    for (int g = 0; g < 8; ++g) {
+      largest = fmaxf(largest, fmaxf(s[4 * g + 2 * h], s[4 * g + 2 * h + 1]));
+    }
+    largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, 1));
+    largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, 2)) * scale_log2;
+    alpha[h] = 1.f;
+    if (largest > max[h] + 8.f) {
+      alpha[h] = exp2_approx(max[h] - largest);
+      max[h] = largest;
+      sum[h] *= alpha[h];
+    }
+  }
+#pragma unroll
+  for (int g = 0; g < 8; ++g) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const float p0 = exp2_approx(fmaf(s[4 * g + 2 * h], scale_log2, -max[h]));
+      const float p1 = exp2_approx(fmaf(s[4 * g + 2 * h + 1], scale_log2, -max[h]));
+      sum[h] += p0 + p1;
+      p[2 * g + h] = pack_bf16x2(p0, p1);
+    }
+  }
+}
+
+/// P of 16 heads to shared memory, as a K-major operand.
+__device__ __forceinline__ void store_weights(uint8_t* to, const uint32_t (&p)[16], int warp,
+                                              int lane) {
+  const uint32_t row = shared_address(to) + (warp * 16 + ((lane >> 3) & 1) * 8 + (lane & 7)) * 128;
+#pragma unroll
+  for (int g = 0; g < 8; g += 2) {
+    store_matrix_4(row + (((g + (lane >> 4)) ^ (lane & 7)) << 4), p[2 * g], p[2 * g + 1],
+                   p[2 * g + 2], p[2 * g + 3]);
+  }
+}
+
+/// Maximum and sum of a finished chain for heads row and row + 8.
+__device__ __forceinline__ void store_row_sums(float2* to, int row, int quad, const float (&max)[2],
+                                               float (&sum)[2]) {
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    sum[h] += __shfl_xor_sync(~0u, sum[h], 1);
+    sum[h] += __shfl_xor_sync(~0u, sum[h], 2);
+    if (quad == 0) to[row + 8 * h] = make_float2(max[h], sum[h]);
+  }
+}
 
 template <typename Traits>
 __device__ __forceinline__ void score_role(const AttendSm90Args& args,
                                            SharedStorage<Traits>& shared, int thread) {
   const int lane = thread & 31, warp = thread >> 5, quad = lane & 3;
   const int row = warp * 16 + (lane >> 2);  // this thread's heads: row, row + 8
-  barrier_sync(kStartBarrier, Traits::kThreads);
-  if (shared.headers[0].token < 0) return;
+  if (shared.walk.headers[0].token < 0) return;
   Query<Traits> query;
-  query.load(args, shared, read_header(shared.headers[0]), thread);
+  query.load(args, shared, read_header(shared.walk.headers[0]), thread);
   const uint64_t query_operand = swizzled_operand(shared_address(shared.query), 16, 1024);
 
-  for (int block = 0; shared.headers[block % Traits::kHeaderSlots].token >= 0;) {
-    copy_async_wait<0>();
-    fence_proxy_async();
+  for (int block = 0; shared.walk.headers[block % Traits::kHeaderSlots].token >= 0;) {
+    query.finish(quad);
     barrier_sync(kScoreBarrier, 128);
     float max[2] = {kNoMaximum, kNoMaximum}, sum[2] = {0.f, 0.f};
     for (bool last = false; !last; ++block) {
       const int stage = block & 1;
-      barrier_sync(kRowsFullBarrier + stage, 256);
+      mbarrier_poll(shared_address(&shared.barriers.rows_full[stage]), phase_of<2>(block));
 
       // S = Q K^T
       float s[32];
@@ -115,96 +247,44 @@ __device__ __forceinline__ void score_role(const AttendSm90Args& args,
         }
       }
       wgmma_commit();
-      last = (shared.headers[block % Traits::kHeaderSlots].flags & kLastBlock) != 0;
+      last = (shared.walk.headers[block % Traits::kHeaderSlots].flags & kLastBlock) != 0;
       wgmma_wait<0>();
 
       if (last) {  // all warps are done with the query: the next one can come
-        const BlockHeader next = read_header(shared.headers[(block + 1) % Traits::kHeaderSlots]);
+        const BlockHeader next =
+            read_header(shared.walk.headers[(block + 1) % Traits::kHeaderSlots]);
         barrier_sync(kScoreBarrier, 128);
-        if (next.token >= 0) query.load(args, shared, next, thread);
+        if (next.token >= 0) query.load(args, shared, next, thread_of_role());
       }
 
-      // Mask, maximum
-      const uint32_t mask_address = shared_address(shared.mask[stage]);
-      const uint4 mask0 = load_shared_16(mask_address), mask1 = load_shared_16(mask_address + 16);
-      const uint32_t mask[8] = {mask0.x, mask0.y, mask0.z, mask0.w,
-                                mask1.x, mask1.y, mask1.z, mask1.w};
-      if ((mask0.x & mask0.y & mask0.z & mask0.w & mask1.x & mask1.y & mask1.z & mask1.w) != ~0u) {
-#pragma unroll
-        for (int g = 0; g < 8; ++g) {
-#pragma unroll
-          for (int e = 0; e < 2; ++e) {
-            if ((mask[g] >> (8 * quad + 4 * e) & 1) == 0) {
-              s[4 * g + e] = s[4 * g + 2 + e] = -INFINITY;
-            }
-          }
-        }
-      }
-      float alpha[2] = {1.f, 1.f};
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        float largest = s[2 * h];
-#pragma unroll
-        for (int g = 0; g < 8; ++g) {
-          largest = fmaxf(largest, fmaxf(s[4 * g + 2 * h], s[4 * g + 2 * h + 1]));
-        }
-        largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, 1));
-        largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, 2)) * args.attend.scale_log2;
-        if (largest > max[h] + 8.f) {
-          alpha[h] = exp2_approx(max[h] - largest);
-          max[h] = largest;
-          sum[h] *= alpha[h];
-        }
-      }
-
-      // P = 2^(scale s - max)
+      mask_scores(s, load_mask<8>(shared.mask[stage]), quad);
+      float alpha[2];
       uint32_t p[16];
-#pragma unroll
-      for (int g = 0; g < 8; ++g) {
-#pragma unroll
-        for (int h = 0; h < 2; ++h) {
-          const float p0 = exp2_approx(fmaf(s[4 * g + 2 * h], args.attend.scale_log2, -max[h]));
-          const float p1 = exp2_approx(fmaf(s[4 * g + 2 * h + 1], args.attend.scale_log2, -max[h]));
-          sum[h] += p0 + p1;
-          p[2 * g + h] = pack_bf16x2(p0, p1);
-        }
+      softmax(s, args.attend.scale_log2, max, sum, alpha, p);
+      if (block > 0) {
+        mbarrier_poll(shared_address(&shared.barriers.p_empty), phase_of<1>(block) ^ 1);
       }
-      if (block > 0) barrier_sync(kPEmptyBarrier, 384);
-      const uint32_t p_row =
-          shared_address(shared.p) + (warp * 16 + ((lane >> 3) & 1) * 8 + (lane & 7)) * 128;
-#pragma unroll
-      for (int g = 0; g < 8; g += 2) {
-        store_matrix_4(p_row + (((g + (lane >> 4)) ^ (lane & 7)) << 4), p[2 * g], p[2 * g + 1],
-                       p[2 * g + 2], p[2 * g + 3]);
-      }
+      store_weights(shared.p, p, warp, lane);
       if (quad == 0) {
         shared.alpha[row] = alpha[0];
         shared.alpha[row + 8] = alpha[1];
       }
-      if (last) {
-#pragma unroll
-        for (int h = 0; h < 2; ++h) {
-          sum[h] += __shfl_xor_sync(~0u, sum[h], 1);
-          sum[h] += __shfl_xor_sync(~0u, sum[h], 2);
-          if (quad == 0) shared.sums[row + 8 * h] = make_float2(max[h], sum[h]);
-        }
-      }
+      if (last) store_row_sums(shared.sums, row, quad, max, sum);
       fence_proxy_async();
-      barrier_arrive(kPFullBarrier, 384);
+      mbarrier_arrive(shared_address(&shared.barriers.p_full));
     }
   }
 }
 
-/// Writes 64 heads x 256 dims (two rows a thread) as bf16: the words of a quad are transposed, so
-/// that a thread stores 16 bytes.
+/// Writes 64 heads x 256 dims from `column` on (two rows a thread) as bf16: the words of a quad are
+/// transposed, so that a thread stores 16 bytes.
 template <typename Value>
 __device__ __forceinline__ void store_output(const AttendSm90Args& args, const BlockHeader& item,
-                                             int half, int row, int quad, const float (&inverse)[2],
-                                             const Value& value) {
+                                             int column, int row, int quad,
+                                             const float (&inverse)[2], const Value& value) {
   const int head = item.tile * 64 + row;
   uint16_t* out = args.attend.out + item.token * args.attend.out_token_stride +
-                  head * args.attend.out_head_stride + half * 256 + quad * 8;
-  const bool odd = (quad & 1) != 0, upper = (quad & 2) != 0;
+                  head * args.attend.out_head_stride + column + quad * 8;
 #pragma unroll
   for (int g = 0; g < 8; ++g) {
 #pragma unroll
@@ -215,14 +295,7 @@ __device__ __forceinline__ void store_output(const AttendSm90Args& args, const B
         const int i = (4 * g + c) * 4 + 2 * h;
         x[c] = pack_bf16x2(value(i) * inverse[h], value(i + 1) * inverse[h]);
       }
-      const uint32_t t0 = __shfl_xor_sync(~0u, odd ? x[0] : x[1], 1);
-      const uint32_t t1 = __shfl_xor_sync(~0u, odd ? x[2] : x[3], 1);
-      (odd ? x[0] : x[1]) = t0;
-      (odd ? x[2] : x[3]) = t1;
-      const uint32_t t2 = __shfl_xor_sync(~0u, upper ? x[0] : x[2], 2);
-      const uint32_t t3 = __shfl_xor_sync(~0u, upper ? x[1] : x[3], 2);
-      (upper ? x[0] : x[2]) = t2;
-      (upper ? x[1] : x[3]) = t3;
+      transpose_quad(x, quad);
       if (head + 8 * h < args.attend.num_heads) {
         *reinterpret_cast<uint4*>(out + h * 8 * args.attend.out_head_stride + g * 32) =
             make_uint4(x[0], x[1], x[2], x[3]);
@@ -248,22 +321,58 @@ __device__ __forceinline__ void store_sums(const AttendSm90Args& args, const Blo
   }
 }
 
-template <typename Traits>
-__device__ __forceinline__ void output_role(const AttendSm90Args& args,
-                                            SharedStorage<Traits>& shared, int half) {
-  // The first half finds the rows: addresses of 4 blocks ahead of this role's, places of 5.
-  const BlockWalk<Traits> walk{args, shared};
-  if (half == 0) {
-    walk.start();
-#pragma unroll 1
-    for (int i = 0; i < 5; ++i) walk.fetch();
-#pragma unroll 1
-    for (int i = 0; i < 4; ++i) walk.resolve(i);
+/// Factors of the accumulators of heads row and row + 8.
+__device__ __forceinline__ void inverse_denominators(const AttendSm90Args& args,
+                                                     const BlockHeader& item, int row,
+                                                     const float2 (&sums)[2], float (&inverse)[2]) {
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    const int head = item.tile * 64 + row + 8 * h;
+    const bool has_sink = args.attend.sink != nullptr && head < args.attend.num_heads;
+    const float sink = has_sink ? __ldg(args.attend.sink + head) : -INFINITY;
+    inverse[h] = sums[h].y > 0.f ? inverse_denominator(sums[h].x, sums[h].y, sink) : 0.f;
   }
-  barrier_sync(kStartBarrier, Traits::kThreads);
+}
+
+/// First of this thread's two rows of an accumulator; the other one is 8 below.
+__device__ __forceinline__ int row_of_thread() {
+  return thread_of_role() / 32 * 16 + thread_of_role() % 32 / 4;
+}
+
+/// What is left of an item: half of the dims of 64 heads.
+template <typename Value>
+__device__ __forceinline__ void store_item(const AttendSm90Args& args, const BlockHeader& item,
+                                           int half, const float2 (&sums)[2], const Value& o) {
+  const int thread = thread_of_role(), quad = thread & 3, row = row_of_thread();
+  if (half == 0 && quad == 0) store_sums(args, item, row, sums);
+  if ((item.flags & kOnlyChain) != 0) {
+    float inverse[2];
+    inverse_denominators(args, item, row, sums, inverse);
+    store_output(args, item, half * 256, row, quad, inverse, o);
+  } else {
+    float4* values = args.chains.values + chain_slot(args, item) * (32 * 256) + half * 128 + thread;
+#pragma unroll
+    for (int k = 0; k < 32; ++k) {
+      __stcg(values + k * 256, make_float4(o(4 * k), o(4 * k + 1), o(4 * k + 2), o(4 * k + 3)));
+    }
+  }
+}
+
+/// O[64 x 256] of every item. In a pair the CTA's rank tells the half of the dims, a walk role of
+/// its own finds the rows, and some of them come from the other CTA.
+template <typename Traits, typename Storage>
+__device__ __forceinline__ void output_role(const AttendSm90Args& args, Storage& shared) {
+  constexpr bool kPair = Traits::kCtas == 2;
+  // Read anew wherever it is used: registers are short.
+  const auto half = [] { return kPair ? static_cast<int>(cluster_rank()) : role_of_thread() - 1; };
+  const BlockWalk<Traits> walk{args, shared.walk};
+  if (!kPair && half() == 0) {
+    walk.start_rest();
+    mbarrier_arrive(shared_address(&shared.barriers.walk_started));
+  }
   const uint64_t p_operand = swizzled_operand(shared_address(shared.p), 16, 1024);
 
-  for (int block = 0; shared.headers[block % Traits::kHeaderSlots].token >= 0;) {
+  for (int block = 0; shared.walk.headers[block % Traits::kHeaderSlots].token >= 0;) {
     float o0[64], o1[64];  // dims 0-127 and 128-255 of the half
     const auto o = [&](int i) -> float& { return i < 64 ? o0[i & 63] : o1[i & 63]; };
     // Zeroed here: accumulators that only products write stay alive for ptxas during the epilogue.
@@ -271,16 +380,19 @@ __device__ __forceinline__ void output_role(const AttendSm90Args& args,
     for (int i = 0; i < 64; ++i) o0[i] = o1[i] = 0.f;
     float2 sums[2];
     for (bool last = false; !last; ++block) {
-      const int stage = block & 1;
-      if (half == 0) {
-        walk.resolve((block + 4) % Traits::kAddressSlots);
-        walk.fetch();
+      const int stage = block % Traits::kStages;
+      if constexpr (kPair) {
+        if (thread_of_role() == 0) {
+          mbarrier_expect_bytes(shared_address(&shared.values_full[stage]),
+                                sizeof(shared.values[0]) / 2);
+        }
+      } else {
+        if (half() == 0) walk.step(block);
       }
-      barrier_sync(kPFullBarrier, 384);
-      const uint32_t flags = shared.headers[block % Traits::kHeaderSlots].flags;
+      mbarrier_poll(shared_address(&shared.barriers.p_full), phase_of<1>(block));
+      const uint32_t flags = shared.walk.headers[block % Traits::kHeaderSlots].flags;
       last = (flags & kLastBlock) != 0;
-      const int row = thread_of_role() / 32 * 16 + thread_of_role() % 32 / 4;
-      const float a0 = shared.alpha[row], a1 = shared.alpha[row + 8];
+      const float a0 = shared.alpha[row_of_thread()], a1 = shared.alpha[row_of_thread() + 8];
       if ((flags & kFirstBlock) == 0 && __any_sync(~0u, a0 != 1.f || a1 != 1.f)) {
 #pragma unroll
         for (int i = 0; i < 128; i += 4) {
@@ -290,48 +402,40 @@ __device__ __forceinline__ void output_role(const AttendSm90Args& args,
           o(i + 3) *= a1;
         }
       }
-      const uint64_t rows =
-          swizzled_operand(shared_address(shared.rows[stage][half * 4]), Traits::kPanelBytes, 1024);
+      uint32_t values;
+      if constexpr (kPair) {
+        values = shared_address(shared.values[stage]);
+        mbarrier_poll(shared_address(&shared.values_full[stage]), phase_of<Traits::kStages>(block));
+      } else {
+        values = shared_address(shared.rows[stage][half() * 4]);
+      }
+      const uint64_t values_operand =
+          swizzled_operand(values, Traits::kPanelStride, Traits::kGroupStride);
       wgmma_fence();
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
         const uint64_t p_at = p_operand + operand_offset(k * 32);
-        const uint64_t rows_at = rows + operand_offset(k * 2048);
-        wgmma_64x128_shared(o0, p_at, rows_at);
-        wgmma_64x128_shared(o1, p_at, rows_at + operand_offset(2 * Traits::kPanelBytes));
+        const uint64_t values_at = values_operand + operand_offset(k * 2 * Traits::kGroupStride);
+        wgmma_64x128_shared(o0, p_at, values_at);
+        wgmma_64x128_shared(o1, p_at, values_at + operand_offset(2 * Traits::kPanelStride));
       }
       wgmma_commit();
       wgmma_wait<0>();
-      barrier_arrive(kRowsEmptyBarrier + stage, 384);
+      mbarrier_arrive(shared_address(&shared.barriers.rows_empty[stage]));
+      if constexpr (kPair) {
+        if ((thread_of_role() & 31) == 0) {
+          cluster_mbarrier_arrive(
+              cluster_address(&shared.barriers.rows_empty[stage], cluster_rank() ^ 1));
+        }
+      }
       if (last) {
-        sums[0] = shared.sums[row];
-        sums[1] = shared.sums[row + 8];
+        sums[0] = shared.sums[row_of_thread()];
+        sums[1] = shared.sums[row_of_thread() + 8];
       }
-      barrier_arrive(kPEmptyBarrier, 384);
+      mbarrier_arrive(shared_address(&shared.barriers.p_empty));
     }
-
-    const int thread = thread_of_role(), quad = thread & 3;
-    const int row = thread / 32 * 16 + thread % 32 / 4;
-    const BlockHeader done = read_header(shared.headers[(block - 1) % Traits::kHeaderSlots]);
-    if (half == 0 && quad == 0) store_sums(args, done, row, sums);
-    if ((done.flags & kOnlyChain) != 0) {
-      float inverse[2];
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        const int head = done.tile * 64 + row + 8 * h;
-        const bool has_sink = args.attend.sink != nullptr && head < args.attend.num_heads;
-        const float sink = has_sink ? __ldg(args.attend.sink + head) : -INFINITY;
-        inverse[h] = sums[h].y > 0.f ? inverse_denominator(sums[h].x, sums[h].y, sink) : 0.f;
-      }
-      store_output(args, done, half, row, quad, inverse, o);
-    } else {
-      float4* values =
-          args.chains.values + chain_slot(args, done) * (32 * 256) + half * 128 + thread;
-#pragma unroll
-      for (int k = 0; k < 32; ++k) {
-        __stcg(values + k * 256, make_float4(o(4 * k), o(4 * k + 1), o(4 * k + 2), o(4 * k + 3)));
-      }
-    }
+    store_item(args, read_header(shared.walk.headers[(block - 1) % Traits::kHeaderSlots]), half(),
+               sums, o);
   }
 }
 
@@ -341,6 +445,9 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
   extern __shared__ __align__(1024) uint8_t storage[];
   auto& shared = *reinterpret_cast<SharedStorage<Traits>*>(storage);
   const int role = __shfl_sync(~0u, threadIdx.x >> 7, 0);
+  if (role == 1) BlockWalk<Traits>{args, shared.walk}.start();
+  if (threadIdx.x == 0) init_barriers(shared.barriers, 256, 256);
+  __syncthreads();
   if (role == 0) {
     decrease_registers<Traits::kScoreRegisters>();
     score_role(args, shared, thread_of_role());
@@ -353,7 +460,7 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
     }
   } else {
     increase_registers<Traits::kOutputRegisters>();
-    output_role(args, shared, role - 1);
+    output_role<Traits>(args, shared);
   }
 }
 

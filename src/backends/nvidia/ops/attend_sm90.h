@@ -55,5 +55,8 @@ int64_t attend_sm90_scratch_bytes(const ScratchLimits& limits, int64_t max_entri
 /// Launches the kernel for one row format; `grid` CTAs.
 template <KvFormat kFormat>
 void launch_attend_sm90(const AttendSm90Args& args, int grid, cudaStream_t stream);
+/// The same with two CTAs an item (attend_sm90_pair.cuh); not for bf16 rows.
+template <KvFormat kFormat>
+void launch_attend_sm90_pair(const AttendSm90Args& args, cudaStream_t stream);
 
 }  // namespace dsv4::nvidia

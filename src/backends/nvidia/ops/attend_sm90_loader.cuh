@@ -3,6 +3,7 @@
 // block and walks on its own, so that nothing is handed over inside the role.
 #pragma once
 #include "backends/nvidia/arch/sm80/instructions.h"
+#include "backends/nvidia/arch/sm90/cluster.h"
 #include "backends/nvidia/arch/sm90/memory.h"
 #include "backends/nvidia/arch/sm90/sync.h"
 #include "backends/nvidia/ops/attend_sm90.h"
@@ -19,6 +20,12 @@ __device__ __forceinline__ int thread_of_role() {
   int thread;
   asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
   return thread & 127;
+}
+
+__device__ __forceinline__ int role_of_thread() {
+  int thread;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+  return thread >> 7;
 }
 
 /// Where a row lies, in 8 bytes of shared memory; 0: masked. Its address is a multiple of 8 below
@@ -38,35 +45,107 @@ struct RowAddress {
   }
 };
 
-/// The blocks of this CTA's items in order. Runs in warps of an output role, which have time but no
-/// registers: everything is kept in shared memory between calls. Warp w finds the rows of loader
-/// warp w: `fetch` reads where the 16 rows of the next block lie, the `resolve` after it turns that
-/// into addresses. Items lie chain by chain, so that chains that most tokens lack come last; lanes
-/// look at 32 items at once and pass over those without rows.
+/// Phase parity of a barrier that serves every kEvery-th block.
+template <int kEvery>
+__device__ __forceinline__ uint32_t phase_of(int block) {
+  return static_cast<uint32_t>(block / kEvery) & 1;
+}
+
+/// By one thread.
+template <typename Traits>
+__device__ __forceinline__ void init_barriers(Barriers<Traits>& barriers, int rows_empty_arrivals,
+                                              int p_empty_arrivals) {
+  for (int i = 0; i < Traits::kStages; ++i) {
+    mbarrier_init(shared_address(&barriers.rows_full[i]), 128);
+    mbarrier_init(shared_address(&barriers.rows_empty[i]), rows_empty_arrivals);
+  }
+  mbarrier_init(shared_address(&barriers.walk_started), Traits::kCtas == 2 ? 32 : 128);
+  mbarrier_init(shared_address(&barriers.p_full), 128);
+  mbarrier_init(shared_address(&barriers.p_empty), p_empty_arrivals);
+}
+
+/// The blocks of this CTA's items in order: `fetch` reads where the rows of the next block lie, the
+/// `resolve` after it turns that into addresses. Items lie chain by chain, so that chains that most
+/// tokens lack come last; lanes look at 32 items at once and pass over those without rows.
+///
+/// A CTA alone: runs in the warps of an output role, which have time but no registers, so that all
+/// is kept in shared memory between calls. Warp w finds the rows of loader warp w, 16 of a block.
+/// In a pair: one warp with nothing else to do finds all 32 rows; its state stays in registers.
 template <typename Traits>
 struct BlockWalk {
+  static constexpr bool kOneWarp = Traits::kCtas == 2;
   const AttendSm90Args& args;
-  SharedStorage<Traits>& shared;
+  WalkStorage<Traits>& shared;
+  WalkState* own = nullptr;  // with one warp
 
+  /// The first two blocks: what the loader begins with.
   __device__ __forceinline__ void start() const {
-    const int warp = thread_of_role() >> 5, lane = thread_of_role() & 31;
-    if (lane == 0) {
-      shared.walk[warp] = {};
-      shared.walk[warp].next_items = static_cast<int>(blockIdx.x);
+    if (writes()) {
+      state() = {};
+      state().next_items = static_cast<int>(blockIdx.x) / Traits::kCtas;
     }
     __syncwarp();
-    look_ahead(shared.walk[warp]);
+    look_ahead(state());
+    walk_to(0, 2);
+  }
+  /// The others that `step` takes for granted.
+  __device__ __forceinline__ void start_rest() const {
+    walk_to(2, Traits::kBlocksAhead);
+    fetch(Traits::kBlocksAhead);
+  }
+  /// For every block of the output roles.
+  __device__ __forceinline__ void step(int block) const {
+    resolve((block + Traits::kBlocksAhead) % Traits::kAddressSlots);
+    fetch(block + Traits::kBlocksAhead + 1);
   }
 
-  /// Places of the next block. Past the end: a header with token -1, rows that are all masked.
-  __device__ __forceinline__ void fetch() const {
+ private:
+  __device__ __forceinline__ WalkState& state() const {
+    if constexpr (kOneWarp) {
+      return *own;
+    } else {
+      return shared.states[thread_of_role() >> 5];
+    }
+  }
+  /// Filled asynchronously, and so always in shared memory.
+  __device__ __forceinline__ ComingItem& coming() const {
+    return shared.states[thread_of_role() >> 5].coming;
+  }
+  /// Who changes the state: lane 0 that of its warp, or every lane its copy.
+  __device__ __forceinline__ bool writes() const {
+    return kOneWarp || (thread_of_role() & 31) == 0;
+  }
+  /// Whether a lane has a row.
+  __device__ __forceinline__ bool has_row() const {
+    return kOneWarp || (thread_of_role() & 31) < 16;
+  }
+  __device__ __forceinline__ int row_of_block() const {
     const int warp = thread_of_role() >> 5, lane = thread_of_role() & 31;
-    WalkState& state = shared.walk[warp];
-    uint32_t flags = state.inside ? 0 : kFirstBlock;
-    if (!state.inside) start_item(state);
-    const int first = state.first, token = state.token, info = state.info;
-    const bool compressed = state.compressed;
-    const int row = first + (lane >> 3 & 1) * 32 + warp * 8 + (lane & 7);
+    return kOneWarp ? static_cast<int>(cluster_rank()) * 32 + lane
+                    : (lane >> 3 & 1) * 32 + warp * 8 + (lane & 7);
+  }
+  __device__ __forceinline__ uint32_t address_of_row(int slot) const {
+    const int warp = thread_of_role() >> 5, lane = thread_of_role() & 31;
+    return shared_address(kOneWarp ? &shared.addresses[lane >> 3][slot][lane & 7]
+                                   : &shared.addresses[warp][slot][lane]);
+  }
+
+  __device__ __forceinline__ void walk_to(int begin, int end) const {
+#pragma unroll 1
+    for (int i = begin; i < end; ++i) fetch(i);
+#pragma unroll 1
+    for (int i = begin; i < end; ++i) resolve(i);
+  }
+
+  /// Places of block `block_idx`, one more than in the last call. Past the end: a header with token
+  /// -1, rows that are all masked.
+  __device__ __forceinline__ void fetch(int block_idx) const {
+    WalkState& state = this->state();
+    uint32_t flags = state.inside != 0 ? 0 : kFirstBlock;
+    if (state.inside == 0) start_item(state);
+    const int first = state.first, token = state.token;
+    const bool compressed = state.compressed != 0;
+    const int row = first + row_of_block();
     const RowSource& rows = compressed ? args.attend.compressed : args.attend.window;
     int offset = kNoRow;
     const int32_t* from = state.places;
@@ -87,19 +166,17 @@ struct BlockWalk {
     const bool more = !ends || (!compressed && state.entry_end > 0);
     if (!more) flags |= kLastBlock;
     __syncwarp();
-    if (lane < 16) {
-      const int slot = state.blocks % Traits::kAddressSlots;
-      const uint32_t place = shared_address(&shared.addresses[warp][slot][lane]);
+    if (has_row()) {
+      const uint32_t place = address_of_row(block_idx % Traits::kAddressSlots);
       copy_async_4(place, from, offset >= 0 ? 4 : 0);
       store_shared(place + 4, static_cast<uint32_t>(offset));
     }
-    if (lane == 0) {
-      if (warp == 0) {
-        store_shared_4(shared_address(&shared.headers[state.blocks % Traits::kHeaderSlots]),
-                       static_cast<uint32_t>(token), info & 0xff, info >> 8 & 0xffff,
-                       flags | info >> 24);
+    if (writes()) {
+      if (thread_of_role() == 0) {
+        if (state.only_chain != 0) flags |= kOnlyChain;
+        store_shared_2(shared_address(&shared.headers[block_idx % Traits::kHeaderSlots]),
+                       static_cast<uint32_t>(token), state.tile | state.chain << 8 | flags << 24);
       }
-      state.blocks += 1;
       state.inside = more;
       state.first = first + 64;
       if (ends && more) start_source(state, true, state.entry_begin, state.entry_end);
@@ -110,10 +187,9 @@ struct BlockWalk {
 
   /// Addresses of a block whose places have been fetched, in their slot.
   __device__ __forceinline__ void resolve(int slot) const {
-    const int warp = thread_of_role() >> 5, lane = thread_of_role() & 31;
     copy_async_wait<0>();
-    if (lane < 16) {
-      const uint32_t at = shared_address(&shared.addresses[warp][slot][lane]);
+    if (has_row()) {
+      const uint32_t at = address_of_row(slot);
       const uint2 place = load_shared_2(at);
       const auto tagged = static_cast<int>(place.y);
       const bool compressed = (tagged & kCompressedRow) != 0;
@@ -136,13 +212,12 @@ struct BlockWalk {
     }
   }
 
- private:
   // tagged: row within its page, or kListRow; kCompressedRow tells the source; kNoRow: masked
   static constexpr int kNoRow = -1;
   static constexpr int kCompressedRow = 1 << 30;
   static constexpr int kListRow = kCompressedRow - 1;
 
-  // By lane 0.
+  // By those that write.
   __device__ __forceinline__ void start_source(WalkState& state, bool compressed, int begin,
                                                int end) const {
     const RowSource& rows = compressed ? args.attend.compressed : args.attend.window;
@@ -157,9 +232,8 @@ struct BlockWalk {
   __device__ __forceinline__ void start_item(WalkState& state) const {
     copy_async_wait<0>();
     __syncwarp();
-    const int lane = thread_of_role() & 31;
-    if (lane == 0) {
-      const ComingItem coming = state.coming;
+    if (writes()) {
+      const ComingItem coming = this->coming();
       const bool exists = coming.item >= 0;
       const int chain = exists ? chain_of(coming.item) : 0;
       const int rest = coming.item - chain * (args.attend.num_tokens << args.log2_tiles);
@@ -173,8 +247,9 @@ struct BlockWalk {
       state.seq = coming.seq;
       state.entry_begin = begin;
       state.entry_end = end;
-      state.info = (rest - (token << args.log2_tiles)) | chain << 8 |
-                   (only ? static_cast<int>(kOnlyChain) << 24 : 0);
+      state.chain = static_cast<uint32_t>(chain);
+      state.tile = static_cast<uint32_t>(rest - (token << args.log2_tiles));
+      state.only_chain = only;
       const bool compressed = window_begin >= window_end;
       start_source(state, compressed, compressed ? begin : window_begin,
                    compressed ? end : window_end);
@@ -186,20 +261,20 @@ struct BlockWalk {
   // Chooses the item after the current one and asks for its numbers.
   __device__ __forceinline__ void look_ahead(WalkState& state) const {
     const int lane = thread_of_role() & 31;
+    const int stride = static_cast<int>(gridDim.x) / Traits::kCtas;
     uint32_t pending = state.pending;
     int next_items = state.next_items;
     __syncwarp();
     while (pending == 0 && next_items < args.num_items) {
-      pending = __ballot_sync(~0u, has_work(next_items + lane * static_cast<int>(gridDim.x)));
-      next_items += 32 * static_cast<int>(gridDim.x);
+      pending = __ballot_sync(~0u, has_work(next_items + lane * stride));
+      next_items += 32 * stride;
     }
-    const int item =
-        pending == 0 ? -1 : next_items + (__ffs(pending) - 33) * static_cast<int>(gridDim.x);
-    if (lane == 0) {
+    const int item = pending == 0 ? -1 : next_items + (__ffs(pending) - 33) * stride;
+    if (writes()) {
       state.next_items = next_items;
       state.pending = pending & (pending - 1);
-      state.coming.item = item;
     }
+    if (lane == 0) coming().item = item;
     if (lane < 5) {
       const AttendArgs& attend = args.attend;
       const int32_t* from = attend.token_to_seq;
@@ -212,7 +287,7 @@ struct BlockWalk {
       if (valid) {
         token = (item - chain_of(item) * (attend.num_tokens << args.log2_tiles)) >> args.log2_tiles;
       }
-      copy_async_4(shared_address(&state.coming.seq) + 4 * lane, from + token, valid ? 4 : 0);
+      copy_async_4(shared_address(&coming().seq) + 4 * lane, from + token, valid ? 4 : 0);
     }
     copy_async_commit();
   }
@@ -274,12 +349,17 @@ struct PassAddresses {
   uint32_t raw;           // of the row in its slot, at this chunk
   uint32_t scales;        // 8 bytes
   uint32_t unit0, unit1;  // where values 0-7 and 8-15 of panel 0 go
+
+  /// Where values 8 `upper`... of panel i go.
+  __device__ __forceinline__ uint32_t unit(int i, int upper) const {
+    return (upper != 0 ? unit1 : unit0) + i * Traits::kPanelBytes;
+  }
 };
 
 /// NaN codes and scales of 2^8 and more, one word at a time through f32 and rounded once. Rare: the
 /// fast path has written the tile before, this overwrites it.
-template <typename Traits>
-__device__ __forceinline__ void convert_exactly(const PassAddresses<Traits>& at) {
+template <typename Traits, typename Addresses>
+__device__ __forceinline__ void convert_exactly(const Addresses& at) {
 #pragma unroll 1
   for (int i = 0; i < Traits::kFp8Columns / 16; ++i) {
     const int panel = i >> 2, word = i & 3;
@@ -297,8 +377,7 @@ __device__ __forceinline__ void convert_exactly(const PassAddresses<Traits>& at)
       const __half2 pair = *reinterpret_cast<const __half2*>(&halves);
       packed[k] = pack_bf16x2(__low2float(pair) * scale, __high2float(pair) * scale);
     }
-    store_shared_2((word < 2 ? at.unit0 : at.unit1) + panel * Traits::kPanelBytes + (word & 1) * 8,
-                   packed[0], packed[1]);
+    store_shared_2(at.unit(panel, word >> 1) + (word & 1) * 8, packed[0], packed[1]);
   }
 }
 
@@ -330,9 +409,8 @@ __device__ __forceinline__ void gather_raw(RowAddress address, bool wide, uint32
 }
 
 /// Converts the 8 rows of a warp that lie in a raw slot into the tile.
-template <typename Traits>
-__device__ __forceinline__ void convert_pass(const PassAddresses<Traits>& at, uint32_t rope_unit,
-                                             int odd) {
+template <typename Traits, typename Addresses>
+__device__ __forceinline__ void convert_pass(const Addresses& at, uint32_t rope_unit, int odd) {
   uint2 scales = {0x7f7f7f7fu, 0x7f7f7f7fu};
   if (Traits::kHasScales) scales = load_shared_2(at.scales);
   constexpr int kFp8Panels = Traits::kFp8Columns / 64;
@@ -351,10 +429,10 @@ __device__ __forceinline__ void convert_pass(const PassAddresses<Traits>& at, ui
     uint32_t y[8];
     convert_4(raw[i].x, scale, y[0], y[1]);
     convert_4(raw[i].y, scale, y[2], y[3]);
-    store_shared_4(at.unit0 + i * Traits::kPanelBytes, y[0], y[1], y[2], y[3]);
+    store_shared_4(at.unit(i, 0), y[0], y[1], y[2], y[3]);
     convert_4(raw[i].z, scale, y[4], y[5]);
     convert_4(raw[i].w, scale, y[6], y[7]);
-    store_shared_4(at.unit1 + i * Traits::kPanelBytes, y[4], y[5], y[6], y[7]);
+    store_shared_4(at.unit(i, 1), y[4], y[5], y[6], y[7]);
     unusual |=
         nan_codes(raw[i].x) | nan_codes(raw[i].y) | nan_codes(raw[i].z) | nan_codes(raw[i].w);
   }
@@ -376,24 +454,27 @@ __device__ __forceinline__ void load_and_convert(const AttendSm90Args& args,
   const uint32_t rope_unit = shared_address(shared.rows) + tile_row * 128 +
                              (((chunk + 4 * odd) ^ row) << 4) + 7 * Traits::kPanelBytes;
   const uint32_t raw = shared_address(shared.raw[warp]);
-  const uint32_t addresses = shared_address(shared.addresses[warp]) + row * 8;
+  const uint32_t addresses = shared_address(shared.walk.addresses[warp]) + row * 8;
   const auto address = [&](int slot, int pass) {
     const uint2 bits = load_shared_2(addresses + (slot * 16 + pass * 8) * 8);
     return RowAddress{static_cast<uint64_t>(bits.y) << 32 | bits.x};
   };
 
-  barrier_sync(kStartBarrier, Traits::kThreads);
   gather_raw<Traits>(address(0, 0), args.wide_rows, raw, row, chunk);
   gather_raw<Traits>(address(0, 1), args.wide_rows, raw + Traits::kRawSlotBytes, row, chunk);
   gather_raw<Traits>(address(1, 0), args.wide_rows, raw + 2 * Traits::kRawSlotBytes, row, chunk);
 
+  mbarrier_poll(shared_address(&shared.barriers.walk_started), 0);
+
   uint32_t raw_slot = raw;
   int here = 0;  // slot of this block's addresses
-  for (int block = 0; shared.headers[block % Traits::kHeaderSlots].token >= 0; ++block) {
+  for (int block = 0; shared.walk.headers[block % Traits::kHeaderSlots].token >= 0; ++block) {
     const int stage = block & 1;
     const int next = here == Traits::kAddressSlots - 1 ? 0 : here + 1;
     const int after = next == Traits::kAddressSlots - 1 ? 0 : next + 1;
-    if (block > 1) barrier_sync(kRowsEmptyBarrier + stage, 384);
+    if (block > 1) {
+      mbarrier_poll(shared_address(&shared.barriers.rows_empty[stage]), phase_of<2>(block) ^ 1);
+    }
 #pragma unroll
     for (int pass = 0; pass < 2; ++pass) {
       const uint32_t mask = __ballot_sync(~0u, address(here, pass).valid());
@@ -414,7 +495,7 @@ __device__ __forceinline__ void load_and_convert(const AttendSm90Args& args,
     }
     here = next;
     fence_proxy_async();
-    barrier_arrive(kRowsFullBarrier + stage, 256);
+    mbarrier_arrive(shared_address(&shared.barriers.rows_full[stage]));
   }
 }
 
@@ -425,18 +506,20 @@ __device__ __forceinline__ void load_bf16(const AttendSm90Args& args, SharedStor
                                           int warp, int lane) {
   const int row = lane >> 2, chunk = lane & 3;
   const uint32_t tile_row = shared_address(shared.rows) + (warp * 8 + row) * 128;
-  const uint32_t addresses = shared_address(shared.addresses[warp]) + row * 8;
+  const uint32_t addresses = shared_address(shared.walk.addresses[warp]) + row * 8;
   const auto address = [&](int slot, int pass) {
     const uint2 bits = load_shared_2(addresses + (slot * 16 + pass * 8) * 8);
     return RowAddress{static_cast<uint64_t>(bits.y) << 32 | bits.x};
   };
-  barrier_sync(kStartBarrier, Traits::kThreads);
 
+  mbarrier_poll(shared_address(&shared.barriers.walk_started), 0);
   int here = 0;
-  for (int block = 0; shared.headers[block % Traits::kHeaderSlots].token >= 0; ++block) {
+  for (int block = 0; shared.walk.headers[block % Traits::kHeaderSlots].token >= 0; ++block) {
     const int stage = block & 1;
     const int next = here == Traits::kAddressSlots - 1 ? 0 : here + 1;
-    if (block > 1) barrier_sync(kRowsEmptyBarrier + stage, 384);
+    if (block > 1) {
+      mbarrier_poll(shared_address(&shared.barriers.rows_empty[stage]), phase_of<2>(block) ^ 1);
+    }
 #pragma unroll
     for (int pass = 0; pass < 2; ++pass) {
       const RowAddress found = address(here, pass);
@@ -467,7 +550,7 @@ __device__ __forceinline__ void load_bf16(const AttendSm90Args& args, SharedStor
     copy_async_wait<0>();
     __syncwarp();
     fence_proxy_async();
-    barrier_arrive(kRowsFullBarrier + stage, 256);
+    mbarrier_arrive(shared_address(&shared.barriers.rows_full[stage]));
   }
 }
 

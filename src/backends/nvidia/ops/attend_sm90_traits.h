@@ -13,11 +13,14 @@ struct Traits {
   static constexpr int kTileHeads = 64;
   static constexpr int kBlockRows = 64;
   static constexpr int kThreads = 512;
+  static constexpr int kCtas = 1;  // that share an item
   static constexpr int kStages = 2;
 
   // Panels of 64 columns: rows of 128 bytes with the 128-byte swizzle.
   static constexpr int kPanelBytes = 64 * 128;
   static constexpr int kPanels = kHeadDim / 64;
+  static constexpr int kPanelStride = kPanelBytes;  // to the next panel
+  static constexpr int kGroupStride = 8 * 128;      // to the next 8 rows
   static constexpr int kQueryPanels = kPanels / 2;  // the other half lives in registers
 
   // Registers a thread: S role (as launched), the two output roles, the loader.
@@ -37,16 +40,42 @@ struct Traits {
   static constexpr int kRawSlots = kConverts ? 3 : 1;
   static constexpr int kRawSlotBytes = kConverts ? 8 * kRawRowBytes + 8 * 8 : 16;
 
-  static constexpr int kAddressSlots = 6;  // blocks whose rows are known, the last one on its way
-  static constexpr int kHeaderSlots = 8;   // power of two, more than loader and output lie apart
+  // Blocks of which the output roles know the addresses ahead of their own: those in stages and
+  // those under way. The places of one more are on their way.
+  static constexpr int kBlocksAhead = kStages + 2;
+  static constexpr int kAddressSlots = kBlocksAhead + 2;
+  static constexpr int kHeaderSlots = 8;  // power of two, more than loader and output lie apart
+};
+
+/// sm90_attend_pair: two CTAs share an item.
+template <KvFormat kFormatOfRows>
+struct PairTraits : Traits<kFormatOfRows> {
+  using Base = Traits<kFormatOfRows>;
+  static constexpr int kCtas = 2;
+  static constexpr int kStages = 3;
+  static constexpr int kRows = Base::kBlockRows / 2;  // that a CTA converts and scores
+  static constexpr int kPanels = Base::kPanels / 2;   // of values that a CTA sums
+  // 8 rows of all panels lie together, so that they can be sent in one piece.
+  static constexpr int kPanelStride = 8 * 128;
+  static constexpr int kGroupStride = kPanels * kPanelStride;
+
+  static constexpr int kScoreRegisters = 232;
+  static constexpr int kOutputRegisters = 168;
+  static constexpr int kWalkRegisters = 48;
+  static constexpr int kLoaderRegisters = 64;
+  static_assert((kScoreRegisters + kOutputRegisters + kWalkRegisters + kLoaderRegisters) * 128 <=
+                65536);
+
+  static constexpr int kRawSlots = 2;
+  static constexpr int kBlocksAhead = kStages + kRawSlots;
+  static constexpr int kAddressSlots = kBlocksAhead + 2;
+  static constexpr int kHeaderSlots = 16;  // the walk does not wait for the output role
 };
 
 /// What the loader tells about a block; the output role reads it last.
-struct alignas(16) BlockHeader {
+struct BlockHeader {
   int32_t token;  // -1: there is no such block, the CTA is done
-  int32_t tile;
-  int32_t chain;
-  uint32_t flags;
+  uint32_t tile : 8, chain : 16, flags : 8;
 };
 enum BlockFlags : uint32_t {
   kFirstBlock = 1,  // of the item
@@ -65,12 +94,34 @@ struct WalkState {
   const int32_t* places;           // of the current source: slots, or the sequence's block table
   int32_t first, begin, end;       // its rows; `first` begins the next block
   int32_t entry_begin, entry_end;  // compressed rows of the item
-  int32_t token, seq, info;        // info: tile, chain << 8, flags << 24
-  int32_t blocks;                  // walked so far
-  int32_t next_items;              // first item that no lane has looked at
-  uint32_t pending;                // of the 32 before it: those that wait
+  int32_t token, seq;
+  uint32_t chain : 16, tile : 8;
+  uint32_t only_chain : 1;  // of its token
+  uint32_t inside : 1;      // the item has more blocks
+  uint32_t compressed : 1;  // the source is the compressed rows
+  int32_t next_items;       // first item that no lane has looked at
+  uint32_t pending;         // of the 32 before it: those that wait
   ComingItem coming;
-  bool inside, compressed;  // the item has more blocks; the source is the compressed rows
+};
+
+/// Which blocks and rows come next.
+template <typename Traits>
+struct WalkStorage {
+  alignas(16) BlockHeader headers[Traits::kHeaderSlots];
+  // RowAddress, by loader warp
+  alignas(16) uint64_t addresses[4][Traits::kAddressSlots][16 / Traits::kCtas];
+  WalkState states[4];
+};
+
+/// mbarriers between the roles of a CTA. All threads of a role arrive, all threads of the other one
+/// wait; phase n of a barrier of a stage is that of the n-th block there.
+template <typename Traits>
+struct Barriers {
+  uint64_t rows_full[Traits::kStages];   // loader -> S role
+  uint64_t rows_empty[Traits::kStages];  // output roles -> loader
+  uint64_t walk_started;                 // first output role -> loader, once
+  uint64_t p_full;                       // S role -> output roles
+  uint64_t p_empty;                      // output roles -> S role
 };
 
 template <typename Traits>
@@ -79,23 +130,35 @@ struct SharedStorage {
   alignas(1024) uint8_t rows[Traits::kStages][Traits::kPanels][Traits::kPanelBytes];
   alignas(1024) uint8_t p[Traits::kPanelBytes];
   alignas(16) uint8_t raw[4][Traits::kRawSlots][Traits::kRawSlotBytes];
-  BlockHeader headers[Traits::kHeaderSlots];
+  WalkStorage<Traits> walk;
   alignas(16) uint32_t mask[Traits::kStages][8];  // 8 rows a word, 4 equal bits a row
-  alignas(16) uint64_t addresses[4][Traits::kAddressSlots][16];  // RowAddress
-  WalkState walk[4];
+  Barriers<Traits> barriers;
   float alpha[Traits::kTileHeads];
   float2 sums[Traits::kTileHeads];  // reference maximum (base 2) and sum of a finished chain
 };
 static_assert(sizeof(SharedStorage<Traits<KvFormat::kFp8DsMla>>) <= 232448, "227 KB a CTA");
 
-/// Named barriers; 0 is __syncthreads.
-enum Barrier : int {
-  kScoreBarrier = 1,      // within the S role
-  kStartBarrier = 2,      // first headers are written
-  kRowsFullBarrier = 3,   // + stage: loader -> S role
-  kRowsEmptyBarrier = 5,  // + stage: output roles -> loader
-  kPFullBarrier = 7,      // S role -> output roles
-  kPEmptyBarrier = 8,     // output roles -> S role
+template <typename Traits>
+struct PairStorage {
+  // By 8 rows. Columns that this CTA sums: all rows of a block, half of them from the other CTA.
+  alignas(1024) uint8_t values[Traits::kStages][Traits::kBlockRows / 8][Traits::kGroupStride];
+  // The other columns: this CTA's rows only, keys here and values there.
+  alignas(1024) uint8_t keys[Traits::kStages][Traits::kRows / 8][Traits::kGroupStride];
+  alignas(1024) uint8_t p[Traits::kPanelBytes];
+  float4 scores[2][4][4][32];  // of the other CTA's rows: block parity, warp, 8 rows, lane
+  alignas(16) uint8_t raw[4][Traits::kRawSlots][Traits::kRawSlotBytes];
+  WalkStorage<Traits> walk;
+  alignas(16) uint32_t mask[Traits::kStages][4];
+  Barriers<Traits> barriers;  // rows_empty: the output roles of both CTAs
+  // mbarriers of bytes that come from the other CTA
+  uint64_t scores_full[2][4];
+  uint64_t values_full[Traits::kStages];
+  float alpha[Traits::kTileHeads];
+  float2 sums[Traits::kTileHeads];
 };
+static_assert(sizeof(PairStorage<PairTraits<KvFormat::kFp8DsMla>>) <= 232448, "227 KB a CTA");
+
+/// Named barrier within the S role; 0 is __syncthreads.
+constexpr int kScoreBarrier = 1;
 
 }  // namespace dsv4::nvidia::sm90_attend

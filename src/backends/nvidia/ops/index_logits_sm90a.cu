@@ -1,24 +1,29 @@
 // sm90_index_logits_fp8: scores of FP8 indexer keys by E4M3 warpgroup products.
 //
 // Problem   logits[t,j] = k_scale_j sum_h w[t,h] max(0, q[t,h] . k_j), j < end[t]; up to 64 heads x
-//           128 dims; keys of 132 B in pages of any size
-// Tiling    CTA = (group of tokens, one of `splits` shares of the keys); 3 warpgroups, each with
-//           tiles of 64 keys of its own. Queries of the group lie in shared memory as E4M3 codes
-//           (8 KiB a token). A tile goes from the page straight to registers, as the left operand,
-//           and stays there for all tokens of its sequence: per token 4 products 64 x 64 x 32,
-//           while the lanes fold the token before (ReLU, weight, sum over heads). Two tiles of
-//           bytes are on their way meanwhile.
-// Budget    decode: 136 B a key; 12 warps x 2 tiles x 2 KiB in flight a multiprocessor. Prefill: a
-//           tile and token takes 128 clocks of the matrix unit and 84 issue slots of each scheduler
-// Launch    grid (groups * splits), 384 threads, smem = 8.3 KiB * tokens, 1 CTA/SM
-// Contract  dim 128, heads 1..64, pages and queries aligned to 16 bytes (else, and for MXFP4 keys,
-//           sm80_index_logits runs)
+//           128 dims; keys of 132 B in pages
+// Tiling    An item is up to 8 neighbouring tokens of one sequence, a tile 64 keys. All tiles of
+//           all items are one list, of which a CTA takes an equal part (several items, or a part of
+//           one). Two warps fetch tiles as bulk copies into a ring, two put down the queries of the
+//           next item as E4M3 codes; 4 warpgroups take tiles in turn: keys go to registers as the
+//           left operand (the place in the ring is free again then) and meet two tokens at a time,
+//           64 x 128 x 128, whose sums are folded (ReLU, weight, sum over heads) in the lanes while
+//           the other warpgroups multiply
+// Budget    decode: 132 B a key, 528 clocks a tile and multiprocessor at 4.2 TB/s, of which the
+//           matrix unit works 128; 66 KiB in flight. Prefill: a tile and token takes 128 clocks of
+//           the matrix unit, 64 of shared memory for queries and 64 for weights, about 90 issue
+//           slots of each scheduler
+// Launch    grid min(132, most tiles), 640 threads, smem = sizeof(Storage), 1 CTA/SM
+// Contract  dim 128, heads 1..64, pages and queries aligned to 16 bytes; rows of a page a multiple
+//           of 64, or a divisor of it from 4 on (else, and for MXFP4 keys, sm80_index_logits runs).
+//           Rows of a page are fetched up to the next multiple of 4 after `end`
 // Numerics  products of E4M3 are exact; the matrix unit adds them up with about 14 bits (bound:
 //           tests/ops/oracle_index_test.cc). Heads 2t, 2t + 1, 8 + 2t, ... of lane t ascending by
-//           fma, lanes (0 + 1) + (2 + 3), times k_scale. Nothing depends on tile, token group or
-//           split. NaN stays NaN.
+//           fma, lanes (0 + 1) + (2 + 3), times k_scale. Nothing depends on tile, item or CTA. NaN
+//           stays NaN.
 #include <algorithm>
 
+#include "backends/nvidia/arch/sm80/instructions.h"
 #include "backends/nvidia/arch/sm90/memory.h"
 #include "backends/nvidia/arch/sm90/sync.h"
 #include "backends/nvidia/arch/sm90/wgmma.h"
@@ -29,69 +34,314 @@
 namespace dsv4::nvidia {
 namespace {
 
+using sm80::shared_address;
+
 struct Traits {
-  static constexpr int kWarpgroups = 3;
-  static constexpr int kThreads = kWarpgroups * 128;
+  static constexpr int kWarpgroups = 4;  // that score; one more fetches
+  static constexpr int kThreads = (kWarpgroups + 1) * 128;
   static constexpr int kTile = 64;
-  static constexpr int kRows = 2;  // of a lane: g, g + 8
   static constexpr int kSteps = kIndexDim / 32;
+  static constexpr int kItemTokens = 8;
+  static constexpr int kSlots = 2;       // items whose queries are in shared memory
+  static constexpr int kShortPart = 16;  // tiles, in which queries are hardly fetched
+  static constexpr int kStages = 8;
+  static constexpr int kKeyWarps = 2;
+  static constexpr int kQueryThreads = 128 - 32 * kKeyWarps;
+  // Multiples of 8 that the 96 registers of every thread at launch add up to.
+  static constexpr int kScoreRegisters = 112, kFetchRegisters = 32;
+  static constexpr int kFirstBarrier = 1;  // named: the first item's queries lie there
   static constexpr int kMultiprocessors = 132;
-  static constexpr int kPrefillTokens = 512;  // more tokens than these share keys, most likely
-  static constexpr int kFewTokens = 2, kManyTokens = 8;
 };
+// A place in the ring is always filled by one warp and read by one warpgroup: with others between,
+// the parity that a barrier tells could be that of two phases before.
+static_assert(Traits::kStages % Traits::kWarpgroups == 0);
+static_assert(Traits::kStages % Traits::kKeyWarps == 0);
 
 /// Queries of one token: rows of 128 codes, swizzled; dims in the order of the lanes' registers.
+/// Two tokens are one operand of 128 rows.
 struct alignas(1024) Queries {
   uint4 units[kIndexMaxHeads * 8];
 };
-static_assert(sizeof(Queries) == kIndexMaxHeads * 128, "two tokens are one operand of 128 rows");
 struct Token {
-  float weights[kIndexMaxHeads];
+  float4 weights[4][4];  // [n][t]: heads 16 n + 2 t, + 1, + 8, + 9; every second one halved
   int32_t end;
-  int32_t unused[3];  // keeps the weights of the next one aligned
+  int32_t unused[3];
 };
-/// In shared memory: the queries of all tokens of a group, then the rest of them.
-struct Group {
-  Queries* queries;
-  Token* tokens;
+/// Tiles [tile, tile_end) of tokens [first, first + count) are this CTA's.
+struct Part {
+  int32_t first, count, tile, tile_end;
+};
+struct alignas(128) Stage {
+  uint4 values[Traits::kTile][kIndexDim / 16];
+  float scales[Traits::kTile];
 };
 
-using Keys = IndexKeys<KvFormat::kIndexFp8, true, Traits::kRows>;
+struct Storage {
+  Queries queries[Traits::kSlots][Traits::kItemTokens];
+  Stage stages[Traits::kStages];
+  Token tokens[Traits::kSlots][Traits::kItemTokens];
+  Part parts[Traits::kSlots];
+  uint64_t full[Traits::kStages], empty[Traits::kStages];
+  uint64_t queries_full[Traits::kSlots], queries_empty[Traits::kSlots];
+  int32_t warp_tiles[Traits::kThreads / 32];
+  int32_t first_token, first_tile;
+};
+static_assert(sizeof(Storage) <= 227 * 1024);
 
-__device__ void load_queries(const IndexLogitsArgs& args, const Group& group, int first,
-                             int count) {
-  // Unit u of a head, word t: four dims from 64 (u / 4) + 16 t + 4 (u % 4) on.
-  for (int i = threadIdx.x; i < count * kIndexMaxHeads * 8; i += Traits::kThreads) {
-    const int token = i / (kIndexMaxHeads * 8), head = i / 8 % kIndexMaxHeads, unit = i % 8;
-    uint32_t words[4] = {};
-    if (head < args.num_heads) {
-      const uint16_t* q = args.q + (first + token) * args.q_token_stride +
-                          head * args.q_head_stride + unit / 4 * 64 + unit % 4 * 4;
+// ---- items and tiles
+
+struct Item {
+  int32_t first, count, seq, longest;
+  __device__ int32_t tiles() const { return (longest + Traits::kTile - 1) / Traits::kTile; }
+};
+
+/// Does an item begin here? Tokens [8 i, 8 (i + 1)) are cut where the sequence changes.
+__device__ __forceinline__ bool begins_item(const IndexLogitsArgs& args, int32_t token) {
+  return token % Traits::kItemTokens == 0 ||
+         __ldg(args.token_to_seq + token) != __ldg(args.token_to_seq + token - 1);
+}
+__device__ __forceinline__ Item item_at(const IndexLogitsArgs& args, int32_t token) {
+  const int32_t limit =
+      min(args.num_tokens, (token / Traits::kItemTokens + 1) * Traits::kItemTokens);
+  Item item{token, 0, __ldg(args.token_to_seq + token), 0};
+#pragma unroll 1
+  for (int32_t next = token; next < limit; ++next) {
+    const int32_t seq = __ldg(args.token_to_seq + next), end = __ldg(args.end + next);
+    if (seq != item.seq) break;
+    item.longest = max(item.longest, min(end, args.max_end));
+    ++item.count;
+  }
+  return item;
+}
+
+/// Goes through a CTA's part of the list, item by item.
+struct Walk {
+  int32_t token, tile, left;
+
+  __device__ __forceinline__ bool next(const IndexLogitsArgs& args, Item& item, Part& part) {
+    while (left > 0) {
+      item = item_at(args, token);
+      part = {item.first, item.count, tile, min(item.tiles(), tile + left)};
+      token = item.first + item.count;
+      tile = 0;
+      left -= part.tile_end - part.tile;
+      if (part.tile_end > part.tile) return true;
+    }
+    return false;
+  }
+};
+
+/// The part of the list that is this CTA's; by all threads, with barriers.
+__device__ Walk find_part(const IndexLogitsArgs& args, Storage& storage) {
+  constexpr int kWarps = Traits::kThreads / 32;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int32_t per_thread = (args.num_tokens + Traits::kThreads - 1) / Traits::kThreads;
+  const int32_t begin = min(args.num_tokens, static_cast<int32_t>(threadIdx.x) * per_thread);
+  const int32_t end = min(args.num_tokens, begin + per_thread);
+  int32_t mine = 0;
+#pragma unroll 1
+  for (int32_t token = begin; token < end; ++token) {
+    if (begins_item(args, token)) mine += item_at(args, token).tiles();
+  }
+  int32_t sum = mine;
 #pragma unroll
-      for (int t = 0; t < 4; ++t) {
-        const uint2 values = __ldg(reinterpret_cast<const uint2*>(q + 16 * t));
-        words[t] =
-            sm90::e4m3x2(__uint_as_float(values.x << 16), __uint_as_float(values.x & 0xffff0000u)) |
-            sm90::e4m3x2(__uint_as_float(values.y << 16), __uint_as_float(values.y & 0xffff0000u))
-                << 16;
+  for (int distance = 1; distance < 32; distance *= 2) {
+    const int32_t below = __shfl_up_sync(~0u, sum, distance);
+    if (lane >= distance) sum += below;
+  }
+  if (lane == 31) storage.warp_tiles[warp] = sum;
+  __syncthreads();
+  int32_t total = 0, before = sum - mine;
+#pragma unroll
+  for (int w = 0; w < kWarps; ++w) {
+    const int32_t tiles = storage.warp_tiles[w];
+    if (w < warp) before += tiles;
+    total += tiles;
+  }
+  const auto border = [&](int64_t cta) { return static_cast<int32_t>(total * cta / gridDim.x); };
+  const int32_t from = border(blockIdx.x), to = border(blockIdx.x + 1);
+  if (before <= from && from < before + mine) {
+    int32_t at = before;
+#pragma unroll 1
+    for (int32_t token = begin; token < end; ++token) {
+      const int32_t tiles = begins_item(args, token) ? item_at(args, token).tiles() : 0;
+      if (from < at + tiles) {
+        storage.first_token = token, storage.first_tile = from - at;
+        break;
+      }
+      at += tiles;
+    }
+  }
+  __syncthreads();
+  return {storage.first_token, storage.first_tile, to - from};
+}
+
+// ---- what the fetching warps do
+
+/// Keys of a CTA's tiles, in order, into the ring; tile i by warp i % kKeyWarps. A copy takes a
+/// thread some hundred clocks from its addresses on, so these are reckoned by all lanes before.
+__device__ __forceinline__ void fetch_keys(const IndexLogitsArgs& args, Storage& storage, Walk walk,
+                                           int warp) {
+  constexpr int kTile = Traits::kTile, kKeyWarps = Traits::kKeyWarps;
+  const int lane = threadIdx.x % 32;
+  // A run: rows of one page within a tile. A lane has every 32nd run of the warp's tiles.
+  const int32_t run_rows = min(args.rows_per_block, kTile), tile_runs = kTile / run_rows;
+  int32_t stage = warp, skip = warp;  // tiles to the warp's next one
+  uint32_t parity = 1;                // of the phase before the first: waiting for it is no waiting
+  Item item;
+  Part part;
+  while (walk.next(args, item, part)) {
+    const int32_t* table = args.table + item.seq * args.table_stride;
+    const int32_t tiles = part.tile_end - part.tile;
+    const int32_t mine = skip < tiles ? (tiles - skip + kKeyWarps - 1) / kKeyWarps : 0;
+    const int32_t first_tile = part.tile + skip, runs = mine * tile_runs;
+    skip += mine * kKeyWarps - tiles;
+    const auto entry_of = [&](int32_t run) {
+      return (first_tile + run / tile_runs * kKeyWarps) * kTile + run % tile_runs * run_rows;
+    };
+    const auto block_of = [&](int32_t run) {
+      const int32_t entry = entry_of(run);
+      return run < runs && entry < item.longest
+                 ? __ldg(table + (args.rows_shift >= 0 ? entry >> args.rows_shift
+                                                       : entry / args.rows_per_block))
+                 : 0;
+    };
+    int32_t next_block = block_of(lane);
+    for (int32_t begin = 0; begin < runs; begin += 32) {
+      const int64_t block = next_block;
+      next_block = block_of(begin + 32 + lane);
+      const int32_t entry = entry_of(begin + lane), in_tile = entry % kTile;
+      const int32_t row = entry % args.rows_per_block;
+      // Whole groups of 4 rows: their scales are 16 bytes.
+      const int32_t left = (item.longest - entry + 3) / 4 * 4;
+      const auto rows = static_cast<uint32_t>(min(run_rows, left));
+      const auto tile_rows = static_cast<uint32_t>(min(kTile, left));
+      const std::byte* page = args.cache + block * args.block_stride_bytes;
+      const std::byte* values = page + int64_t{row} * kIndexDim;
+      const std::byte* scales = page + int64_t{args.rows_per_block} * kIndexDim + row * 4;
+      for (int i = 0; i < min(32, runs - begin); ++i) {
+        const bool starts = (begin + i) % tile_runs == 0;
+        if (starts) sm90::mbarrier_wait(shared_address(&storage.empty[stage]), parity);
+        if (lane == i) {
+          const uint32_t full = shared_address(&storage.full[stage]);
+          Stage& to = storage.stages[stage];
+          if (starts) sm90::mbarrier_arrive_expecting(full, tile_rows * (kIndexDim + 4));
+          if (left > 0) {
+            sm90::copy_bulk(shared_address(to.values[in_tile]), values, rows * kIndexDim, full);
+            sm90::copy_bulk(shared_address(to.scales + in_tile), scales, rows * 4, full);
+          }
+        }
+        __syncwarp();
+        if ((begin + i + 1) % tile_runs == 0) {
+          stage += kKeyWarps;
+          if (stage >= Traits::kStages) stage -= Traits::kStages, parity ^= 1;
+        }
       }
     }
-    group.queries[token].units[head * 8 + (unit ^ (head % 8))] =
-        make_uint4(words[0], words[1], words[2], words[3]);
-  }
-  for (int i = threadIdx.x; i < count * kIndexMaxHeads; i += Traits::kThreads) {
-    const int token = i / kIndexMaxHeads, head = i % kIndexMaxHeads;
-    group.tokens[token].weights[head] =
-        head < args.num_heads ? args.weights[(first + token) * args.weights_stride + head] : 0.0f;
-    if (head == 0) group.tokens[token].end = min(args.end[first + token], args.max_end);
   }
 }
 
-// Products of a tile with the queries of one token (32 sums a lane) or of two neighbours (64).
+/// Queries and weights of an item into `slot`, by kThreads threads.
+__device__ __forceinline__ void put_queries(const IndexLogitsArgs& args, Storage& storage, int slot,
+                                            const Part& part, int thread, int threads) {
+  Queries* queries = storage.queries[slot];
+  // Unit u of a head, word t: four dims from 64 (u / 4) + 16 t + 4 (u % 4) on. Loads of two units
+  // are on their way at once: beside the scoring it is few threads that do this.
+  constexpr int kBatch = 2, kTokenUnits = kIndexMaxHeads * 8;
+  const int units = part.count * kTokenUnits;
+#pragma unroll 1
+  for (int begin = thread; begin < units; begin += kBatch * threads) {
+    uint2 values[kBatch][4];
+#pragma unroll
+    for (int b = 0; b < kBatch; ++b) {
+      const int i = min(begin + b * threads, units - 1), unit = i % 8;
+      const int head = min(i / 8 % kIndexMaxHeads, args.num_heads - 1);
+      const uint16_t* q = args.q + (part.first + i / kTokenUnits) * args.q_token_stride +
+                          head * args.q_head_stride + unit / 4 * 64 + unit % 4 * 4;
+#pragma unroll
+      for (int t = 0; t < 4; ++t) values[b][t] = __ldg(reinterpret_cast<const uint2*>(q + 16 * t));
+    }
+#pragma unroll
+    for (int b = 0; b < kBatch; ++b) {
+      const int i = begin + b * threads, head = i / 8 % kIndexMaxHeads, unit = i % 8;
+      if (i >= units) break;
+      uint32_t words[4];
+#pragma unroll
+      for (int t = 0; t < 4; ++t) {
+        const uint2 v = values[b][t];
+        words[t] = sm90::e4m3x2(__uint_as_float(v.x << 16), __uint_as_float(v.x & 0xffff0000u)) |
+                   sm90::e4m3x2(__uint_as_float(v.y << 16), __uint_as_float(v.y & 0xffff0000u))
+                       << 16;
+        if (head >= args.num_heads) words[t] = 0;
+      }
+      queries[i / kTokenUnits].units[head * 8 + (unit ^ (head % 8))] =
+          make_uint4(words[0], words[1], words[2], words[3]);
+    }
+  }
+  for (int i = thread; i < part.count * kIndexMaxHeads; i += threads) {
+    const int token = i / kIndexMaxHeads, place = i % kIndexMaxHeads;
+    const int head = place / 16 * 16 + place / 4 % 4 * 2 + place % 4 / 2 * 8 + place % 2;
+    const float weight = head < args.num_heads
+                             ? args.weights[(part.first + token) * args.weights_stride + head]
+                             : 0.0f;
+    reinterpret_cast<float*>(storage.tokens[slot][token].weights)[place] =
+        place % 2 == 0 ? weight : 0.5f * weight;
+    if (place == 0)
+      storage.tokens[slot][token].end = min(args.end[part.first + token], args.max_end);
+  }
+  if (thread == 0) storage.parts[slot] = part;
+  sm90::fence_proxy_async();
+}
+
+/// Queries of all items but the first; those of items before `placed` lie there already.
+__device__ __forceinline__ void fetch_queries(const IndexLogitsArgs& args, Storage& storage,
+                                              Walk walk, int placed, int thread) {
+  constexpr int kSlots = Traits::kSlots;
+  Item item;
+  Part part;
+  walk.next(args, item, part);
+  for (int k = 1; walk.next(args, item, part); ++k) {
+    const int slot = k % kSlots;
+    if (k >= kSlots) {
+      sm90::mbarrier_wait(shared_address(&storage.queries_empty[slot]), (k / kSlots - 1) & 1);
+    }
+    if (k >= placed) put_queries(args, storage, slot, part, thread, Traits::kQueryThreads);
+    sm90::mbarrier_arrive(shared_address(&storage.queries_full[slot]));
+  }
+}
+
+// ---- what the scoring warpgroups do
+
+/// A lane's part of a tile: rows g, g + 8 of its warp's 16; dims [16 t, 16 t + 16) and [64 + 16 t,
+/// 64 + 16 t + 16).
+struct KeyRegisters {
+  uint32_t words[2][8];
+  float scale;  // of row g (t even) or g + 8
+};
+
+__device__ __forceinline__ void load_keys(KeyRegisters& keys, const Stage& stage, int warp) {
+  const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+  // Lanes of odd rows read the other half first: 8 lanes that are served together then find
+  // different banks.
+  const bool odd = (g & 1) != 0;
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const uint4* row = stage.values[16 * warp + 8 * r + g];
+    const uint4 a = row[odd ? 4 + t : t], b = row[odd ? t : 4 + t];
+    keys.words[r][0] = odd ? b.x : a.x, keys.words[r][4] = odd ? a.x : b.x;
+    keys.words[r][1] = odd ? b.y : a.y, keys.words[r][5] = odd ? a.y : b.y;
+    keys.words[r][2] = odd ? b.z : a.z, keys.words[r][6] = odd ? a.z : b.z;
+    keys.words[r][3] = odd ? b.w : a.w, keys.words[r][7] = odd ? a.w : b.w;
+  }
+  keys.scale = stage.scales[16 * warp + 8 * (t & 1) + g];
+}
+
+/// Starts the products of a tile with the queries of one token (32 sums a lane) or of two
+/// neighbours (64).
 template <int kSums>
-__device__ __forceinline__ void multiply(float (&dots)[kSums], const Keys& keys,
+__device__ __forceinline__ void multiply(float (&dots)[kSums], const KeyRegisters& keys,
                                          const Queries& queries) {
-  const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(queries.units));
+  const uint32_t address = shared_address(queries.units);
   sm90::wgmma_fence();
 #pragma unroll
   for (int s = 0; s < Traits::kSteps; ++s) {
@@ -105,28 +355,65 @@ __device__ __forceinline__ void multiply(float (&dots)[kSums], const Keys& keys,
     }
   }
   sm90::wgmma_commit();
-  sm90::wgmma_wait<0>();
 }
 
-/// Folds the heads of a tile from sum kFirst on, and writes the scores of rows g (lane t = 0) and g
-/// + 8 (t = 1).
-template <int kFirst, int kSums>
-__device__ __forceinline__ void write_scores(const float (&dots)[kSums], const Token& token,
-                                             int32_t row, float scale, float* logits) {
-  const int t = threadIdx.x % 4;
-  float even = 0, odd = 0;  // rows g, g + 8
+/// Waits for the products under way; their sums are not read before.
+template <int kSums>
+__device__ __forceinline__ void wait_for(float (&sums)[kSums]) {
+  sm90::wgmma_wait<0>();
 #pragma unroll
-  for (int n = 0; n < 8; ++n) {
-    const float2 w = *reinterpret_cast<const float2*>(&token.weights[8 * n + 2 * t]);
-    even = __fmaf_rn(w.x, sm80::max_nan(dots[kFirst + 4 * n], 0.0f), even);
-    odd = __fmaf_rn(w.x, sm80::max_nan(dots[kFirst + 4 * n + 2], 0.0f), odd);
-    even = __fmaf_rn(w.y, sm80::max_nan(dots[kFirst + 4 * n + 1], 0.0f), even);
-    odd = __fmaf_rn(w.y, sm80::max_nan(dots[kFirst + 4 * n + 3], 0.0f), odd);
+  for (float& sum : sums) asm volatile("" : "+f"(sum));
+}
+
+/// Scores of a tile for kCount tokens, 1 or 2: products, then the heads are folded.
+template <int kCount>
+__device__ __forceinline__ void score(const KeyRegisters& keys, const Queries* queries,
+                                      const Token* tokens, int32_t row, float* logits,
+                                      int64_t logits_stride) {
+  const int t = threadIdx.x % 4;
+  const bool odd = (t & 1) != 0, upper = (t & 2) != 0;
+  float dots[32 * kCount];
+  multiply(dots, keys, queries[0]);
+  // What folding begins and ends with is on its way meanwhile.
+  float4 weights[kCount];
+#pragma unroll
+  for (int k = 0; k < kCount; ++k) weights[k] = tokens[k].weights[0][t];
+  const int32_t end = tokens[kCount == 2 && upper ? 1 : 0].end;
+  wait_for(dots);
+  float sums[kCount][2] = {};  // rows g, g + 8
+#pragma unroll
+  for (int n = 0; n < 4; ++n) {
+#pragma unroll
+    for (int k = 0; k < kCount; ++k) {
+      const float4 w = weights[k];
+      if (n < 3) weights[k] = tokens[k].weights[n + 1][t];
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const float* dot = dots + 32 * k + 8 * n + 2 * r;
+        // max(x, 0) takes a pipe of half the rate: every second one is the half of x + |x|, which
+        // is exact (dots are finite, or NaN).
+        float sum = sums[k][r];
+        sum = __fmaf_rn(w.x, sm80::max_nan(dot[0], 0.0f), sum);
+        sum = __fmaf_rn(w.y, __fadd_rn(dot[1], fabsf(dot[1])), sum);
+        sum = __fmaf_rn(w.z, sm80::max_nan(dot[4], 0.0f), sum);
+        sum = __fmaf_rn(w.w, __fadd_rn(dot[5], fabsf(dot[5])), sum);
+        sums[k][r] = sum;
+      }
+    }
   }
-  const bool is_odd = (t & 1) != 0;
-  float sum = (is_odd ? odd : even) + __shfl_xor_sync(~0u, is_odd ? even : odd, 1);
-  sum += __shfl_xor_sync(~0u, sum, 2);
-  if (t < 2 && row < token.end) logits[row] = __fmul_rn(sum, scale);
+  // Lanes (0 + 1) + (2 + 3); lane t is left with row g + 8 (t & 1), of token t / 2 where there are
+  // two.
+  float halves[kCount];
+#pragma unroll
+  for (int k = 0; k < kCount; ++k) {
+    halves[k] =
+        (odd ? sums[k][1] : sums[k][0]) + __shfl_xor_sync(~0u, odd ? sums[k][0] : sums[k][1], 1);
+  }
+  const float mine = upper ? halves[kCount - 1] : halves[0];
+  const float other = upper ? halves[0] : halves[kCount - 1];
+  const float sum = mine + __shfl_xor_sync(~0u, other, 2);
+  if (kCount == 2) logits += upper ? logits_stride : 0;
+  if (row < end && (kCount == 2 || !upper)) logits[row] = __fmul_rn(sum, keys.scale);
 }
 
 /// The same value in all lanes, and known to be: products in flight are not for branches that might
@@ -135,73 +422,92 @@ __device__ __forceinline__ int32_t uniform(int32_t value) {
   return __shfl_sync(~0u, value, 0);
 }
 
+__device__ __forceinline__ void score_tiles(const IndexLogitsArgs& args, Storage& storage,
+                                            int32_t left) {
+  const int warpgroup = uniform(threadIdx.x / 128), warp = threadIdx.x % 128 / 32;
+  const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+  // Tile `turn` of the CTA's list, counted from 0, is warpgroup turn % kWarpgroups's.
+  int32_t stage = warpgroup, turn = warpgroup, base = 0;
+  uint32_t parity = 0;
+  for (int k = 0; left > 0; ++k) {
+    const int slot = k % Traits::kSlots;
+    if (k > 0) {
+      sm90::mbarrier_wait(shared_address(&storage.queries_full[slot]),
+                          (k - 1) / Traits::kSlots & 1);
+    }
+    const Part part = storage.parts[slot];
+    const int32_t tiles = uniform(part.tile_end - part.tile), count = uniform(part.count);
+    const Queries* queries = storage.queries[slot];
+    const Token* tokens = storage.tokens[slot];
+    for (; turn < base + tiles; turn += Traits::kWarpgroups) {
+      KeyRegisters keys;
+      sm90::mbarrier_wait(shared_address(&storage.full[stage]), parity);
+      load_keys(keys, storage.stages[stage], warp);
+      __syncwarp();
+      if (lane == 0) sm90::mbarrier_arrive(shared_address(&storage.empty[stage]));
+      stage += Traits::kWarpgroups;
+      if (stage >= Traits::kStages) stage -= Traits::kStages, parity ^= 1;
+
+      const int32_t row = (part.tile + turn - base) * Traits::kTile + 16 * warp + 8 * (t & 1) + g;
+      float* logits = args.logits + part.first * args.logits_stride;
+      int i = 0;
+#pragma unroll 1
+      for (; i + 1 < count; i += 2, logits += 2 * args.logits_stride)
+        score<2>(keys, queries + i, tokens + i, row, logits, args.logits_stride);
+      if (i < count) score<1>(keys, queries + i, tokens + i, row, logits, args.logits_stride);
+    }
+    base += tiles;
+    left -= tiles;
+    __syncwarp();
+    if (lane == 0) sm90::mbarrier_arrive(shared_address(&storage.queries_empty[slot]));
+  }
+}
+
 __global__ void __launch_bounds__(Traits::kThreads, 1)
     sm90_index_logits_fp8(const __grid_constant__ IndexLogitsArgs args) {
   extern __shared__ __align__(1024) std::byte shared[];
-  const Group storage{reinterpret_cast<Queries*>(shared),
-                      reinterpret_cast<Token*>(shared + args.group_tokens * sizeof(Queries))};
-  const Token* tokens = storage.tokens;
-  const int group = static_cast<int>(blockIdx.x) / args.splits;
-  const int split = static_cast<int>(blockIdx.x) % args.splits;
-  const int first = group * args.group_tokens;
-  const int count = min(args.group_tokens, args.num_tokens - first);
-  const int warpgroup = uniform(threadIdx.x / 128), warp = threadIdx.x % 128 / 32;
-  const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-  load_queries(args, storage, first, count);
-  sm90::fence_proxy_async();
-  __syncthreads();
-
-  for (int begin = 0, end; begin < count; begin = end) {  // tokens of one sequence
-    const int32_t seq = args.token_to_seq[first + begin];
-    int32_t longest = 0;
-    for (end = begin; end < count && args.token_to_seq[first + end] == seq; ++end) {
-      longest = max(longest, tokens[end].end);
+  auto& storage = *reinterpret_cast<Storage*>(shared);
+  if (threadIdx.x == 0) {
+    for (int s = 0; s < Traits::kStages; ++s) {
+      sm90::mbarrier_init(shared_address(&storage.full[s]), 1);
+      sm90::mbarrier_init(shared_address(&storage.empty[s]), 4);
     }
-    end = uniform(end);
-    longest = uniform(longest);
-    const int32_t* table = args.table + seq * args.table_stride;
-    const int32_t stride = args.splits * Traits::kWarpgroups * Traits::kTile;
-    int32_t tile = (split * Traits::kWarpgroups + warpgroup) * Traits::kTile;
-    // Everything from here on is in units of this warp's 16 rows.
-    const int32_t warp_row = 16 * warp;
-    const auto locate = [&](int32_t at, int32_t(&blocks)[Traits::kRows]) {
-#pragma unroll
-      for (int r = 0; r < Traits::kRows; ++r) {
-        blocks[r] = index_block(args, table, at + warp_row + 8 * r + g, longest);
-      }
-    };
-    // Three sets of registers take turns: a copy would wait for the bytes to arrive.
-    Keys ring[3];
-    int32_t blocks[Traits::kRows];
-    locate(tile, blocks);
-    ring[0].load(args, tile + warp_row, blocks);
-    locate(tile + stride, blocks);
-    ring[1].load(args, tile + stride + warp_row, blocks);
-    locate(tile + 2 * stride, blocks);
-    // Scores of `keys`, and the tile after the next one into `later`; false at the end.
-    const auto step = [&](const Keys& keys, Keys& later) {
-      if (tile >= longest) return false;
-      later.load(args, tile + 2 * stride + warp_row, blocks);
-      locate(tile + 3 * stride, blocks);
-      const float scale = __uint_as_float(keys.scale[0]);
-      const int32_t row = tile + warp_row + 8 * (t & 1) + g;
-      float* logits = args.logits + (first + begin) * args.logits_stride;
-      int i = begin;
-      for (; i + 1 < end; i += 2, logits += 2 * args.logits_stride) {
-        float dots[64];
-        multiply(dots, keys, storage.queries[i]);
-        write_scores<0>(dots, tokens[i], row, scale, logits);
-        write_scores<32>(dots, tokens[i + 1], row, scale, logits + args.logits_stride);
-      }
-      if (i < end) {
-        float dots[32];
-        multiply(dots, keys, storage.queries[i]);
-        write_scores<0>(dots, tokens[i], row, scale, logits);
-      }
-      tile += stride;
-      return true;
-    };
-    while (step(ring[0], ring[2]) && step(ring[1], ring[0]) && step(ring[2], ring[1])) {
+    for (int s = 0; s < Traits::kSlots; ++s) {
+      sm90::mbarrier_init(shared_address(&storage.queries_full[s]), Traits::kQueryThreads);
+      sm90::mbarrier_init(shared_address(&storage.queries_empty[s]), 4 * Traits::kWarpgroups);
+    }
+    sm90::fence_proxy_async();
+  }
+  const Walk walk = find_part(args, storage);
+  if (walk.left == 0) return;
+
+  // The first warps of the last warpgroup fetch keys; all others begin with the first queries, and
+  // with the next ones where these are wanted soon.
+  constexpr int kKeyThreads = 32 * Traits::kKeyWarps, kOthers = Traits::kThreads - kKeyThreads;
+  const int warpgroup = uniform(threadIdx.x / 128), warp = uniform(threadIdx.x % 128 / 32);
+  const bool scores = warpgroup < Traits::kWarpgroups;
+  int placed = 0;
+  if (scores || warp >= Traits::kKeyWarps) {
+    const int thread = static_cast<int>(threadIdx.x) - (scores ? 0 : kKeyThreads);
+    Walk first = walk;
+    Item item;
+    Part part{};
+#pragma unroll 1
+    while (placed < Traits::kSlots && part.tile_end - part.tile < Traits::kShortPart &&
+           first.next(args, item, part)) {
+      put_queries(args, storage, placed++, part, thread, kOthers);
+    }
+    sm90::barrier_sync(Traits::kFirstBarrier, kOthers);
+  }
+  if (scores) {
+    sm90::increase_registers<Traits::kScoreRegisters>();
+    score_tiles(args, storage, walk.left);
+  } else {
+    sm90::decrease_registers<Traits::kFetchRegisters>();
+    if (warp < Traits::kKeyWarps) {
+      fetch_keys(args, storage, walk, warp);
+    } else {
+      fetch_queries(args, storage, walk, placed, static_cast<int>(threadIdx.x) % 128 - kKeyThreads);
     }
   }
 }
@@ -209,23 +515,20 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
 }  // namespace
 
 void index_logits_sm90(const IndexLogitsParams& params, const OpContext& context) {
-  if (params.cache.format != KvFormat::kIndexFp8 || !index_rows_aligned(params)) {
+  constexpr int kTile = Traits::kTile;
+  const int32_t rows = params.cache.rows_per_block;
+  const bool runs = rows % kTile == 0 || (rows % 4 == 0 && kTile % rows == 0);
+  if (params.cache.format != KvFormat::kIndexFp8 || !runs || !index_rows_aligned(params)) {
     return index_logits_sm80(params, context);
   }
-  IndexLogitsArgs args = index_logits_args(params);
+  const IndexLogitsArgs args = index_logits_args(params);
   if (context.scratch->measuring() || args.num_tokens == 0 || args.max_end == 0) return;
-  const int tokens =
-      args.num_tokens > Traits::kPrefillTokens ? Traits::kManyTokens : Traits::kFewTokens;
-  args.group_tokens = std::min(args.num_tokens, tokens);
-  const int64_t groups = ceil_div(args.num_tokens, args.group_tokens);
-  const int64_t most = ceil_div(args.max_end, Traits::kWarpgroups * Traits::kTile);
-  args.splits =
-      static_cast<int32_t>(std::clamp<int64_t>(Traits::kMultiprocessors / groups, 1, most));
-  const int bytes = args.group_tokens * static_cast<int>(sizeof(Queries) + sizeof(Token));
-  DSV4_CUDA_CHECK(cudaFuncSetAttribute(sm90_index_logits_fp8,
-                                       cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
-  sm90_index_logits_fp8<<<static_cast<unsigned>(groups * args.splits), Traits::kThreads, bytes,
-                          stream_of(context.stream)>>>(args);
+  DSV4_CUDA_CHECK(cudaFuncSetAttribute(
+      sm90_index_logits_fp8, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(Storage)));
+  const int64_t most = int64_t{args.num_tokens} * ceil_div(args.max_end, kTile);
+  const auto ctas = static_cast<unsigned>(std::min<int64_t>(Traits::kMultiprocessors, most));
+  sm90_index_logits_fp8<<<ctas, Traits::kThreads, sizeof(Storage), stream_of(context.stream)>>>(
+      args);
   DSV4_CUDA_CHECK_LAUNCH();
 }
 

@@ -15,8 +15,9 @@
 namespace dsv4::nvidia {
 namespace {
 
-constexpr int64_t kSplitRows = 256;  // of f32 x at a time, which bounds scratch
-constexpr int64_t kAlignment = 16;   // of a piece that the tensor-core kernels copy
+constexpr int64_t kSplitRows = 256;   // of f32 x at a time, which bounds scratch
+constexpr int64_t kPanelsCols = 128;  // of x, that panels hold: where a part of x may begin
+constexpr int64_t kAlignment = 16;    // of a piece that the tensor-core kernels copy
 
 bool aligned(const void* data, int64_t row_bytes) {
   return (reinterpret_cast<uintptr_t>(data) | static_cast<uintptr_t>(row_bytes)) % kAlignment == 0;
@@ -42,14 +43,12 @@ bool same_view(const ConstTensor& a, const ConstTensor& b) {
   return a.data == b.data && a.dtype == b.dtype && a.shape == b.shape && a.strides == b.strides;
 }
 
-// Codes and scales of an x for the FP8 tensor cores.
-int64_t fp8_codes_bytes(int64_t rows, int64_t cols) {
-  return round_up(rows * round_up(cols, kFp8Block), Arena::kAlignment);
+// Panels of an x for the products of sm_90, with whole tiles of tokens.
+int64_t panel_rows(int64_t rows) {
+  return round_up(rows, sm90_tile_tokens(rows));
 }
-int64_t fp8_bytes(int64_t rows, int64_t cols) {
-  return fp8_codes_bytes(rows, cols) +
-         round_up(ceil_div(cols, kFp8Block) * round_up(rows, 4) * int64_t{sizeof(float)},
-                  Arena::kAlignment);
+int64_t panels_bytes(int64_t rows, int64_t cols) {
+  return panel_rows(rows) * round_up(cols, 128) * int64_t{sizeof(uint16_t)};
 }
 
 // Columns of x, elements from the first of `whole` to those of `part`; -1: not columns of it.
@@ -72,7 +71,7 @@ class Launches {
       if (takes_split(problem)) budget_ = std::max(budget_, split_bytes(rows, problem.w.cols));
       if (problem.x.dtype != DType::kBf16) continue;
       budget_ = std::max(budget_, prepared_bytes(rows, problem.w.cols));
-      if (takes_fp8(problem)) budget_ = std::max(budget_, fp8_bytes(rows, whole_x(i).shape[1]));
+      if (takes_sm90(problem)) budget_ = std::max(budget_, panels_bytes(rows, whole_x(i).shape[1]));
     }
     base_ = context.scratch->take(budget_);
   }
@@ -81,7 +80,7 @@ class Launches {
     const LinearProblem& problem = params_.problems[idx];
     if (problem.x.shape[0] == 0 || problem.w.rows == 0) return;
     check(problem, params_.quantise_input);
-    if (takes_fp8(problem)) return add_fp8(idx);
+    if (takes_sm90(problem)) return add_sm90(idx);
     if (takes_split(problem)) return add_split(problem);
     ConstTensor x = problem.x;
     const bool fast = kernels_ != LinearKernels::kReference && x.dtype == DType::kBf16 &&
@@ -105,19 +104,19 @@ class Launches {
 
   void flush() {
     const cudaStream_t stream = stream_of(context_.stream);
-    launch_linear_fp8(fp8_, stream);
+    launch_linear_sm90(DType::kF8E4M3, fp8_, stream);
+    launch_linear_sm90(DType::kBf16, bf16_, stream);
     launch_linear_fast(fast_, max_tokens_, stream);
     launch_linear_split(split_, stream);
     launch_linear_reference(slow_, stream);
-    split_.count = fp8_.count = fast_.count = slow_.count = 0;
+    split_.count = fp8_.count = bf16_.count = fast_.count = slow_.count = 0;
     max_tokens_ = 0;
   }
 
  private:
-  bool takes_fp8(const LinearProblem& problem) const {
+  bool takes_sm90(const LinearProblem& problem) const {
     return kernels_ == LinearKernels::kSm90 && problem.x.dtype == DType::kBf16 &&
-           (params_.quantise_input || params_.input_is_quantised) &&
-           fp8_tensor_cores_take(problem.w);
+           problem.x.shape[0] > kMaxStreamTokens && sm90_takes(problem.w);
   }
 
   bool takes_split(const LinearProblem& problem) const {
@@ -161,7 +160,7 @@ class Launches {
     for (size_t i = idx + 1; i < params_.problems.size(); ++i) {
       ConstTensor wider = whole;
       wider.shape[1] += params_.problems[i].x.shape[1];
-      if (whole.shape[1] % kFp8Block != 0 || wider.shape[1] > wider.strides[0] ||
+      if (whole.shape[1] % kPanelsCols != 0 || wider.shape[1] > wider.strides[0] ||
           column_of(wider, params_.problems[i].x) != whole.shape[1])
         break;
       whole = wider;
@@ -174,7 +173,7 @@ class Launches {
     if (used_ + bytes > budget_) {
       flush();
       used_ = 0;
-      last_x_ = fp8_x_ = {};
+      last_x_ = panels_x_ = {};
     }
     used_ += bytes;
     return base_ + used_ - bytes;
@@ -198,43 +197,43 @@ class Launches {
     return last_prepared_;
   }
 
-  void add_fp8(size_t idx) {
+  void add_sm90(size_t idx) {
     const LinearProblem& problem = params_.problems[idx];
-    if (fp8_.count == kMaxLinearItems) flush();
-    int64_t col = fp8_x_ ? column_of(fp8_x_, problem.x) : -1;
-    if (col < 0 || col % kFp8Block != 0) {
-      prepare_fp8(whole_x(idx));
+    const DType w = problem.w.dtype;
+    Sm90Batch& batch = w == DType::kF8E4M3 ? fp8_ : bf16_;
+    const auto tokens = static_cast<int32_t>(problem.x.shape[0]);
+    // A launch has tiles of one size.
+    if (batch.count == kMaxSm90Items ||
+        (batch.count > 0 && sm90_tile_tokens(batch.items[0].tokens) != sm90_tile_tokens(tokens)))
+      flush();
+    int64_t col = panels_x_ && panels_.w == w ? column_of(panels_x_, problem.x) : -1;
+    if (col < 0 || col % kPanelsCols != 0) {
+      prepare_panels(whole_x(idx), w);
       col = 0;
     }
-    fp8_.items[fp8_.count++] = {
-        .w = linear_weight(problem.w),
-        .x = fp8_prepared_.codes + col,
-        .x_stride = fp8_prepared_.codes_stride,
-        .x_scales = fp8_prepared_.scales + col / kFp8Block * fp8_prepared_.scale_stride,
-        .x_scale_stride = fp8_prepared_.scale_stride,
-        .out = problem.out.data,
-        .out_stride = problem.out.strides[0],
-        .tokens = static_cast<int32_t>(problem.x.shape[0]),
-        .first_tile = 0,
-        .out_f32 = problem.out.dtype == DType::kF32};
+    Sm90Item& item = batch.items[batch.count++];
+    item.w = linear_weight(problem.w);
+    item.x = panels_.out + col * panels_.out_rows;
+    item.x_rows = panels_.out_rows;
+    item.out = problem.out.data;
+    item.out_stride = problem.out.strides[0];
+    item.tokens = tokens;
+    item.out_f32 = problem.out.dtype == DType::kF32;
   }
 
-  void prepare_fp8(const ConstTensor& x) {
+  void prepare_panels(const ConstTensor& x, DType w) {
     const int64_t rows = x.shape[0], cols = x.shape[1];
-    std::byte* data = take(fp8_bytes(rows, cols));
-    fp8_x_ = x;
-    fp8_prepared_ = {.x = x.as<uint16_t>(),
-                     .x_stride = x.strides[0],
-                     .codes = reinterpret_cast<uint8_t*>(data),
-                     .codes_stride = round_up(cols, kFp8Block),
-                     .scales = reinterpret_cast<float*>(data + fp8_codes_bytes(rows, cols)),
-                     .scale_stride = round_up(rows, 4),
-                     .rows = static_cast<int32_t>(rows),
-                     .cols = static_cast<int32_t>(cols),
-                     // A group of smaller numbers than the floor allows was quantised under
-                     // another rule; its codes come out with any scale that fits.
-                     .floor = params_.quantise_input ? 1e-4f : 1e-30f};
-    launch_linear_fp8_prepare(fp8_prepared_, stream_of(context_.stream));
+    std::byte* data = take(panels_bytes(rows, cols));
+    panels_x_ = x;
+    panels_ = {.x = x.as<uint16_t>(),
+               .x_stride = x.strides[0],
+               .out = reinterpret_cast<uint16_t*>(data),
+               .rows = static_cast<int32_t>(rows),
+               .cols = static_cast<int32_t>(cols),
+               .out_rows = static_cast<int32_t>(panel_rows(rows)),
+               .w = w,
+               .quantise = params_.quantise_input};
+    launch_linear_sm90_prepare(panels_, stream_of(context_.stream));
   }
 
   const LinearParams& params_;
@@ -242,10 +241,10 @@ class Launches {
   LinearKernels kernels_;
   std::byte* base_ = nullptr;
   int64_t budget_ = 0, used_ = 0;
-  ConstTensor last_x_{}, last_prepared_{}, fp8_x_{};
-  Fp8PrepareParams fp8_prepared_{};
+  ConstTensor last_x_{}, last_prepared_{}, panels_x_{};
+  Sm90PrepareParams panels_{};
   LinearBatch fast_, split_, slow_;
-  Fp8Batch fp8_;
+  Sm90Batch fp8_, bf16_;
   int64_t max_tokens_ = 0;
 };
 
@@ -283,9 +282,10 @@ bool tensor_cores_take(const Weight& weight) {
   return aligned(weight.data, linear_weight(weight).row_bytes);
 }
 
-bool fp8_tensor_cores_take(const Weight& weight) {
-  return weight.dtype == DType::kF8E4M3 && weight.block_cols == kFp8Block &&
-         weight.block_rows % 128 == 0 && aligned(weight.data, weight.row_stride);
+bool sm90_takes(const Weight& weight) {
+  if (!tensor_cores_take(weight)) return false;
+  return weight.dtype == DType::kBf16 || (weight.dtype == DType::kF8E4M3 &&
+                                          weight.block_cols == 128 && weight.block_rows % 128 == 0);
 }
 
 void launch_linear_fast(LinearBatch& batch, int64_t max_tokens, cudaStream_t stream) {
@@ -306,10 +306,8 @@ void run_linear(const LinearParams& params, const OpContext& context, LinearKern
 
 std::span<const Candidate> linear_candidates() {
   static constexpr Candidate kCandidates[] = {
-      // Sums in f32; sm90's FP8 tensor cores are faster from 64 tokens on and keep about 14 bits,
-      // which a layer's acceptance does not bear (nvidia/README.md).
-      {"linear", "sm80", needs_sm80, install<LinearKernels::kSm80>},
       {"linear", "sm90", needs_sm90, install<LinearKernels::kSm90>},
+      {"linear", "sm80", needs_sm80, install<LinearKernels::kSm80>},
       {"linear", "reference", needs_sm80, install<LinearKernels::kReference>},
   };
   return kCandidates;
@@ -317,10 +315,12 @@ std::span<const Candidate> linear_candidates() {
 
 int64_t linear_scratch_bytes(const ScratchLimits& limits) {
   // The input of wo_a is prepared in one piece: all heads.
-  const int64_t fp8_cols = std::max(limits.max_cols, int64_t{limits.num_heads} * limits.head_dim);
+  const int64_t whole_cols = std::max(limits.max_cols, int64_t{limits.num_heads} * limits.head_dim);
+  // A tile of tokens at most twice as many.
+  const int64_t rows = round_up(limits.max_tokens, kSm90MaxTileTokens);
   return std::max({prepared_bytes(limits.max_tokens, limits.max_cols),
                    split_bytes(limits.max_tokens, limits.max_cols),
-                   fp8_bytes(limits.max_tokens, fp8_cols)});
+                   panels_bytes(rows, whole_cols)});
 }
 
 }  // namespace dsv4::nvidia

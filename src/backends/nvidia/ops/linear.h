@@ -114,7 +114,7 @@ void launch_linear_split_prepare(const SplitParams& params, cudaStream_t stream)
 enum class LinearKernels {
   kReference,
   kSm80,  ///< tensor cores for bf16 x
-  kSm90,  ///< and FP8 tensor cores for FP8 weights with quantised input (linear_sm90.h)
+  kSm90,  ///< warpgroup tensor cores for bf16 x with FP8 or bf16 weights (linear_sm90.h)
 };
 void run_linear(const LinearParams& params, const OpContext& context, LinearKernels kernels);
 

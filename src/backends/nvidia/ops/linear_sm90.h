@@ -1,67 +1,67 @@
-// Products of FP8 weights with quantised input on the FP8 tensor cores of sm_90.
+// Products of many rows of bf16 x with FP8 or bf16 weights on the warpgroup tensor cores of sm_90.
 //
-// Their canonical order: K in segments of whole blocks of 128 columns, `fp8_num_segments(K)` of
-// them. A block is four wgmma products of 32 columns from zero; the segment's sum takes it by
-// fma(block, scale of x * scale of W, sum) in ascending order; segments are added in ascending
-// order. Only K counts: not tokens, tiles or the number of blocks that share a segment.
+// Their order is that of linear.h, and so are the bits: wgmma adds 16 products to a sum as
+// mma.sync.m16n8k16 does on this device (tests compare calls that take one and the other).
+//
+// FP8 weights become bf16 in registers, scale included, which is exact (linear_weight-inl.h).
 #pragma once
+#include <cuda.h>
 #include <cuda_runtime_api.h>
 
 #include "backends/nvidia/ops/linear.h"
 
 namespace dsv4::nvidia {
 
-constexpr int kFp8Block = 128;        ///< columns of a scale of x and of W
-constexpr int kFp8SegmentBlocks = 8;  ///< a segment has at least so many blocks, ...
-constexpr int kFp8MaxSegments = 8;    ///< ... as long as there are no more than this
+constexpr int kSm90PanelCols = 64;  ///< 128 bytes of x: what one swizzled row of an operand holds
 
-__host__ __device__ constexpr int fp8_num_segments(int64_t cols) {
-  const int64_t columns = int64_t{kFp8Block} * kFp8SegmentBlocks;
-  const int64_t segments = (cols + columns - 1) / columns;
-  return segments < kFp8MaxSegments ? static_cast<int>(segments) : kFp8MaxSegments;
+__host__ __device__ constexpr int sm90_num_panels(int64_t cols) {
+  return static_cast<int>((cols + kSm90PanelCols - 1) / kSm90PanelCols);
 }
-__host__ __device__ constexpr int fp8_segment_blocks(int64_t cols) {
-  const int64_t blocks = (cols + kFp8Block - 1) / kFp8Block;
-  return static_cast<int>((blocks + fp8_num_segments(cols) - 1) / fp8_num_segments(cols));
+/// Of a segment.
+__host__ __device__ constexpr int sm90_segment_panels(int64_t cols) {
+  return linear_segment_cols(cols) / kSm90PanelCols;
 }
 
-/// One product: E4M3 codes of x with a power-of-two scale per row and 128 columns.
-struct Fp8Item {
+/// One product.
+struct Sm90Item {
+  CUtensorMap w_map, x_map;  ///< filled in by the launcher
   LinearWeight w;
-  const uint8_t* x;  ///< [tokens, cols rounded up to 128], zero beyond cols;
-                     ///< 16-byte aligned rows
-  int64_t x_stride;
-  const float* x_scales;  ///< scale of (token, block) at x_scales[block *
-                          ///< x_scale_stride + token]
-  int64_t x_scale_stride;
+  /// Prepared x: panels of [x_rows][64] bf16, as many as columns rounded up to 128 need.
+  const uint16_t* x;
+  int64_t x_rows;
   void* out;
   int64_t out_stride;
   int32_t tokens;
   int32_t first_tile;
   bool out_f32;
 };
-struct Fp8Batch {
+constexpr int kMaxSm90Items = 16;
+/// Products of one launch, whose weights have one format.
+struct Sm90Batch {
   int32_t count = 0;
-  Fp8Item items[kMaxLinearItems];
+  Sm90Item items[kMaxSm90Items];
 };
 
-/// Scale blocks of 128 columns x a multiple of 128 rows, 16-byte aligned rows.
-bool fp8_tensor_cores_take(const Weight& weight);
+/// FP8 with scale blocks of 128 columns x a multiple of 128 rows, or bf16; 16-byte aligned rows.
+bool sm90_takes(const Weight& weight);
 
-void launch_linear_fp8(Fp8Batch& batch, cudaStream_t stream);
+/// Tokens of a tile where a call has `tokens`; x is prepared for whole tiles.
+int sm90_tile_tokens(int64_t tokens);
+constexpr int kSm90MaxTileTokens = 128;
 
-/// x [rows, cols] bf16 -> codes and scales (numerics.md 3, 4). `floor`: of the largest magnitude of
-/// a group. A group with an infinity or NaN gets NaN codes.
-struct Fp8PrepareParams {
+void launch_linear_sm90(DType w, Sm90Batch& batch, cudaStream_t stream);
+
+/// x [rows, cols] bf16, through E4M3 and back per 128 columns where `quantise` (numerics.md 4), as
+/// panels for weights of type `w` (linear_sm90_x-inl.h). Rows up to `out_rows` and columns up to a
+/// multiple of 128 are zero.
+struct Sm90PrepareParams {
   const uint16_t* x;
   int64_t x_stride;
-  uint8_t* codes;
-  int64_t codes_stride;
-  float* scales;
-  int64_t scale_stride;
-  int32_t rows, cols;
-  float floor;
+  uint16_t* out;
+  int32_t rows, cols, out_rows;
+  DType w;
+  bool quantise;
 };
-void launch_linear_fp8_prepare(const Fp8PrepareParams& params, cudaStream_t stream);
+void launch_linear_sm90_prepare(const Sm90PrepareParams& params, cudaStream_t stream);
 
 }  // namespace dsv4::nvidia

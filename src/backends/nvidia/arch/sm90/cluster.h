@@ -20,6 +20,10 @@ __device__ inline uint32_t cluster_size() {
 __device__ inline void cluster_arrive() {
   asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
 }
+/// The same without a word about what was written.
+__device__ __forceinline__ void cluster_arrive_relaxed() {
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+}
 __device__ inline void cluster_wait() {
   asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
@@ -49,13 +53,48 @@ __device__ inline uint32_t cluster_load(uint32_t address) {
   return value;
 }
 
-/// A float at `address` of this block's shared memory, read in block `rank` of the cluster.
-__device__ __forceinline__ float load_from_cluster(uint32_t address, uint32_t rank) {
-  float value;
+// ---- mbarriers of other CTAs; addresses as cluster_address gives them
+
+/// After mbarrier_init: the other CTAs of the cluster see it after the next cluster barrier.
+__device__ __forceinline__ void fence_mbarrier_init() {
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+/// Tells that this thread has read what the other CTA may overwrite; orders no stores between CTAs.
+__device__ __forceinline__ void cluster_mbarrier_arrive(uint32_t barrier) {
+  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+/// Of this CTA's own barrier: one arrival, and so many bytes that are still to come in this phase.
+__device__ __forceinline__ void mbarrier_expect_bytes(uint32_t barrier, int bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
+               : "memory");
+}
+/// 16 bytes to the shared memory of another CTA; they count at its mbarrier `barrier` [st.async].
+__device__ __forceinline__ void cluster_store_async(uint32_t to, float x, float y, float z, float w,
+                                                    uint32_t barrier) {
   asm volatile(
-      "{\n.reg .b32 remote;\nmapa.shared::cluster.u32 remote, %1, %2;\n"
-      "ld.shared::cluster.f32 %0, [remote];\n}\n"
-      : "=f"(value)
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, "
+      "[%5];" ::"r"(to),
+      "f"(x), "f"(y), "f"(z), "f"(w), "r"(barrier)
+      : "memory");
+}
+/// A piece of this CTA's shared memory to another CTA's; it counts at its mbarrier `barrier`.
+__device__ __forceinline__ void cluster_copy_async(uint32_t to, uint32_t from, int bytes,
+                                                   uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [%0], [%1], %2, "
+      "[%3];" ::"r"(to),
+      "r"(from), "r"(bytes), "r"(barrier)
+      : "memory");
+}
+
+/// Four floats at `address` of this block's shared memory, read in block `rank` of the cluster.
+/// Several loads may be under way.
+__device__ __forceinline__ float4 load_from_cluster(uint32_t address, uint32_t rank) {
+  float4 value;
+  asm volatile(
+      "{\n.reg .b32 remote;\nmapa.shared::cluster.u32 remote, %4, %5;\n"
+      "ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [remote];\n}\n"
+      : "=f"(value.x), "=f"(value.y), "=f"(value.z), "=f"(value.w)
       : "r"(address), "r"(rank)
       : "memory");
   return value;

@@ -14,11 +14,22 @@ __device__ __forceinline__ void prefetch_l2(const void* pointer) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(pointer));
 }
 
-/// 4 bytes of memory that nobody writes during the kernel; stays where it is in program order.
-__device__ __forceinline__ uint32_t load_global_constant(const void* pointer) {
-  uint32_t value;
-  asm volatile("ld.global.nc.b32 %0, [%1];" : "=r"(value) : "l"(pointer));
-  return value;
+/// 16 bytes of memory that nobody writes during the kernel; stays where it is in program order.
+__device__ __forceinline__ void load_global_constant_16(const void* pointer, uint32_t* to) {
+  asm volatile("ld.global.nc.v4.b32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+               : "l"(pointer));
+}
+
+/// 9.7.9.25.4 cp.async.bulk: `bytes` (a multiple of 16, as both addresses) from global to shared
+/// memory; their arrival counts in the transaction of `barrier`.
+__device__ __forceinline__ void copy_bulk(uint32_t to, const void* from, uint32_t bytes,
+                                          uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+          "r"(to),
+      "l"(from), "r"(bytes), "r"(barrier)
+      : "memory");
 }
 
 __device__ __forceinline__ uint32_t load_shared(uint32_t address) {

@@ -69,6 +69,18 @@ __device__ __forceinline__ void wgmma_64x64_registers(float (&d)[32], uint32_t a
                : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b));
 }
 
+/// d[64, 32] = (accumulate ? d : 0) + a[64, 16] b[32, 16]^T; operands as above.
+__device__ __forceinline__ void wgmma_64x32_registers(float (&d)[16], uint32_t a0, uint32_t a1,
+                                                      uint32_t a2, uint32_t a3, uint64_t b,
+                                                      bool accumulate) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %21, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {" DSV4_REGS16
+      "}, {%16, %17, %18, %19}, %20, p, 1, 1, 0;\n}\n"
+      : DSV4_ACC8(d, 0), DSV4_ACC8(d, 8)
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(static_cast<int>(accumulate)));
+}
+
 /// d[64, 128] += a[64, 16] b[16, 128]; a K-major, b MN-major (two 64-column panels), both in
 /// shared memory.
 __device__ __forceinline__ void wgmma_64x128_shared(float (&d)[64], uint64_t a, uint64_t b) {
@@ -112,73 +124,61 @@ __device__ __forceinline__ void wgmma_64x128x32_e4m3(float (&d)[64], uint32_t a0
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(static_cast<int>(accumulate)));
 }
 
-/// d[64, kN] = (accumulate ? d : 0) + a[64, 32] b[kN, 32]^T in E4M3, both in shared memory; d as
-/// above.
+// ---- bf16, any number of columns
+
+/// d[64, kN] += a[64, 16] b[kN, 16]^T; a in registers and d as wgmma_64x64_registers has them
+/// (d[4 n ..] = row g: columns 8 n + 2 t, + 1; row g + 8: the same), b K-major in shared memory.
 template <int kN>
-struct Fp8Product;
+struct RegisterProduct;
 
 template <>
-struct Fp8Product<8> {
-  __device__ static __forceinline__ void run(float (&d)[4], uint64_t a, uint64_t b,
-                                             bool accumulate) {
+struct RegisterProduct<8> {
+  __device__ static __forceinline__ void run(float (&d)[4], const uint32_t* a, uint64_t b) {
     asm volatile(
-        "{\n.reg .pred p;\nsetp.ne.b32 p, %6, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n8k32.f32.e4m3.e4m3 {%0, %1, %2, %3"
-        "}, %4, %5, p, 1, 1;\n}\n"
+        "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%0, %1, %2, %3"
+        "}, {%4, %5, %6, %7}, %8, 1, 1, 1, 0;\n"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)));
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
   }
 };
 
 template <>
-struct Fp8Product<16> {
-  __device__ static __forceinline__ void run(float (&d)[8], uint64_t a, uint64_t b,
-                                             bool accumulate) {
-    asm volatile(
-        "{\n.reg .pred p;\nsetp.ne.b32 p, %10, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n16k32.f32.e4m3.e4m3 {" DSV4_REGS8
-        "}, %8, %9, p, 1, 1;\n}\n"
-        : DSV4_ACC8(d, 0)
-        : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)));
+struct RegisterProduct<16> {
+  __device__ static __forceinline__ void run(float (&d)[8], const uint32_t* a, uint64_t b) {
+    asm volatile("wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16 {" DSV4_REGS8
+                 "}, {%8, %9, %10, %11}, %12, 1, 1, 1, 0;\n"
+                 : DSV4_ACC8(d, 0)
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
   }
 };
 
 template <>
-struct Fp8Product<32> {
-  __device__ static __forceinline__ void run(float (&d)[16], uint64_t a, uint64_t b,
-                                             bool accumulate) {
-    asm volatile(
-        "{\n.reg .pred p;\nsetp.ne.b32 p, %18, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n32k32.f32.e4m3.e4m3 {" DSV4_REGS16
-        "}, %16, %17, p, 1, 1;\n}\n"
-        : DSV4_ACC8(d, 0), DSV4_ACC8(d, 8)
-        : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)));
+struct RegisterProduct<32> {
+  __device__ static __forceinline__ void run(float (&d)[16], const uint32_t* a, uint64_t b) {
+    asm volatile("wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {" DSV4_REGS16
+                 "}, {%16, %17, %18, %19}, %20, 1, 1, 1, 0;\n"
+                 : DSV4_ACC8(d, 0), DSV4_ACC8(d, 8)
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
   }
 };
 
 template <>
-struct Fp8Product<64> {
-  __device__ static __forceinline__ void run(float (&d)[32], uint64_t a, uint64_t b,
-                                             bool accumulate) {
-    asm volatile(
-        "{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n64k32.f32.e4m3.e4m3 {" DSV4_REGS32
-        "}, %32, %33, p, 1, 1;\n}\n"
-        : DSV4_ACC32(d, 0)
-        : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)));
+struct RegisterProduct<64> {
+  __device__ static __forceinline__ void run(float (&d)[32], const uint32_t* a, uint64_t b) {
+    asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" DSV4_REGS32
+                 "}, {%32, %33, %34, %35}, %36, 1, 1, 1, 0;\n"
+                 : DSV4_ACC32(d, 0)
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
   }
 };
 
 template <>
-struct Fp8Product<128> {
-  __device__ static __forceinline__ void run(float (&d)[64], uint64_t a, uint64_t b,
-                                             bool accumulate) {
-    asm volatile(
-        "{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n128k32.f32.e4m3.e4m3 {" DSV4_REGS64
-        "}, %64, %65, p, 1, 1;\n}\n"
-        : DSV4_ACC32(d, 0), DSV4_ACC32(d, 32)
-        : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)));
+struct RegisterProduct<128> {
+  __device__ static __forceinline__ void run(float (&d)[64], const uint32_t* a, uint64_t b) {
+    asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" DSV4_REGS64
+                 "}, {%64, %65, %66, %67}, %68, 1, 1, 1, 0;\n"
+                 : DSV4_ACC32(d, 0), DSV4_ACC32(d, 32)
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
   }
 };
 

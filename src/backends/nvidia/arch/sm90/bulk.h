@@ -1,0 +1,31 @@
+// Bulk copies of sm_90: global to shared memory by the copy engine, counted in bytes by an
+// mbarrier. One instruction per function; sections refer to the PTX ISA manual.
+#pragma once
+#include <cuda.h>
+
+#include <cstdint>
+
+namespace dsv4::nvidia::sm90 {
+
+/// 9.7.13.15 mbarrier.arrive.expect_tx: one arrival; the phase ends when `bytes` more have landed.
+__device__ __forceinline__ void mbarrier_expect(uint32_t barrier, uint32_t bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
+               : "memory");
+}
+/// What one thread initialised is seen by the copy engine.
+__device__ __forceinline__ void fence_barrier_init() {
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+
+/// 9.7.9.27 cp.async.bulk.tensor: the box of a two-dimensional map at (x, y); what lies outside the
+/// map is zero.
+__device__ __forceinline__ void copy_box(uint32_t to, const CUtensorMap& map, int x, int y,
+                                         uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, "
+      "%4}], [%2];" ::"r"(to),
+      "l"(&map), "r"(barrier), "r"(x), "r"(y)
+      : "memory");
+}
+
+}  // namespace dsv4::nvidia::sm90
