@@ -30,10 +30,21 @@ need "compiler" "$(first clang++-22 /usr/lib/llvm-22/bin/clang++ amdclang++ /opt
   "clang-22 and lld-22 (Debian, apt.llvm.org), or ROCm's amdclang++"
 need "GPU driver" "$([ -e /dev/kfd ] && echo /dev/kfd)" "/dev/kfd: the amdgpu kernel driver is not loaded, or not passed in"
 need "access to it" "$([ -r /dev/kfd ] && [ -w /dev/kfd ] && echo yes)" "groups render and video"
-need "HIP runtime" "$(ldconfig -p 2>/dev/null | grep -o '/.*libamdhip64\.so\.[567]$' | head -1 ||
-  true)$(ls /opt/rocm/lib/libamdhip64.so.[567] 2>/dev/null | head -1 || true)" \
-  "libamdhip64.so.7, .6 or .5 (ROCm); with one in /opt/rocm/lib only, set LD_LIBRARY_PATH=/opt/rocm/lib"
+runtime() {
+  local folder file
+  for folder in ${LD_LIBRARY_PATH//:/ } $(ldconfig -p 2>/dev/null | sed -n 's/.*=> \(.*\)\/libamdhip64\.so\.[567]$/\1/p'); do
+    for file in "$folder"/libamdhip64.so.[567]; do
+      if [ -e "$file" ]; then echo "$file"; return; fi
+    done
+  done
+}
+need "HIP runtime" "$(LD_LIBRARY_PATH=${LD_LIBRARY_PATH:-} runtime)" \
+  "libamdhip64.so.7, .6 or .5 (ROCm); where one is in /opt/rocm/lib only, set LD_LIBRARY_PATH=/opt/rocm/lib"
 say "interpreter of code objects" "$(first llvm-objdump-22 /usr/lib/llvm-22/bin/llvm-objdump || true)"
+if [ -n "$missing" ]; then
+  echo "amd_test: nothing was built or run; what is missing is named above" >&2
+  exit 1
+fi
 
 tests=(dsv4_ops_test dsv4_attention_test dsv4_devices_test)
 scripts/build.sh hip dsv4_cli "${tests[@]}"
@@ -41,10 +52,9 @@ build=build/hip
 "$build/dsv4" backends --attention-backend ROCM_FLASHMLA_SPARSE_DSV4
 if ! "$build/dsv4" backends --attention-backend ROCM_FLASHMLA_SPARSE_DSV4 --json |
   grep -q '"id": *"rocm:[0-9]'; then
-  echo "amd_test: no ROCm device that this build has kernels for; what is missing is named above" >&2
+  echo "amd_test: no ROCm device that this build has kernels for; the reasons are above" >&2
   exit 1
 fi
-[ -z "$missing" ] || echo "amd_test: going on although something above is missing" >&2
 
 # ---- tests: operations against the oracle, the layer, the model, a long soak
 "$build/tests/dsv4_ops_test" --gtest_filter='*rocm_gpu*' --gtest_brief=1

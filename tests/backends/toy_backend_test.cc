@@ -104,7 +104,9 @@ class ToyAttention final : public DeepseekV4Attention {
     }
   }
 
-  void o_proj(Step& step, Tensor out) const override { project_out(step, layer(), ops(), layer().weights.wo_a, out); }
+  void o_proj(Step& step, Tensor out) const override {
+    project_out(step, layer(), ops(), layer().weights.wo_a, out);
+  }
 };
 
 std::unique_ptr<DeepseekV4Attention> create_toy(const AttentionArgs& args) {

@@ -39,6 +39,8 @@ class OnGpu : public testing::TestWithParam<BackendEntry> {
   EngineOptions options(int64_t length, int chunk, const Numerics& numerics = kServing) const {
     EngineOptions out;
     out.numerics = numerics;
+    // On the CPU, too, `serving` is then what it means on this platform.
+    if (numerics == kServing) out.numerics.wo_a = descriptor().wo_a_forms.front();
     out.kv_cache_dtype = kv_format_name(descriptor().native_format);
     out.limits = {chunk, 1, length};
     out.max_logits = chunk;
