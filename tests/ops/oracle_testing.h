@@ -40,7 +40,9 @@ class CandidateTest : public ::testing::TestWithParam<OpCandidate> {
   /// One number at a time: minutes where the others take seconds, so it gets fewer rows.
   bool is_scalar() const { return GetParam().label() == "cpu_reference"; }
   /// Does it run lane by lane on the CPU? Then fewer and smaller cases have to do.
-  bool emulated() const { return GetParam().platform == Platform::kRocm; }
+  bool emulated() const {
+    return GetParam().platform == Platform::kRocm && !GetParam().name.starts_with("gpu_");
+  }
   Subject subject() const { return {device_.get(), &ops_}; }
   /// Runs with the scratch that Ops::scratch_bytes answers for `limits`.
   template <typename Params>
