@@ -28,9 +28,9 @@ using isa::Arch;
 using isa::CodeObject;
 using isa::Machine;
 using isa::WaveOrder;
+using oracle::Vector;
 using testing::CompiledKernels;
 using testing::Random;
-using oracle::Vector;
 
 using OneTile = Attend<Fp8DsMlaRows, 1, false>;
 using TwoTiles = Attend<Fp8DsMlaRows, 2, false>;
