@@ -245,6 +245,7 @@ TEST_P(OracleCompress, ChunksThroughTheStateRing) {
            CompressCase{"index mxfp4, Hadamard", 4, 128, KvFormat::kIndexMxfp4, true},
            CompressCase{"index f32", 4, 128, KvFormat::kIndexF32, false},
        }) {
+    if (which.exact() && !exact()) continue;
     check(which);
   }
 }

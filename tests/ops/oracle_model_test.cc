@@ -59,6 +59,7 @@ double sigmoid_error(double m_error, double m, double scale, double base) {
 
 TEST_P(OracleModelOps, HyperConnections) {
   for (DType act : {DType::kBf16, DType::kF32}) {
+    if (act == DType::kF32 && !exact()) continue;
     for (int64_t n : {64, 256, 4096}) {
       SCOPED_TRACE(::testing::Message() << dtype_name(act) << ", width " << n);
       constexpr int64_t kTokens = 5, kHc = 4, kRows = (2 + kHc) * kHc;
@@ -196,6 +197,7 @@ TEST_P(OracleModelOps, MixesOfATokenDependOnItOnly) {
   };
   for (const Case& which : {Case{DType::kBf16, 4, 640}, Case{DType::kF32, 4, 96},
                             Case{DType::kBf16, 3, 130}, Case{DType::kBf16, 1, 64}}) {
+    if (which.act == DType::kF32 && !exact()) continue;
     SCOPED_TRACE(::testing::Message() << which.hc << " streams of " << which.n);
     constexpr int64_t kTokens = 43;
     const int64_t hc = which.hc, n = which.n, rows = (2 + hc) * hc;
@@ -256,6 +258,7 @@ TEST_P(OracleModelOps, EmbedCopiesRows) {
   const std::vector<int32_t> ids{0, 49, 7, 7, 12};
   for (DType table_type : {DType::kBf16, DType::kF32}) {
     for (DType act : {DType::kBf16, DType::kF32}) {
+      if (act == DType::kF32 && !exact()) continue;
       const Vector table = rounded(table_type, normal_values(random, kVocab * kWidth, 1.0));
       const auto tokens = static_cast<int64_t>(ids.size());
       const Tensor streams = memory().tensor(act, {tokens, kHc, kWidth});

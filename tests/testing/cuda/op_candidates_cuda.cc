@@ -13,7 +13,7 @@ void append_cuda_candidates(const std::string& family, std::vector<OpCandidate>&
     out.push_back({Platform::kCuda, std::string(candidate.family), std::string(candidate.name),
                    search.devices.empty() ? search.why_none
                                           : candidate.why_not(search.devices.front().capability),
-                   false});
+                   candidate.family == "rowwise" || candidate.family == "model_rows"});
   }
 }
 

@@ -7,6 +7,7 @@
 
 #include "backends/amd/kernel_name.h"
 #include "ops/ops.h"
+#include "tests/testing/hip/interpreter_device.h"
 
 namespace dsv4::testing {
 
@@ -19,6 +20,7 @@ struct StartedKernel {
 template <typename Tag>
 class ListLaunch {
  public:
+  static constexpr bool kBf16Only = InterpreterLaunch::kBf16Only;
   static std::vector<StartedKernel>& kernels() {
     static std::vector<StartedKernel> list;
     return list;

@@ -28,7 +28,7 @@ void expect_same_kernels(const std::vector<StartedKernel>& started, const std::s
   std::set<std::string> entries;
   const auto& code = CompiledKernels::of(arch).by_file().at(file + "_" + arch_name(arch) + ".co");
   for (const amd::isa::KernelInfo& kernel : code.kernels()) entries.insert(kernel.name);
-  EXPECT_GT(started.size(), 10u);
+  EXPECT_FALSE(started.empty());
   for (const StartedKernel& kernel : started) {
     const std::string name = kernel_of(kernel.symbol);
     ASSERT_TRUE(entries.contains(kernel.symbol)) << name << " has no entry";
@@ -61,11 +61,11 @@ TEST_P(SharedKernels, RowwiseKeepsItsBudgets) {
   const uint32_t table = sizeof(gpu::RopeTable);
   const std::vector<KernelBudget> budgets{
       {"RmsNormRows", 64, 0, {{kShuffle, 10}, {kDivision, 2}, {kRoot}}, 8},
-      {"RmsNormBlock<Bf16, Bf16, 2", 64, 4100, {{kBarrier, 2}, {kShuffle, 10}}, 8},
-      {"RmsNormBlock<Bf16, float, 2", 64, 4100, {{kBarrier, 2}, {kShuffle, 10}}, 8},
-      {"RmsNormBlock<float, Bf16, 2", 64, 4100, {{kBarrier, 2}, {kShuffle, 10}}, 8},
-      {"RmsNormBlock<float, float, 2", 64, 4100, {{kBarrier, 2}, {kShuffle, 10}}, 8},
-      {"RmsNormBlock", 96, 32772, {{kBarrier, 2}, {kShuffle, 10}}, 1},
+      {"RmsNormBlock<Bf16, Bf16, 2", 64, 4096, {{kBarrier, 2}, {kShuffle, 10}}, 8},
+      {"RmsNormBlock<Bf16, float, 2", 64, 4096, {{kBarrier, 2}, {kShuffle, 10}}, 8},
+      {"RmsNormBlock<float, Bf16, 2", 64, 4096, {{kBarrier, 2}, {kShuffle, 10}}, 8},
+      {"RmsNormBlock<float, float, 2", 64, 4096, {{kBarrier, 2}, {kShuffle, 10}}, 8},
+      {"RmsNormBlock", 96, 32768, {{kBarrier, 2}, {kShuffle, 10}}, 2},
       {"RmsNormLong", 64, 0, {{kShuffle, 10}, {kDivision, 2}, {kRoot}}, 8},
       {"QnormRopeInsert<Bf16, Fp8DsMlaRows, 8, (Access)0",
        80,
@@ -94,6 +94,8 @@ TEST_P(SharedKernels, RowwiseKeepsItsBudgets) {
       {"CompressFinish", 128, 0, {{kAngle, 10}, {kShuffle, 10}}, 4},
       {"ExpandPlan", 24, 0, {}, 8},
       {"MapSlots", 24, 0, {{"global_load_dwordx4"}, {"global_store_dwordx4"}}, 8},
+      {"RaggedIndptr", 24, 2048, {{kBarrier, 3}}, 8},
+      {"RaggedFill", 24, 0, {}, 8},
       {"GatherRows", 24, 0, {{"global_load_dwordx4"}, {"global_store_dwordx4"}}, 8},
       {"Zero", 24, 0, {{"global_store_dwordx4"}}, 8}};
   expect_within_budgets("rowwise", GetParam(), budgets);

@@ -117,7 +117,7 @@ inline Bytes run_compress(const SmallCompress& what, Op<CompressParams> compress
                           DeviceMemory& memory, const Subject& subject) {
   const int64_t half = (what.overlap ? 2 : 1) * what.width, tokens = what.tokens;
   const int ring = (what.overlap ? 2 : 1) * what.ratio;
-  const DType act = what.format == KvFormat::kF32 ? DType::kF32 : DType::kBf16;
+  constexpr DType kAct = DType::kBf16;
   std::vector<int32_t> positions, sequence(static_cast<size_t>(tokens), 0);
   std::vector<int64_t> slots;
   for (int32_t p = 0; p < what.tokens; ++p) {
@@ -142,11 +142,11 @@ inline Bytes run_compress(const SmallCompress& what, Op<CompressParams> compress
              .overlap = what.overlap,
              .gates = some_tensor(memory, DType::kF32, {tokens, 2 * half}, 1.5),
              .ape = some_tensor(memory, DType::kF32, {what.ratio, half}, 0.5),
-             .norm = some_tensor(memory, act, {what.width}),
+             .norm = some_tensor(memory, kAct, {what.width}),
              .eps = 1e-6f,
              .rope = some_rope(memory, 32),
              .hadamard = false,
-             .activation = act,
+             .activation = kAct,
              .state = {reinterpret_cast<float*>(memory.raw(slot_stride * 4)), slot_stride, 1, ring,
                        static_cast<int32_t>(2 * half)},
              .cache = cache.view(),
@@ -187,6 +187,21 @@ Bytes small_hc_pre(DeviceMemory& memory, const Subject& subject) {
   return bytes_of(memory, y);
 }
 
+inline Bytes small_ragged_rows(DeviceMemory& memory, const Subject& subject) {
+  constexpr int32_t kTokens = 300, kStride = 4;  // two rounds of RaggedIndptr
+  std::vector<int32_t> lists(kTokens * kStride), lengths(kTokens);
+  for (size_t i = 0; i < lists.size(); ++i) lists[i] = static_cast<int32_t>(i);
+  for (size_t i = 0; i < lengths.size(); ++i) lengths[i] = static_cast<int32_t>(i % (kStride + 1));
+  int32_t* indptr = reinterpret_cast<int32_t*>(memory.raw((kTokens + 1) * 4));
+  run_small(subject, subject.ops->ragged_rows,
+            {.rows = ListedRows{{}, memory.put(lists), kStride, memory.put(lengths)},
+             .token_to_seq = nullptr,
+             .num_tokens = kTokens,
+             .indptr = indptr,
+             .slots = reinterpret_cast<int32_t*>(memory.raw(kTokens * kStride * 4))});
+  return memory.get(reinterpret_cast<const uint8_t*>(indptr), (kTokens + 1) * 4);
+}
+
 inline std::vector<SmallStep> small_steps() {
   return {
       {"rms_norm_1024", small_rms_norm<1024>},
@@ -207,14 +222,15 @@ inline std::vector<SmallStep> small_steps() {
        }},
       {"compress_tiles",
        [](DeviceMemory& memory, const Subject& subject) {
-         return run_compress({160, true, 64, KvFormat::kF32, 321, false}, subject.ops->compress,
+         return run_compress({160, true, 64, KvFormat::kBf16, 321, false}, subject.ops->compress,
                              memory, subject);
        }},
       {"compress_two_tokens",
        [](DeviceMemory& memory, const Subject& subject) {
-         return run_compress({16, false, 64, KvFormat::kF32, 32, true},
+         return run_compress({16, false, 64, KvFormat::kBf16, 32, true},
                              gpu::compress<TwoTokensLaunch>, memory, subject);
        }},
+      {"ragged_rows", small_ragged_rows},
       {"hc_pre_4", small_hc_pre<4>},
       {"hc_pre_8", small_hc_pre<8>},
   };
