@@ -1,9 +1,8 @@
 // sm90_attend_pair: sm90_attend for calls of few items, which two CTAs share.
 //
 // Problem   as sm90_attend, and the same bits: every sum has the same terms in the same order
-// Tiling    item = (token, 64 heads, chain), a cluster of two CTAs. CTA r has rows 32 r ... of
-// every
-//           block and columns 256 r ... of the output. Four warpgroups:
+// Tiling    item = (token, 64 heads, chain), for a cluster of two CTAs. CTA r has rows 32 r ...
+//           of every block and columns 256 r ... of the output. Four warpgroups:
 //             0  S [64 x 32] of its rows, half of S to the other CTA and half from there, then the
 //                whole softmax, twice in the pair. S of the next block runs meanwhile
 //             1  O[64 x 256] += P V
