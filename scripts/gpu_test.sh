@@ -32,8 +32,8 @@ fi
 if [ -n "$sanitize" ]; then
   few='*RowwiseBits*cuda*:*OracleCompress*cuda*:*OracleTopK.Orders*cuda*:*OracleIndexLogits*cuda*:*OracleModelOps*cuda*'
   few+=':*OracleMoe*cuda_sm*:*AgreesWithTheOracle/cuda_sm80_csa_4heads*:*AgreesWithTheOracle/cuda_sm80_hca_chains*'
-  few+=':*AgreesWithTheOracle/cuda_sm90_csa_4heads*'
-  for tool in memcheck racecheck initcheck; do
+  few+=':*AgreesWithTheOracle/cuda_sm90_csa_4heads*:*LinearInvariance.ColumnsOfOneMatrix/cuda_sm*'
+  for tool in memcheck racecheck initcheck synccheck; do
     echo "== compute-sanitizer $tool"
     compute-sanitizer --tool "$tool" --error-exitcode 3 "$build/tests/dsv4_ops_test" --gtest_filter="$few" --gtest_brief=1
   done
