@@ -49,7 +49,6 @@ struct Traits {
   static constexpr int kQueryThreads = 128 - 32 * kKeyWarps;
   // Multiples of 8 that the 96 registers of every thread at launch add up to.
   static constexpr int kScoreRegisters = 112, kFetchRegisters = 32;
-  static constexpr int kTogetherBarrier = 1;  // named: all warps but those of the keys
   static constexpr int kMultiprocessors = 132;
 };
 // A place in the ring is always filled by one warp and read by one warpgroup: with others between,
@@ -82,6 +81,7 @@ struct Storage {
   Token tokens[Traits::kSlots][Traits::kItemTokens];
   uint64_t full[Traits::kStages], empty[Traits::kStages];
   uint64_t queries_full[Traits::kSlots], queries_empty[Traits::kSlots];
+  uint64_t together;  // all threads but those of the keys
   int32_t warp_tiles[Traits::kThreads / 32];
   int32_t first_token, first_tile;
 };
@@ -306,16 +306,22 @@ __device__ __forceinline__ bool is_short(const Part& part) {
 constexpr int kKeyThreads = 32 * Traits::kKeyWarps;
 constexpr int kOtherThreads = Traits::kThreads - kKeyThreads;
 
-/// By kOtherThreads threads, of which those that fetch tell the barrier that would be waited for
-/// had they done it alone.
+/// Waits until all threads but those of the keys have come. Meetings have parity 0, 1, 0, ... As at
+/// the other mbarriers every thread arrives: that is what compute-sanitizer can follow, and neither
+/// a named barrier nor an arrival of one lane for its warp.
+__device__ __forceinline__ void meet(Storage& storage, uint32_t parity) {
+  const uint32_t barrier = shared_address(&storage.together);
+  sm90::mbarrier_arrive(barrier);
+  sm90::mbarrier_wait(barrier, parity);
+}
+
+/// By kOtherThreads threads, beside their ordinary waiting for each other.
 __device__ __forceinline__ void put_queries_together(const IndexLogitsArgs& args, Storage& storage,
                                                      int k, const Part& part, bool scores) {
-  const int slot = k % Traits::kSlots;
-  sm90::barrier_sync(Traits::kTogetherBarrier, kOtherThreads);  // the item before is done
+  meet(storage, 1);  // the item before is done
   const int thread = static_cast<int>(threadIdx.x) - (scores ? 0 : kKeyThreads);
-  put_queries(args, storage, slot, part, thread, kOtherThreads);
-  if (!scores) sm90::mbarrier_arrive(shared_address(&storage.queries_full[slot]));
-  sm90::barrier_sync(Traits::kTogetherBarrier, kOtherThreads);
+  put_queries(args, storage, k % Traits::kSlots, part, thread, kOtherThreads);
+  meet(storage, 0);
 }
 
 /// Queries of all items but the first; those of items before `placed` lie there already.
@@ -327,14 +333,14 @@ __device__ __forceinline__ void fetch_queries(const IndexLogitsArgs& args, Stora
   walk.next(args, item, part);
   for (int k = 1; walk.next(args, item, part); ++k) {
     const int slot = k % kSlots;
-    if (k >= placed && is_short(part)) {
-      put_queries_together(args, storage, k, part, false);
-      continue;
-    }
     if (k >= kSlots) {
       sm90::mbarrier_wait(shared_address(&storage.queries_empty[slot]), (k / kSlots - 1) & 1);
     }
-    if (k >= placed) put_queries(args, storage, slot, part, thread, Traits::kQueryThreads);
+    if (k >= placed && is_short(part)) {
+      put_queries_together(args, storage, k, part, false);
+    } else if (k >= placed) {
+      put_queries(args, storage, slot, part, thread, Traits::kQueryThreads);
+    }
     sm90::mbarrier_arrive(shared_address(&storage.queries_full[slot]));
   }
 }
@@ -456,9 +462,8 @@ __device__ __forceinline__ void score_tiles(const IndexLogitsArgs& args, Storage
   Part part;
   for (int k = 0; walk.next(args, item, part); ++k) {
     const int slot = k % Traits::kSlots;
-    if (k >= placed && is_short(part)) {
-      put_queries_together(args, storage, k, part, true);
-    } else if (k > 0) {
+    if (k >= placed && is_short(part)) put_queries_together(args, storage, k, part, true);
+    if (k > 0) {
       sm90::mbarrier_wait(shared_address(&storage.queries_full[slot]),
                           (k - 1) / Traits::kSlots & 1);
     }
@@ -469,8 +474,7 @@ __device__ __forceinline__ void score_tiles(const IndexLogitsArgs& args, Storage
       KeyRegisters keys;
       sm90::mbarrier_wait(shared_address(&storage.full[stage]), parity);
       load_keys(keys, storage.stages[stage], warp);
-      __syncwarp();
-      if (lane == 0) sm90::mbarrier_arrive(shared_address(&storage.empty[stage]));
+      sm90::mbarrier_arrive(shared_address(&storage.empty[stage]));
       stage += Traits::kWarpgroups;
       if (stage >= Traits::kStages) stage -= Traits::kStages, parity ^= 1;
 
@@ -483,8 +487,7 @@ __device__ __forceinline__ void score_tiles(const IndexLogitsArgs& args, Storage
       if (i < count) score<1>(keys, queries + i, tokens + i, row, logits, args.logits_stride);
     }
     base += tiles;
-    __syncwarp();
-    if (lane == 0) sm90::mbarrier_arrive(shared_address(&storage.queries_empty[slot]));
+    sm90::mbarrier_arrive(shared_address(&storage.queries_empty[slot]));
   }
 }
 
@@ -495,12 +498,13 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
   if (threadIdx.x == 0) {
     for (int s = 0; s < Traits::kStages; ++s) {
       sm90::mbarrier_init(shared_address(&storage.full[s]), 1);
-      sm90::mbarrier_init(shared_address(&storage.empty[s]), 4);
+      sm90::mbarrier_init(shared_address(&storage.empty[s]), 128);
     }
     for (int s = 0; s < Traits::kSlots; ++s) {
       sm90::mbarrier_init(shared_address(&storage.queries_full[s]), Traits::kQueryThreads);
-      sm90::mbarrier_init(shared_address(&storage.queries_empty[s]), 4 * Traits::kWarpgroups);
+      sm90::mbarrier_init(shared_address(&storage.queries_empty[s]), 128 * Traits::kWarpgroups);
     }
+    sm90::mbarrier_init(shared_address(&storage.together), kOtherThreads);
     sm90::fence_proxy_async();
   }
   const Walk walk = find_part(args, storage);
@@ -521,7 +525,7 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
            first.next(args, item, part)) {
       put_queries(args, storage, placed++, part, thread, kOtherThreads);
     }
-    sm90::barrier_sync(Traits::kTogetherBarrier, kOtherThreads);
+    meet(storage, 0);
   }
   if (scores) {
     sm90::increase_registers<Traits::kScoreRegisters>();
