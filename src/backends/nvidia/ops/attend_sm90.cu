@@ -212,6 +212,7 @@ void attend_sm90(const AttendParams& params, const OpContext& context) {
   for (int64_t begin = 0; begin < all.num_tokens; begin += wave) {
     const int64_t count = std::min(wave, all.num_tokens - begin);
     args.attend = tokens_of(all, begin, count);
+    args.chain_items = FastDivisor(static_cast<int32_t>(count << log2_tiles));
     args.num_items = static_cast<int32_t>((count << log2_tiles) * all.max_chains);
     launch(args, format_of(all), stream);
     if (all.max_chains > 1) {

@@ -219,6 +219,7 @@ __device__ __forceinline__ void score_role(const AttendSm90Args& args,
                                            SharedStorage<Traits>& shared, int thread) {
   const int lane = thread & 31, warp = thread >> 5, quad = lane & 3;
   const int row = warp * 16 + (lane >> 2);  // this thread's heads: row, row + 8
+  mbarrier_poll(shared_address(&shared.barriers.blocks_known[0]), 0);
   if (shared.walk.headers[0].token < 0) return;
   Query<Traits> query;
   query.load(args, shared, read_header(shared.walk.headers[0]), thread);
@@ -283,12 +284,14 @@ __device__ __forceinline__ void store_output(const AttendSm90Args& args, const B
                                              int column, int row, int quad,
                                              const float (&inverse)[2], const Value& value) {
   const int head = item.tile * 64 + row;
-  uint16_t* out = args.attend.out + item.token * args.attend.out_token_stride +
-                  head * args.attend.out_head_stride + column + quad * 8;
 #pragma unroll
-  for (int g = 0; g < 8; ++g) {
+  for (int h = 0; h < 2; ++h) {
+    uint16_t* out = args.attend.out + item.token * args.attend.out_token_stride +
+                    (head + 8 * h) * args.attend.out_head_stride + column + quad * 8;
+    asm volatile("" : "+l"(out));  // one address register, immediate offsets
+    const bool stored = head + 8 * h < args.attend.num_heads;
 #pragma unroll
-    for (int h = 0; h < 2; ++h) {
+    for (int g = 0; g < 8; ++g) {
       uint32_t x[4];
 #pragma unroll
       for (int c = 0; c < 4; ++c) {
@@ -296,9 +299,8 @@ __device__ __forceinline__ void store_output(const AttendSm90Args& args, const B
         x[c] = pack_bf16x2(value(i) * inverse[h], value(i + 1) * inverse[h]);
       }
       transpose_quad(x, quad);
-      if (head + 8 * h < args.attend.num_heads) {
-        *reinterpret_cast<uint4*>(out + h * 8 * args.attend.out_head_stride + g * 32) =
-            make_uint4(x[0], x[1], x[2], x[3]);
+      if (stored) {
+        *reinterpret_cast<uint4*>(out + g * 32) = make_uint4(x[0], x[1], x[2], x[3]);
       }
     }
   }
@@ -307,16 +309,17 @@ __device__ __forceinline__ void store_output(const AttendSm90Args& args, const B
 /// Log-sum-exp of a token, or maximum and sum of one of its chains, for heads row and row + 8.
 __device__ __forceinline__ void store_sums(const AttendSm90Args& args, const BlockHeader& item,
                                            int row, const float2 (&sums)[2]) {
-#pragma unroll
+#pragma unroll 1
   for (int h = 0; h < 2; ++h) {
     const int head = item.tile * 64 + row + 8 * h;
-    const bool any = sums[h].y > 0.f;
+    const float2 of_head = h == 0 ? sums[0] : sums[1];
+    const bool any = of_head.y > 0.f;
     if ((item.flags & kOnlyChain) == 0) {
       args.chains.sums[chain_slot(args, item) * 64 + row + 8 * h] =
-          make_float2(any ? sums[h].x : -INFINITY, sums[h].y);
+          make_float2(any ? of_head.x : -INFINITY, of_head.y);
     } else if (args.attend.lse != nullptr && head < args.attend.num_heads) {
       args.attend.lse[static_cast<int64_t>(item.token) * args.attend.num_heads + head] =
-          any ? log_sum_exp(sums[h].x, sums[h].y) : -INFINITY;
+          any ? log_sum_exp(of_head.x, of_head.y) : -INFINITY;
     }
   }
 }
@@ -325,12 +328,15 @@ __device__ __forceinline__ void store_sums(const AttendSm90Args& args, const Blo
 __device__ __forceinline__ void inverse_denominators(const AttendSm90Args& args,
                                                      const BlockHeader& item, int row,
                                                      const float2 (&sums)[2], float (&inverse)[2]) {
-#pragma unroll
+  const float* sinks = args.attend.sink;
+#pragma unroll 1
   for (int h = 0; h < 2; ++h) {
     const int head = item.tile * 64 + row + 8 * h;
-    const bool has_sink = args.attend.sink != nullptr && head < args.attend.num_heads;
-    const float sink = has_sink ? __ldg(args.attend.sink + head) : -INFINITY;
-    inverse[h] = sums[h].y > 0.f ? inverse_denominator(sums[h].x, sums[h].y, sink) : 0.f;
+    const float2 of_head = h == 0 ? sums[0] : sums[1];
+    const bool has_sink = sinks != nullptr && head < args.attend.num_heads;
+    const float sink = has_sink ? __ldg(sinks + head) : -INFINITY;
+    const float factor = of_head.y > 0.f ? inverse_denominator(of_head.x, of_head.y, sink) : 0.f;
+    (h == 0 ? inverse[0] : inverse[1]) = factor;
   }
 }
 
@@ -345,7 +351,7 @@ __device__ __forceinline__ void store_item(const AttendSm90Args& args, const Blo
                                            int half, const float2 (&sums)[2], const Value& o) {
   const int thread = thread_of_role(), quad = thread & 3, row = row_of_thread();
   if (half == 0 && quad == 0) store_sums(args, item, row, sums);
-  if ((item.flags & kOnlyChain) != 0) {
+  if (__any_sync(~0u, (item.flags & kOnlyChain) != 0)) {
     float inverse[2];
     inverse_denominators(args, item, row, sums, inverse);
     store_output(args, item, half * 256, row, quad, inverse, o);
@@ -366,13 +372,11 @@ __device__ __forceinline__ void output_role(const AttendSm90Args& args, Storage&
   // Read anew wherever it is used: registers are short.
   const auto half = [] { return kPair ? static_cast<int>(cluster_rank()) : role_of_thread() - 1; };
   const BlockWalk<Traits> walk{args, shared.walk};
-  if (!kPair && half() == 0) {
-    walk.start_rest();
-    mbarrier_arrive(shared_address(&shared.barriers.walk_started));
-  }
-  const uint64_t p_operand = swizzled_operand(shared_address(shared.p), 16, 1024);
-
-  for (int block = 0; shared.walk.headers[block % Traits::kHeaderSlots].token >= 0;) {
+  // Votes, so that the compiler sees whole warps: else it doubles every shuffle of the epilogue.
+  const auto exists = [&](int block) {
+    return __any_sync(~0u, shared.walk.headers[block % Traits::kHeaderSlots].token >= 0);
+  };
+  for (int block = 0; block == 0 || exists(block);) {
     float o0[64], o1[64];  // dims 0-127 and 128-255 of the half
     const auto o = [&](int i) -> float& { return i < 64 ? o0[i & 63] : o1[i & 63]; };
     // Zeroed here: accumulators that only products write stay alive for ptxas during the epilogue.
@@ -381,6 +385,11 @@ __device__ __forceinline__ void output_role(const AttendSm90Args& args, Storage&
     float2 sums[2];
     for (bool last = false; !last; ++block) {
       const int stage = block % Traits::kStages;
+      if (block == 0) {
+        if (!kPair && half() == 0) walk.get_ahead(shared.barriers);
+        mbarrier_poll(shared_address(&shared.barriers.blocks_known[0]), 0);
+        if (!exists(0)) return;
+      }
       if constexpr (kPair) {
         if (thread_of_role() == 0) {
           mbarrier_expect_bytes(shared_address(&shared.values_full[stage]),
@@ -391,7 +400,7 @@ __device__ __forceinline__ void output_role(const AttendSm90Args& args, Storage&
       }
       mbarrier_poll(shared_address(&shared.barriers.p_full), phase_of<1>(block));
       const uint32_t flags = shared.walk.headers[block % Traits::kHeaderSlots].flags;
-      last = (flags & kLastBlock) != 0;
+      last = __any_sync(~0u, (flags & kLastBlock) != 0);
       const float a0 = shared.alpha[row_of_thread()], a1 = shared.alpha[row_of_thread() + 8];
       if ((flags & kFirstBlock) == 0 && __any_sync(~0u, a0 != 1.f || a1 != 1.f)) {
 #pragma unroll
@@ -411,6 +420,7 @@ __device__ __forceinline__ void output_role(const AttendSm90Args& args, Storage&
       }
       const uint64_t values_operand =
           swizzled_operand(values, Traits::kPanelStride, Traits::kGroupStride);
+      const uint64_t p_operand = swizzled_operand(shared_address(shared.p), 16, 1024);
       wgmma_fence();
 #pragma unroll
       for (int k = 0; k < 4; ++k) {

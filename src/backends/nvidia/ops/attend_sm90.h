@@ -38,10 +38,11 @@ struct ChainResults {
 struct AttendSm90Args {
   AttendArgs attend;
   FastDivisor window_rows, window_columns, compressed_rows, compressed_columns;
-  int32_t log2_tiles = 0;  ///< tiles of 64 heads: 1 or 2
-  int32_t num_items = 0;   ///< max_chains x tokens x tiles
-  bool wide_rows = true;   ///< rows lie at multiples of 16 bytes
-  ChainResults chains;     ///< only where max_chains > 1
+  FastDivisor chain_items;  ///< items of a chain: tokens x tiles
+  int32_t log2_tiles = 0;   ///< tiles of 64 heads: 1 or 2
+  int32_t num_items = 0;    ///< max_chains x tokens x tiles
+  bool wide_rows = true;    ///< rows lie at multiples of 16 bytes
+  ChainResults chains;      ///< only where max_chains > 1
 };
 
 /// Empty where the kernel takes the call, else why not. Looks at shapes, formats and strides alone.

@@ -59,7 +59,9 @@ __device__ __forceinline__ void init_barriers(Barriers<Traits>& barriers, int ro
     mbarrier_init(shared_address(&barriers.rows_full[i]), 128);
     mbarrier_init(shared_address(&barriers.rows_empty[i]), rows_empty_arrivals);
   }
-  mbarrier_init(shared_address(&barriers.walk_started), Traits::kCtas == 2 ? 32 : 128);
+  for (uint64_t& known : barriers.blocks_known) {
+    mbarrier_init(shared_address(&known), Traits::kCtas == 2 ? 32 : 128);
+  }
   mbarrier_init(shared_address(&barriers.p_full), 128);
   mbarrier_init(shared_address(&barriers.p_empty), p_empty_arrivals);
 }
@@ -78,7 +80,7 @@ struct BlockWalk {
   WalkStorage<Traits>& shared;
   WalkState* own = nullptr;  // with one warp
 
-  /// The first two blocks: what the loader begins with.
+  /// Asks for the first item.
   __device__ __forceinline__ void start() const {
     if (writes()) {
       state() = {};
@@ -86,12 +88,22 @@ struct BlockWalk {
     }
     __syncwarp();
     look_ahead(state());
-    walk_to(0, 2);
   }
-  /// The others that `step` takes for granted.
-  __device__ __forceinline__ void start_rest() const {
-    walk_to(2, Traits::kBlocksAhead);
-    fetch(Traits::kBlocksAhead);
+  /// The blocks that `step` takes for granted: first two, which the loader begins with. Loops that
+  /// are not unrolled: this is long code, in no cache when a call begins.
+  __device__ __forceinline__ void get_ahead(Barriers<Traits>& barriers) const {
+    int known = 0;
+#pragma unroll 1
+    for (int batch = 0;; ++batch) {
+      const int end = batch == 0 ? 2 : Traits::kBlocksAhead + batch - 1;
+#pragma unroll 1
+      for (int i = known; i < end; ++i) fetch(i);
+      if (batch == 2) break;
+#pragma unroll 1
+      for (int i = known; i < end; ++i) resolve(i);
+      mbarrier_arrive(shared_address(&barriers.blocks_known[batch]));
+      known = end;
+    }
   }
   /// For every block of the output roles.
   __device__ __forceinline__ void step(int block) const {
@@ -128,13 +140,6 @@ struct BlockWalk {
     const int warp = thread_of_role() >> 5, lane = thread_of_role() & 31;
     return shared_address(kOneWarp ? &shared.addresses[lane >> 3][slot][lane & 7]
                                    : &shared.addresses[warp][slot][lane]);
-  }
-
-  __device__ __forceinline__ void walk_to(int begin, int end) const {
-#pragma unroll 1
-    for (int i = begin; i < end; ++i) fetch(i);
-#pragma unroll 1
-    for (int i = begin; i < end; ++i) resolve(i);
   }
 
   /// Places of block `block_idx`, one more than in the last call. Past the end: a header with token
@@ -236,7 +241,7 @@ struct BlockWalk {
       const ComingItem coming = this->coming();
       const bool exists = coming.item >= 0;
       const int chain = exists ? chain_of(coming.item) : 0;
-      const int rest = coming.item - chain * (args.attend.num_tokens << args.log2_tiles);
+      const int rest = coming.item - chain * args.chain_items.divisor;
       const int token = exists ? rest >> args.log2_tiles : -1;
       int window_begin = coming.window_begin, window_end = coming.window_end;
       if (!exists || chain > 0 || window_begin >= window_end) window_begin = window_end = 0;
@@ -285,7 +290,7 @@ struct BlockWalk {
       const bool valid = item >= 0 && from != nullptr;  // null: lists begin at 0, no rows end there
       int token = 0;
       if (valid) {
-        token = (item - chain_of(item) * (attend.num_tokens << args.log2_tiles)) >> args.log2_tiles;
+        token = (item - chain_of(item) * args.chain_items.divisor) >> args.log2_tiles;
       }
       copy_async_4(shared_address(&coming().seq) + 4 * lane, from + token, valid ? 4 : 0);
     }
@@ -296,8 +301,7 @@ struct BlockWalk {
     if (item >= args.num_items) return false;
     const int chain = chain_of(item);
     if (chain == 0) return true;
-    const int token =
-        (item - chain * (args.attend.num_tokens << args.log2_tiles)) >> args.log2_tiles;
+    const int token = (item - chain * args.chain_items.divisor) >> args.log2_tiles;
     const RowSource& rows = args.attend.compressed;
     int begin = rows.begin != nullptr ? __ldg(rows.begin + token) : 0;
     int end = __ldg(rows.end + token);
@@ -305,7 +309,7 @@ struct BlockWalk {
     return begin < end;
   }
   __device__ __forceinline__ int chain_of(int item) const {
-    return args.attend.max_chains == 1 ? 0 : item / (args.attend.num_tokens << args.log2_tiles);
+    return args.chain_items.divide(item);
   }
   // Of a token's entries those of a chain; true where that is its only one.
   __device__ __forceinline__ bool clip_to_chain(int chain, int& begin, int& end) const {
@@ -460,11 +464,13 @@ __device__ __forceinline__ void load_and_convert(const AttendSm90Args& args,
     return RowAddress{static_cast<uint64_t>(bits.y) << 32 | bits.x};
   };
 
-  gather_raw<Traits>(address(0, 0), args.wide_rows, raw, row, chunk);
-  gather_raw<Traits>(address(0, 1), args.wide_rows, raw + Traits::kRawSlotBytes, row, chunk);
-  gather_raw<Traits>(address(1, 0), args.wide_rows, raw + 2 * Traits::kRawSlotBytes, row, chunk);
-
-  mbarrier_poll(shared_address(&shared.barriers.walk_started), 0);
+  mbarrier_poll(shared_address(&shared.barriers.blocks_known[0]), 0);
+#pragma unroll 1
+  for (int i = 0; i < 3; ++i) {
+    gather_raw<Traits>(address(i >> 1, i & 1), args.wide_rows, raw + i * Traits::kRawSlotBytes, row,
+                       chunk);
+  }
+  mbarrier_poll(shared_address(&shared.barriers.blocks_known[1]), 0);
 
   uint32_t raw_slot = raw;
   int here = 0;  // slot of this block's addresses
@@ -512,7 +518,7 @@ __device__ __forceinline__ void load_bf16(const AttendSm90Args& args, SharedStor
     return RowAddress{static_cast<uint64_t>(bits.y) << 32 | bits.x};
   };
 
-  mbarrier_poll(shared_address(&shared.barriers.walk_started), 0);
+  mbarrier_poll(shared_address(&shared.barriers.blocks_known[1]), 0);
   int here = 0;
   for (int block = 0; shared.walk.headers[block % Traits::kHeaderSlots].token >= 0; ++block) {
     const int stage = block & 1;

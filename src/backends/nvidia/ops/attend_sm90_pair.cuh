@@ -11,7 +11,8 @@
 //           Three stages. The query lives in registers.
 // Budget    a block: 2 x 512 clocks of wgmma, conversion of 32 rows, 8 KB of S and 16 KB of rows
 //           sent and received. Limits and measurements: docs/kernels/attend_sm90.md
-// Launch    2 x items CTAs of 512 threads in clusters of 2, smem = sizeof(PairStorage), 1 CTA/SM
+// Launch    2 x items CTAs of 512 threads in clusters of 2, so that a pair has one item at most;
+//           smem = sizeof(PairStorage), 1 CTA/SM
 // Contract  as sm90_attend; rows of a converted format
 // Numerics  as sm90_attend
 #pragma once
@@ -44,7 +45,7 @@ __device__ __forceinline__ void prefetch_query(const AttendSm90Args& args, int t
       static_cast<int>(blockIdx.x) / Traits::kCtas % (args.attend.num_tokens << args.log2_tiles);
   const int token = item >> args.log2_tiles, tile = item - (token << args.log2_tiles);
   const uint16_t* q = args.attend.q + token * args.attend.q_token_stride + (thread & 7) * 64;
-#pragma unroll
+#pragma unroll 1
   for (int i = 0; i < 4; ++i) {
     const int head = tile * 64 + i * 16 + (thread >> 3);
     if (head < args.attend.num_heads) prefetch_l2(q + head * args.attend.q_head_stride);
@@ -91,6 +92,7 @@ __device__ __forceinline__ void pair_score_role(const AttendSm90Args& args,
                                                 int thread) {
   const int lane = thread & 31, warp = thread >> 5, quad = lane & 3;
   const int row = warp * 16 + (lane >> 2);  // this thread's heads: row, row + 8
+  mbarrier_poll(shared_address(&shared.barriers.blocks_known[0]), 0);
   const BlockHeader first = read_header(shared.walk.headers[0]);
   if (first.token < 0) return;
   PairQuery query;
@@ -101,65 +103,62 @@ __device__ __forceinline__ void pair_score_role(const AttendSm90Args& args,
   float s[16];
   mbarrier_poll(shared_address(&shared.barriers.rows_full[0]), 0);
   start_scores(s, query, shared, rank, 0);
-  for (int block = 0; shared.walk.headers[block % Traits::kHeaderSlots].token >= 0;) {
-    float max[2] = {kNoMaximum, kNoMaximum}, sum[2] = {0.f, 0.f};
-    for (bool last = false; !last; ++block) {
-      const int parity = block & 1;
-      wgmma_wait<0>();
-      mask_scores(s, load_mask<4>(shared.mask[block % Traits::kStages]), quad);
+  float max[2] = {kNoMaximum, kNoMaximum}, sum[2] = {0.f, 0.f};
+  bool last = false;
+  for (int block = 0; !last; ++block) {
+    const int parity = block & 1;
+    wgmma_wait<0>();
+    mask_scores(s, load_mask<4>(shared.mask[block % Traits::kStages]), quad);
 #pragma unroll
-      for (int g = 0; g < 4; ++g) {
-        cluster_store_async(to_scores + parity * sizeof(shared.scores[0]) + g * 512, s[4 * g],
-                            s[4 * g + 1], s[4 * g + 2], s[4 * g + 3],
-                            to_barrier + parity * sizeof(shared.scores_full[0]));
-      }
-      float own[16];
-#pragma unroll
-      for (int i = 0; i < 16; ++i) own[i] = s[i];
-
-      // S of the next block runs during the softmax of this one. After the last one it is that of
-      // old rows, which nobody looks at.
-      last = (shared.walk.headers[block % Traits::kHeaderSlots].flags & kLastBlock) != 0;
-      const BlockHeader next = read_header(shared.walk.headers[(block + 1) % Traits::kHeaderSlots]);
-      const int next_stage = (block + 1) % Traits::kStages;
-      if (next.token >= 0) {
-        if (last) query.load(args, next.token, next.tile, thread);
-        mbarrier_poll(shared_address(&shared.barriers.rows_full[next_stage]),
-                      phase_of<Traits::kStages>(block + 1));
-      }
-      start_scores(s, query, shared, rank, next_stage);
-
-      const uint32_t scores_full = shared_address(&shared.scores_full[parity][warp]);
-      if (lane == 0) mbarrier_expect_bytes(scores_full, sizeof(shared.scores[0][0]));
-      mbarrier_poll(scores_full, phase_of<2>(block));
-      float all[32];
-#pragma unroll
-      for (int g = 0; g < 4; ++g) {
-        const uint4 other = load_shared_16(shared_address(&shared.scores[parity][warp][g][lane]));
-        const float values[4] = {__uint_as_float(other.x), __uint_as_float(other.y),
-                                 __uint_as_float(other.z), __uint_as_float(other.w)};
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          all[4 * g + i] = rank == 0 ? own[4 * g + i] : values[i];
-          all[16 + 4 * g + i] = rank == 0 ? values[i] : own[4 * g + i];
-        }
-      }
-      float alpha[2];
-      uint32_t p[16];
-      softmax(all, args.attend.scale_log2, max, sum, alpha, p);
-
-      if (block > 0) {
-        mbarrier_poll(shared_address(&shared.barriers.p_empty), phase_of<1>(block) ^ 1);
-      }
-      store_weights(shared.p, p, warp, lane);
-      if (quad == 0) {
-        shared.alpha[row] = alpha[0];
-        shared.alpha[row + 8] = alpha[1];
-      }
-      if (last) store_row_sums(shared.sums, row, quad, max, sum);
-      fence_proxy_async();
-      mbarrier_arrive(shared_address(&shared.barriers.p_full));
+    for (int g = 0; g < 4; ++g) {
+      cluster_store_async(to_scores + parity * sizeof(shared.scores[0]) + g * 512, s[4 * g],
+                          s[4 * g + 1], s[4 * g + 2], s[4 * g + 3],
+                          to_barrier + parity * sizeof(shared.scores_full[0]));
     }
+    float own[16];
+#pragma unroll
+    for (int i = 0; i < 16; ++i) own[i] = s[i];
+
+    // S of the next block runs during the softmax of this one. After the last one it is that of
+    // old rows, which nobody looks at.
+    last = (shared.walk.headers[block % Traits::kHeaderSlots].flags & kLastBlock) != 0;
+    const int next_stage = (block + 1) % Traits::kStages;
+    if (!last) {
+      mbarrier_poll(shared_address(&shared.barriers.rows_full[next_stage]),
+                    phase_of<Traits::kStages>(block + 1));
+    }
+    start_scores(s, query, shared, rank, next_stage);
+
+    const uint32_t scores_full = shared_address(&shared.scores_full[parity][warp]);
+    if (lane == 0) mbarrier_expect_bytes(scores_full, sizeof(shared.scores[0][0]));
+    mbarrier_poll(scores_full, phase_of<2>(block));
+    float all[32];
+#pragma unroll
+    for (int g = 0; g < 4; ++g) {
+      const uint4 other = load_shared_16(shared_address(&shared.scores[parity][warp][g][lane]));
+      const float values[4] = {__uint_as_float(other.x), __uint_as_float(other.y),
+                               __uint_as_float(other.z), __uint_as_float(other.w)};
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        all[4 * g + i] = rank == 0 ? own[4 * g + i] : values[i];
+        all[16 + 4 * g + i] = rank == 0 ? values[i] : own[4 * g + i];
+      }
+    }
+    float alpha[2];
+    uint32_t p[16];
+    softmax(all, args.attend.scale_log2, max, sum, alpha, p);
+
+    if (block > 0) {
+      mbarrier_poll(shared_address(&shared.barriers.p_empty), phase_of<1>(block) ^ 1);
+    }
+    store_weights(shared.p, p, warp, lane);
+    if (quad == 0) {
+      shared.alpha[row] = alpha[0];
+      shared.alpha[row + 8] = alpha[1];
+    }
+    if (last) store_row_sums(shared.sums, row, quad, max, sum);
+    fence_proxy_async();
+    mbarrier_arrive(shared_address(&shared.barriers.p_full));
   }
   wgmma_wait<0>();
 }
@@ -168,8 +167,7 @@ __device__ __forceinline__ void pair_score_role(const AttendSm90Args& args,
 template <typename Traits>
 __device__ __forceinline__ void pair_walk_role(PairStorage<Traits>& shared,
                                                const BlockWalk<Traits>& walk) {
-  walk.start_rest();
-  mbarrier_arrive(shared_address(&shared.barriers.walk_started));
+  walk.get_ahead(shared.barriers);
   for (int block = 0; shared.walk.headers[block % Traits::kHeaderSlots].token >= 0; ++block) {
     const int stage = block % Traits::kStages;
     walk.step(block);
@@ -204,12 +202,12 @@ __device__ __forceinline__ void pair_load_and_convert(const AttendSm90Args& args
     const uint2 bits = load_shared_2(addresses + slot * 8 * 8);
     return RowAddress{static_cast<uint64_t>(bits.y) << 32 | bits.x};
   };
-#pragma unroll
+  mbarrier_poll(shared_address(&shared.barriers.blocks_known[0]), 0);
+#pragma unroll 1
   for (int i = 0; i < Traits::kRawSlots; ++i) {
     gather_raw<Traits>(address(i), args.wide_rows, raw + i * Traits::kRawSlotBytes, row, chunk);
   }
-
-  mbarrier_poll(shared_address(&shared.barriers.walk_started), 0);
+  mbarrier_poll(shared_address(&shared.barriers.blocks_known[1]), 0);
 
   int stage = 0, slot = 0;  // block % kStages, block % kAddressSlots
   uint32_t phase = 1;       // of the uses of a stage: the first one is free

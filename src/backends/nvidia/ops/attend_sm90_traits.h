@@ -119,7 +119,7 @@ template <typename Traits>
 struct Barriers {
   uint64_t rows_full[Traits::kStages];   // loader -> S role
   uint64_t rows_empty[Traits::kStages];  // output roles -> loader
-  uint64_t walk_started;                 // first output role -> loader, once
+  uint64_t blocks_known[2];              // walk -> all: the first two blocks; those ahead. Once
   uint64_t p_full;                       // S role -> output roles
   uint64_t p_empty;                      // output roles -> S role
 };
