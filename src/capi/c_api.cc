@@ -158,9 +158,13 @@ const char* dsv4_version(void) {
 }
 
 const char* dsv4_status_name(dsv4_status status) {
-  if (status == DSV4_OK) return "ok";
-  if (status < DSV4_OK || status > DSV4_INTERNAL) return "unknown status";
-  return dsv4::error_code_name(static_cast<ErrorCode>(status));
+  // C may pass any number, which C++ must not read as the enumeration.
+  int number = 0;
+  static_assert(sizeof number == sizeof status);
+  std::memcpy(&number, &status, sizeof number);
+  if (number == DSV4_OK) return "ok";
+  if (number < DSV4_OK || number > DSV4_INTERNAL) return "unknown status";
+  return dsv4::error_code_name(static_cast<ErrorCode>(number));
 }
 
 const char* dsv4_last_error(void) {
