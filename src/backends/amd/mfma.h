@@ -90,7 +90,7 @@ inline float fp8_of(const void* operand, int j) {
 
 // The wave's product. A lane holds kRuns runs of kPerRun values; all lanes' first runs are summed
 // before their second ones.
-template <typename In, int kPerRun, int kRuns, float (*value)(const void*, int)>
+template <typename In, int kPerRun, int kRuns, float (*kValue)(const void*, int)>
 void multiply(const std::byte* in, std::byte* out, int) {
   constexpr int kDepth = 4 * kPerRun * kRuns;
   alignas(64) float a[kDepth][16], b[kDepth][16], d[16][16];
@@ -99,8 +99,8 @@ void multiply(const std::byte* in, std::byte* out, int) {
     __builtin_memcpy(&lane_in, in + lane * gpu::executor::kExchangeBytes, sizeof lane_in);
     for (int j = 0; j < kPerRun * kRuns; ++j) {
       const int k = kPerRun * (4 * (j / kPerRun) + lane / 16) + j % kPerRun;
-      a[k][lane % 16] = value(&lane_in.a, j);
-      b[k][lane % 16] = value(&lane_in.b, j);
+      a[k][lane % 16] = kValue(&lane_in.a, j);
+      b[k][lane % 16] = kValue(&lane_in.b, j);
     }
     for (int i = 0; i < 4; ++i) d[4 * (lane / 16) + i][lane % 16] = lane_in.c[i];
   }
@@ -116,11 +116,11 @@ void multiply(const std::byte* in, std::byte* out, int) {
   }
 }
 
-template <int kPerRun, int kRuns, float (*value)(const void*, int), int kWords>
+template <int kPerRun, int kRuns, float (*kValue)(const void*, int), int kWords>
 F32x4 exchange(const char* name, gpu::Words<kWords> a, gpu::Words<kWords> b, F32x4 c) {
   const Inputs<kWords> in{a, b, c};
   F32x4 out;
-  gpu::executor::exchange(64, {name, 0, multiply<Inputs<kWords>, kPerRun, kRuns, value>}, &in,
+  gpu::executor::exchange(64, {name, 0, multiply<Inputs<kWords>, kPerRun, kRuns, kValue>}, &in,
                           sizeof in, &out, sizeof out);
   return out;
 }
