@@ -57,7 +57,8 @@ RowSource source_of(const ListedRows& rows, int64_t head_dim) {
 }
 
 RowSource source_of(const RaggedRows&, int64_t) {
-  fail(ErrorCode::kUnsupported, "attend on NVIDIA GPUs takes ranges and padded lists, not flat ones");
+  fail(ErrorCode::kUnsupported,
+       "attend on NVIDIA GPUs takes ranges and padded lists, not flat ones");
 }
 
 RowSource source_of(std::monostate, int64_t) {
