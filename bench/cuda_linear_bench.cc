@@ -227,9 +227,7 @@ class Bench {
       }
       Arena arena(scratch, scratch_bytes);
       // wo_a's input was quantised by the step before.
-      ops_.linear({.problems = problems,
-                   .quantise_input = s.quantise,
-                   .input_is_quantised = s.w == kFp8 && !s.quantise},
+      ops_.linear({.problems = problems, .quantise_input = s.quantise},
                   {device_->default_stream(), &arena, &ops_});
     };
     const double us = time_graph(sets, call);

@@ -50,9 +50,6 @@ struct LinearParams {
   /// Quantise x (bf16) to E4M3 per row and 128 columns with power-of-two scales first, amax >= 1e-4
   /// (numerics.md 4).
   bool quantise_input = false;
-  /// x (bf16) holds E4M3 codes times a power of two per row and 128 columns already (inverse_rope):
-  /// kernels with FP8 operands may take the codes back out, exactly.
-  bool input_is_quantised = false;
 };
 
 /// out = weight * x / sqrt(mean(x^2) + eps), f32 inside, one rounding. x [T, n] act, weight [n]

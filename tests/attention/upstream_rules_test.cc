@@ -87,7 +87,7 @@ TEST(PaddedHeads, RefusalsNameLibraryCountAndChoices) {
   const struct {
     Class cls;
     Rules rules;
-    const char* library;
+    const char* kernels;
     const char* choices;
   } cases[] = {{Class::kFlashMla, kPr, "FlashMLA", "64 or 128"},
                {Class::kFlashInfer, kPr, "FlashInfer MLA Sparse", "64 or 128"},
@@ -98,7 +98,7 @@ TEST(PaddedHeads, RefusalsNameLibraryCountAndChoices) {
     ASSERT_TRUE(std::holds_alternative<Refusal>(padded));
     const Refusal& refusal = std::get<Refusal>(padded);
     EXPECT_EQ(refusal.raises, "ValueError");
-    EXPECT_NE(refusal.reason.condition.find(c.library), std::string::npos);
+    EXPECT_NE(refusal.reason.condition.find(c.kernels), std::string::npos);
     EXPECT_NE(refusal.reason.required.find(c.choices), std::string::npos);
     EXPECT_EQ(refusal.reason.given, "129");
   }

@@ -44,11 +44,7 @@ class OracleLinear : public CandidateTest {
     limits.max_tokens = tokens;
     limits.max_cols = cols;
     limits.max_rows = rows;
-    run(ops_.linear,
-        {.problems = problems,
-         .quantise_input = quantise,
-         .input_is_quantised = input == Input::kQuantised},
-        limits);
+    run(ops_.linear, {.problems = problems, .quantise_input = quantise}, limits);
 
     for (size_t i = 0; i < problems.size(); ++i) {
       const oracle::Weight& w = weights[i].numbers;

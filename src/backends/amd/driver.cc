@@ -51,14 +51,14 @@ DeviceSearch search() {
     std::optional<DeviceInfo> device = describe(*hip, i);
     if (!device) {
       out.devices.clear();
-      out.why_none = concat("rocm:", i, ": ", hip->library, " lists it but does not describe it");
+      out.why_none = concat("rocm:", i, ": ", hip->file_name, " lists it but does not describe it");
       return out;
     }
     if (device->name.empty())
       device->name = concat("AMD GPU ", architecture_name(Platform::kRocm, device->capability));
     out.devices.push_back(std::move(*device));
   }
-  if (count == 0) out.why_none = concat("no ROCm device: ", hip->library, " lists none");
+  if (count == 0) out.why_none = concat("no ROCm device: ", hip->file_name, " lists none");
   return out;
 }
 

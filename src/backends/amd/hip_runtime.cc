@@ -40,7 +40,7 @@ Loaded load() {
   for (const char* name : kLibraries) {
     library = dlopen(name, RTLD_NOW | RTLD_LOCAL);
     if (library == nullptr) continue;
-    hip.library = name;
+    hip.file_name = name;
     break;
   }
   if (library == nullptr) {
@@ -73,7 +73,7 @@ Loaded load() {
   from.find("hipGraphDestroy", hip.graph_destroy);
   from.find("hipGraphExecDestroy", hip.graph_exec_destroy);
   if (!from.missing().empty())
-    out.why_not = concat("no HIP runtime: ", hip.library, " lacks ", from.missing());
+    out.why_not = concat("no HIP runtime: ", hip.file_name, " lacks ", from.missing());
   return out;
 }
 

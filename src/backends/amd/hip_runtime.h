@@ -22,7 +22,7 @@ inline constexpr unsigned kHipStreamNonBlocking = 1;
 inline constexpr int kHipCaptureThreadLocal = 2;
 
 struct HipRuntime {
-  std::string library;  ///< the file that was found
+  std::string file_name;  ///< that was found
 
   HipError (*init)(unsigned flags) = nullptr;
   const char* (*get_error_string)(HipError) = nullptr;

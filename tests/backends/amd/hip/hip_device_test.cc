@@ -50,7 +50,7 @@ TEST(HipRuntime, IsTheFake) {
   std::string why_not;
   const amd::HipRuntime* hip = amd::find_hip_runtime(&why_not);
   ASSERT_NE(hip, nullptr) << why_not;
-  EXPECT_EQ(hip->library, "libamdhip64.so.7");
+  EXPECT_EQ(hip->file_name, "libamdhip64.so.7");
 }
 
 TEST(HipDriver, DescribesTheDevices) {

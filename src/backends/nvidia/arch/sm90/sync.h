@@ -9,10 +9,6 @@ namespace dsv4::nvidia::sm90 {
 __device__ __forceinline__ void barrier_sync(int id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
-/// 9.7.13.1 bar.arrive: counts this warp in and goes on.
-__device__ __forceinline__ void barrier_arrive(int id, int threads) {
-  asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
-}
 /// 9.7.20.5 setmaxnreg: every warp of a warpgroup takes or gives back registers.
 template <int kRegisters>
 __device__ __forceinline__ void increase_registers() {
@@ -40,10 +36,6 @@ __device__ __forceinline__ void mbarrier_arrive(uint32_t barrier) {
 __device__ __forceinline__ void mbarrier_arrive_expecting(uint32_t barrier, uint32_t bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
                : "memory");
-}
-/// Arrives when all earlier cp.async of this thread have landed.
-__device__ __forceinline__ void mbarrier_arrive_after_copies(uint32_t barrier) {
-  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
 }
 /// Waits for the end of the phase of that parity.
 __device__ __forceinline__ void mbarrier_poll(uint32_t barrier, uint32_t parity) {
