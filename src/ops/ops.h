@@ -220,12 +220,13 @@ struct MapSlotsParams {
 };
 
 /// The canonical reduction of attention, a constant of the layer kind (never of a step): rows in
-/// blocks of `rows_per_block`, window blocks aligned to absolute positions (ranges) or from the
-/// start of the list, compressed blocks from entry 0 (ranges) or from the start of the ascending
-/// list. Chain c holds the compressed blocks [c
-/// * blocks_per_chain, (c + 1) * blocks_per_chain); chain 0 starts with the window blocks. Within a
-/// chain blocks are accumulated in order by online softmax; chains are merged in ascending order.
-/// Masked rows contribute exactly nothing, wholly masked blocks are skipped.
+/// blocks of `rows_per_block`, window blocks from the token's first visible position (ranges) or
+/// from the start of the list, so that a window of 128 is two blocks at every position; compressed
+/// blocks from entry 0 (ranges) or from the start of the ascending list. Chain c holds the
+/// compressed blocks [c * blocks_per_chain, (c + 1) * blocks_per_chain); chain 0 starts with the
+/// window blocks. Within a chain blocks are accumulated in order by online softmax; chains are
+/// merged in ascending order. Masked rows contribute exactly nothing, wholly masked blocks are
+/// skipped.
 struct ReductionGrid {
   int32_t rows_per_block = 64;
   int32_t blocks_per_chain = 32;  ///< 2048 entries: window + top-k (512, 1024) is always one chain

@@ -52,7 +52,7 @@ constexpr int kBlockRows = 64;
 /// What a token reads of one source. Places are positions or entries (ranges), or places of a list.
 struct TokenRows {
   int32_t begin, end;  // places
-  int32_t first_block;
+  int32_t first;       // place of row 0 of the first block
   int32_t blocks;
   int64_t table;  // where the block table of its sequence, or its list, begins
 };
@@ -62,7 +62,7 @@ struct TokenBlocks {
   int32_t count;  // of all blocks
 };
 
-DSV4_DEVICE TokenRows token_rows(const RowSource& rows, const int32_t* token_to_seq,
+DSV4_DEVICE TokenRows token_rows(const RowSource& rows, bool window, const int32_t* token_to_seq,
                                  int32_t token) {
   TokenRows out{};
   if (rows.kind == RowSource::kNone) return out;
@@ -80,22 +80,22 @@ DSV4_DEVICE TokenRows token_rows(const RowSource& rows, const int32_t* token_to_
       out.end -= static_cast<int32_t>(out.table);
   }
   if (out.begin >= out.end) return out;
-  out.first_block = out.begin / kBlockRows;
-  out.blocks = (out.end + kBlockRows - 1) / kBlockRows - out.first_block;
+  out.first = window ? out.begin : out.begin - out.begin % kBlockRows;
+  out.blocks = (out.end - out.first + kBlockRows - 1) / kBlockRows;
   return out;
 }
 
 DSV4_DEVICE TokenBlocks token_blocks(const AttendArgs& args, int32_t token) {
   TokenBlocks out;
-  out.window = token_rows(args.rows[0], args.token_to_seq, token);
-  out.compressed = token_rows(args.rows[1], args.token_to_seq, token);
+  out.window = token_rows(args.rows[0], true, args.token_to_seq, token);
+  out.compressed = token_rows(args.rows[1], false, args.token_to_seq, token);
   out.count = out.window.blocks + out.compressed.blocks;
   return out;
 }
 
 /// One past the last block of the chain that `block` of a token belongs to; may exceed their count.
 DSV4_DEVICE int32_t chain_end(const AttendArgs& args, const TokenBlocks& token, int32_t block) {
-  const int32_t first = token.compressed.first_block - token.window.blocks;  // of block 0
+  const int32_t first = token.compressed.first / kBlockRows - token.window.blocks;  // of block 0
   if (block < token.window.blocks) {
     const int32_t end = args.blocks_per_chain - first;
     return end < token.window.blocks ? token.window.blocks : end;
@@ -120,8 +120,8 @@ DSV4_DEVICE RowPlace place_of(const AttendArgs& args, const TokenBlocks& token, 
                               int32_t row) {
   const bool in_window = block < token.window.blocks;
   const TokenRows& own = in_window ? token.window : token.compressed;
-  const int32_t first = own.first_block + block - (in_window ? 0 : token.window.blocks);
-  const int32_t place = first * kBlockRows + row;
+  const int32_t of_source = block - (in_window ? 0 : token.window.blocks);
+  const int32_t place = own.first + of_source * kBlockRows + row;
   if (place < own.begin || place >= own.end) return {-1, 0};
   const RowSource& rows = source_of(args, token, block);
   if (rows.kind != RowSource::kRange) return {rows.table[own.table + place], 0};

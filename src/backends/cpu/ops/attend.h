@@ -128,7 +128,7 @@ class TokenBlocks {
   int64_t token_;
   int64_t seq_ = 0;
   int64_t rows_per_block_;
-  int64_t window_block_ = 0, window_end_ = 0;          // next and end, in blocks
+  int64_t window_place_ = 0, window_end_ = 0;          // next block's first place, and end
   int64_t compressed_block_ = 0, compressed_end_ = 0;  // likewise
   int64_t first_compressed_ = 0, last_compressed_ = 0, num_chains_ = 1;
 };

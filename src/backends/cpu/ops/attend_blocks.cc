@@ -107,11 +107,11 @@ TokenBlocks::TokenBlocks(const AttendParams& params, int64_t token)
 
 void TokenBlocks::select_chains(int64_t begin, int64_t end) {
   const int64_t blocks_per_chain = params_.grid.blocks_per_chain;
-  window_block_ = window_end_ = 0;
+  window_place_ = window_end_ = 0;
   const PlacesOfToken window = window_places(params_, token_);
   if (begin == 0 && window.begin < window.end) {
-    window_block_ = window.begin / rows_per_block_;
-    window_end_ = ceil_div(window.end, rows_per_block_);
+    window_place_ = window.begin;
+    window_end_ = window.end;
   }
   compressed_block_ = std::max(first_compressed_, begin * blocks_per_chain);
   compressed_end_ = std::min(last_compressed_, end * blocks_per_chain);
@@ -121,9 +121,10 @@ bool TokenBlocks::next(BlockRows& block, int64_t& chain) {
   while (true) {
     block.count = 0;
     block.active = 0;
-    if (window_block_ < window_end_) {
+    if (window_place_ < window_end_) {
       chain = 0;
-      const int64_t first = window_block_++ * rows_per_block_;
+      const int64_t first = window_place_;
+      window_place_ += rows_per_block_;
       if (const auto* range = std::get_if<RangeRows>(&params_.window)) {
         describe_rows(range->cache, block);
         fill_range(*range, first, block);
@@ -154,8 +155,8 @@ void TokenBlocks::fill_range(const RangeRows& rows, int64_t first, BlockRows& bl
   if (begin >= end) return;
   RangeCursor cursor(rows, seq_, begin);
   constexpr RowRef kMasked{nullptr, nullptr};
-  // `first` is even, so pairs of the block are pairs of absolute rows.
-  for (int64_t row = begin & ~int64_t{1}; row < end; row += 2) {
+  // Pairs are counted from `first`; before `begin` lies nothing that is read.
+  for (int64_t row = begin - (begin - first) % 2; row < end; row += 2) {
     const RowRef even = row >= begin ? cursor.take() : kMasked;
     const RowRef odd = row + 1 < end ? cursor.take() : kMasked;
     append_pair(block, even, odd);

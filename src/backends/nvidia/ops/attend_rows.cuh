@@ -17,7 +17,7 @@ struct RowRef {
 struct TokenBlocks {
   int32_t seq;
   int32_t window_begin, window_end;           // places
-  int32_t window_first, window_blocks;        // first block and number of blocks of chain 0
+  int32_t window_blocks;                      // of chain 0, counted from window_begin
   int32_t compressed_begin, compressed_end;   // places
   int32_t compressed_first, compressed_last;  // blocks [first, last)
   int32_t num_chains;                         // at least 1
@@ -46,8 +46,7 @@ __device__ __forceinline__ TokenBlocks token_blocks(const AttendArgs& args, int3
   if (args.token_to_seq != nullptr) out.seq = __ldg(args.token_to_seq + token);
   const int32_t rows = args.rows_per_block;
   if (out.window_begin < out.window_end) {
-    out.window_first = out.window_begin / rows;
-    out.window_blocks = div_up(out.window_end, rows) - out.window_first;
+    out.window_blocks = div_up(out.window_end - out.window_begin, rows);
   }
   if (out.compressed_begin < out.compressed_end) {
     out.compressed_first = out.compressed_begin / rows;
@@ -66,6 +65,15 @@ __device__ __forceinline__ ChainBlocks chain_blocks(const AttendArgs& args,
   const int32_t last = min(token.compressed_last, (chain + 1) * args.blocks_per_chain);
   out.count = out.window_blocks + max(0, last - out.compressed_first);
   return out;
+}
+
+/// The place of row 0 of a chain's block.
+__device__ __forceinline__ int32_t first_place(const AttendArgs& args, const TokenBlocks& token,
+                                               const ChainBlocks& chain, int32_t block_idx) {
+  if (block_idx < chain.window_blocks) {
+    return token.window_begin + block_idx * args.rows_per_block;
+  }
+  return (chain.compressed_first + block_idx - chain.window_blocks) * args.rows_per_block;
 }
 
 /// The physical block and the row in it of a place, or -1 when the place is masked.
@@ -108,9 +116,7 @@ __device__ __forceinline__ RowPlace place_of_chain(const AttendArgs& args, const
                                                    int32_t block_idx, int32_t row_idx) {
   const bool window = block_idx < chain.window_blocks;
   const RowSource& rows = window ? args.window : args.compressed;
-  const int32_t block = window ? token.window_first + block_idx
-                               : chain.compressed_first + block_idx - chain.window_blocks;
-  const int32_t place = block * args.rows_per_block + row_idx;
+  const int32_t place = first_place(args, token, chain, block_idx) + row_idx;
   if (place < (window ? token.window_begin : token.compressed_begin) ||
       place >= (window ? token.window_end : token.compressed_end)) {
     return {-1, 0};
@@ -134,13 +140,12 @@ __device__ __forceinline__ RowRef row_address(const RowSource& rows, RowPlace pl
 __device__ __forceinline__ RowSlot slot_of_chain(const AttendArgs& args, const TokenBlocks& token,
                                                  const ChainBlocks& chain, int32_t token_idx,
                                                  int32_t block_idx, int32_t row_idx) {
+  const int32_t place = first_place(args, token, chain, block_idx) + row_idx;
   if (block_idx < chain.window_blocks) {
-    const int32_t place = (token.window_first + block_idx) * args.rows_per_block + row_idx;
     return row_slot(args.window, token, token_idx, place, token.window_begin, token.window_end);
   }
-  const int32_t block = chain.compressed_first + block_idx - chain.window_blocks;
-  return row_slot(args.compressed, token, token_idx, block * args.rows_per_block + row_idx,
-                  token.compressed_begin, token.compressed_end);
+  return row_slot(args.compressed, token, token_idx, place, token.compressed_begin,
+                  token.compressed_end);
 }
 __device__ __forceinline__ const RowSource& source_of_chain(const AttendArgs& args,
                                                             const ChainBlocks& chain,

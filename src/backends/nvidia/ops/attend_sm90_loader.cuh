@@ -229,7 +229,7 @@ struct BlockWalk {
     state.compressed = compressed;
     state.begin = begin;
     state.end = end;
-    state.first = begin & ~63;
+    state.first = compressed ? begin & ~63 : begin;
     state.places = rows.kind == RowSource::kList ? rows.slots + state.token * rows.slots_stride
                                                  : rows.table + state.seq * rows.table_stride;
   }
