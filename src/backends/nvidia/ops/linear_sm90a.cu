@@ -78,6 +78,7 @@ __global__ void __launch_bounds__(Sm90Tile<kDType, kN, false>::kThreads,
   using Tile = Sm90Tile<kDType, kN, false>;
   extern __shared__ __align__(1024) std::byte raw[];
   auto& shared = *reinterpret_cast<Sm90Shared<Tile, false>*>(raw);
+  sm90::start_next_kernel();  // it waits for this one's end before it reads
   init_barriers<Tile>(shared);
   __syncthreads();
   const auto rank = static_cast<int>(sm90::cluster_rank());
@@ -112,6 +113,7 @@ __global__ void __launch_bounds__(Sm90Tile<kDType, kN, true>::kThreads, 1)
   using Tile = Sm90Tile<kDType, kN, true>;
   extern __shared__ __align__(1024) std::byte raw[];
   auto& shared = *reinterpret_cast<Sm90Shared<Tile, true>*>(raw);
+  sm90::start_next_kernel();  // it waits for this one's end before it reads
   init_barriers<Tile>(shared);
   __syncthreads();
   const auto first = static_cast<int>(blockIdx.x), step = static_cast<int>(gridDim.x);
