@@ -2,13 +2,15 @@
 // FlashMLA's times on an H200 and the floor of the hardware.
 //
 //   cuda_attend_bench [--candidate NAME] [--format fp8_ds_mla|bf16|fp8] [--heads H[,H...]]
-//                     [--batch T[,T...]] [--case LETTER...] [--quick]
+//                     [--batch T[,T...]] [--case LETTER...] [--quick] [--load SECONDS]
 //
 // --candidate  forces a kernel of the attend family (sm90, sm80, reference); default: the best one
 // --case       of a b c (window; + 512, + 1024 selected rows), d e f g (+ all of 64, 512, 4096,
 // 8192
 //              entries), p (prefill of 4096 tokens with 0, 512, 1024 selected rows); default: all
 // --quick      heads 64, batches 1, 8, 64, 128, cases b d e g p
+// --load       keeps the GPU busy for so long before the first row is timed, and for a second with
+//              a row's own calls before it: what is left under the power limit
 //
 // Method: a graph of calls over input sets of 256 MB together (four times the L2; the smallest
 // cases less) is replayed; time is the median of replays divided by the calls, gap between launches
@@ -112,6 +114,7 @@ struct Options {
   KvFormat format = KvFormat::kFp8DsMla;
   std::vector<int> heads{64, 128, 8, 16, 32};
   std::vector<int> batches{std::begin(kBatches), std::end(kBatches)};
+  double load_seconds = 0;
 };
 
 // Device memory of one case: bump allocation from slabs, so that many input sets cost few calls.
@@ -301,7 +304,8 @@ class InputSets {
   std::mt19937 random_{1};
 };
 
-double time_graph(Device& device, const Ops& ops, std::vector<AttendParams>& calls, Arena& arena) {
+double time_graph(Device& device, const Ops& ops, std::vector<AttendParams>& calls, Arena& arena,
+                  double load_seconds) {
   const Stream stream = device.default_stream();
   const auto cuda_stream = stream_of(stream);
   const OpContext context{stream, &arena, &ops};
@@ -337,6 +341,7 @@ double time_graph(Device& device, const Ops& ops, std::vector<AttendParams>& cal
       round_up(std::max<int64_t>(sets, static_cast<int64_t>(kReplayUs / once)), sets);
   exec = capture(launches);
   replay(exec);
+  for (double seconds = 0; seconds < load_seconds;) seconds += 1e-6 * replay(exec);
   std::vector<double> us;
   for (int i = 0; i < kReplays; ++i) us.push_back(replay(exec) / static_cast<double>(launches));
   cudaGraphExecDestroy(exec);
@@ -345,8 +350,9 @@ double time_graph(Device& device, const Ops& ops, std::vector<AttendParams>& cal
   return us[us.size() / 2];
 }
 
-void run_case(Device& device, const Ops& ops, const Options& options, const Case& which, int heads,
-              int tokens) {
+/// FlashMLA's time over ours; 0 where there is no time of theirs.
+double run_case(Device& device, const Ops& ops, const Options& options, const Case& which,
+                int heads, int tokens, double load_seconds) {
   Memory memory(device);
   const double row_bytes = static_cast<double>(page_bytes(options.format, 64, kDim)) / 64;
   const double rows = static_cast<double>(kWindow + which.entries);
@@ -366,7 +372,7 @@ void run_case(Device& device, const Ops& ops, const Options& options, const Case
   ops.attend(calls.front(), {device.default_stream(), &measure, &ops});
   const int64_t scratch = std::max<int64_t>(measure.peak(), Arena::kAlignment);
   Arena arena(memory.take(scratch), scratch);
-  const double us = time_graph(device, ops, calls, arena);
+  const double us = time_graph(device, ops, calls, arena, load_seconds);
   const double flop = 4.0 * tokens * heads * rows * kDim;
   const double floor = std::max({flop / kFlopPerUs, (kv_bytes + q_bytes) / kBytesPerUs, kLaunchUs});
   const double theirs = anchor(which, heads, tokens);
@@ -375,7 +381,17 @@ void run_case(Device& device, const Ops& ops, const Options& options, const Case
   if (theirs > 0) std::printf(" | FlashMLA %6.1f us, %.2fx", theirs, theirs / us);
   std::printf("\n");
   std::fflush(stdout);
+  return theirs / us;
 }
+
+struct GeometricMean {
+  double log_sum = 0;
+  int count = 0;
+  void add(double value) {
+    if (value > 0) log_sum += std::log(value), ++count;
+  }
+  double value() const { return count > 0 ? std::exp(log_sum / count) : 0; }
+};
 
 std::vector<int> parse_list(const char* text) {
   std::vector<int> out;
@@ -408,6 +424,8 @@ void run(int argc, char** argv) {
       options.batches = parse_list(value);
     } else if (name == "--case") {
       options.cases = value;
+    } else if (name == "--load") {
+      options.load_seconds = std::strtod(value, nullptr);
     } else if (name == "--format" && parse_kv_format(value)) {
       options.format = *parse_kv_format(value);
     } else {
@@ -421,12 +439,26 @@ void run(int argc, char** argv) {
   std::printf("%s, rows %s, candidate %s\ncase entries heads tokens\n",
               device->description().c_str(), kv_format_name(options.format),
               options.candidate.empty() ? "best" : options.candidate.c_str());
+  constexpr double kRowLoadSeconds = 1;
+  double load = options.load_seconds;
   for (int heads : options.heads) {
+    GeometricMean few, many;  // decode rows of up to 16 tokens, and the others
     for (const Case& which : kCases) {
       if (options.cases.find(which.letter) == std::string::npos) continue;
       const std::vector<int> tokens =
           which.prefill ? std::vector<int>{kPrefillTokens} : options.batches;
-      for (int count : tokens) run_case(*device, ops, options, which, heads, count);
+      for (int count : tokens) {
+        const double ratio = run_case(*device, ops, options, which, heads, count, load);
+        if (!which.prefill) (count <= 16 ? few : many).add(ratio);
+        load = std::min(load, kRowLoadSeconds);
+      }
+    }
+    GeometricMean all{few.log_sum + many.log_sum, few.count + many.count};
+    if (all.count > 0) {
+      std::printf(
+          "%d heads, decode, FlashMLA's time over ours, geometric mean: %.2f; to 16 tokens "
+          "%.2f, beyond %.2f\n",
+          heads, all.value(), few.value(), many.value());
     }
   }
 }
