@@ -3,12 +3,15 @@
 //
 //   cuda_attend_bench [--candidate NAME] [--format fp8_ds_mla|bf16|fp8] [--heads H[,H...]]
 //                     [--batch T[,T...]] [--case LETTER...] [--quick] [--load SECONDS]
+//                     [--blocks-per-chain N|batch]
 //
 // --candidate  forces a kernel of the attend family (sm90, sm80, reference); default: the best one
 // --case       of a b c (window; + 512, + 1024 selected rows), d e f g (+ all of 64, 512, 4096,
 // 8192
 //              entries), p (prefill of 4096 tokens with 0, 512, 1024 selected rows); default: all
 // --quick      heads 64, batches 1, 8, 64, 128, cases b d e g p
+// --blocks-per-chain  length of a chain in blocks of 64 rows; batch: as many chains as fill the
+//              multiprocessors, so that a token's bits depend on the batch (gives up rule 2.2)
 // --load       keeps the GPU busy for so long before the first row is timed, and for a second with
 //              a row's own calls before it: what is left under the power limit
 //
@@ -115,6 +118,7 @@ struct Options {
   std::vector<int> heads{64, 128, 8, 16, 32};
   std::vector<int> batches{std::begin(kBatches), std::end(kBatches)};
   double load_seconds = 0;
+  int blocks_per_chain = ReductionGrid{}.blocks_per_chain;  // 0: by the batch
 };
 
 // Device memory of one case: bump allocation from slabs, so that many input sets cost few calls.
@@ -350,6 +354,15 @@ double time_graph(Device& device, const Ops& ops, std::vector<AttendParams>& cal
   return us[us.size() / 2];
 }
 
+// Chains of equal length, as many as there are multiprocessors for.
+int blocks_by_batch(int entries, int heads, int tokens) {
+  constexpr int kMultiprocessors = 132;
+  const int items = tokens * static_cast<int>(ceil_div(heads, 64));
+  const int blocks = static_cast<int>(ceil_div(std::max(entries, 1), 64));
+  const int chains = std::clamp(kMultiprocessors / items, 1, blocks);
+  return std::min(static_cast<int>(ceil_div(blocks, chains)), ReductionGrid{}.blocks_per_chain);
+}
+
 /// FlashMLA's time over ours; 0 where there is no time of theirs.
 double run_case(Device& device, const Ops& ops, const Options& options, const Case& which,
                 int heads, int tokens, double load_seconds) {
@@ -367,7 +380,12 @@ double run_case(Device& device, const Ops& ops, const Options& options, const Ca
                  which.rows == Rows::kSelected ? kMostSets / std::min(tokens, 8) : kMostSets));
   InputSets inputs(memory, which, options.format, heads, tokens, sets);
   std::vector<AttendParams> calls;
-  for (int i = 0; i < sets; ++i) calls.push_back(inputs.make(i));
+  for (int i = 0; i < sets; ++i) {
+    calls.push_back(inputs.make(i));
+    calls.back().grid.blocks_per_chain = options.blocks_per_chain > 0
+                                             ? options.blocks_per_chain
+                                             : blocks_by_batch(which.entries, heads, tokens);
+  }
   Arena measure;
   ops.attend(calls.front(), {device.default_stream(), &measure, &ops});
   const int64_t scratch = std::max<int64_t>(measure.peak(), Arena::kAlignment);
@@ -424,6 +442,9 @@ void run(int argc, char** argv) {
       options.batches = parse_list(value);
     } else if (name == "--case") {
       options.cases = value;
+    } else if (name == "--blocks-per-chain") {
+      options.blocks_per_chain =
+          value == std::string_view("batch") ? 0 : std::max(1, std::atoi(value));
     } else if (name == "--load") {
       options.load_seconds = std::strtod(value, nullptr);
     } else if (name == "--format" && parse_kv_format(value)) {
