@@ -1,12 +1,10 @@
 #include "backends/nvidia/cuda_device.h"
 
-#include <algorithm>
 #include <array>
-#include <cstdlib>
 #include <map>
 #include <mutex>
 
-#include "attention/descriptor.h"
+#include "backends/gpu/runtime_device.h"
 #include "backends/nvidia/candidates.h"
 #include "backends/nvidia/driver.h"
 #include "backends/nvidia/limits.h"
@@ -16,43 +14,77 @@
 namespace dsv4::nvidia {
 namespace {
 
-// Makes `index` the device of the calling thread; the caller's choice comes back at the end.
-class UseDevice {
- public:
-  explicit UseDevice(int index) {
-    DSV4_CUDA_CHECK(cudaGetDevice(&before_));
-    if (before_ != index) DSV4_CUDA_CHECK(cudaSetDevice(index));
-    changed_ = before_ != index;
-  }
-  ~UseDevice() {
-    if (changed_) cudaSetDevice(before_);
-  }
-  UseDevice(const UseDevice&) = delete;
-  UseDevice& operator=(const UseDevice&) = delete;
+// The CUDA runtime as gpu::RuntimeDevice calls it.
+struct CudaRuntime {
+  using Graph = cudaGraph_t;
+  using GraphExec = cudaGraphExec_t;
 
- private:
-  int before_ = 0;
-  bool changed_ = false;
-};
-
-// An instantiated CUDA graph.
-class RecordedGraph final : public RecordedWork {
- public:
-  RecordedGraph(int device, cudaGraph_t graph) : device_(device) {
-    const cudaError_t code = cudaGraphInstantiate(&exec_, graph, 0);
+  static int current_device() {
+    int device = 0;
+    DSV4_CUDA_CHECK(cudaGetDevice(&device));
+    return device;
+  }
+  static void set_device(int index) { DSV4_CUDA_CHECK(cudaSetDevice(index)); }
+  static void restore_device(int index) noexcept { cudaSetDevice(index); }
+  static void* allocate(size_t bytes) {
+    void* data = nullptr;
+    const cudaError_t code = cudaMalloc(&data, bytes);
+    if (code == cudaErrorMemoryAllocation) {
+      cudaGetLastError();  // the failure is reported by the caller; later launches are not to blame
+      return nullptr;
+    }
+    if (code != cudaSuccess) cuda_failed(code, "cudaMalloc", __FILE__, __LINE__);
+    return data;
+  }
+  static void free(int device, void* data) noexcept {
+    int before = 0;
+    cudaGetDevice(&before);
+    cudaSetDevice(device);
+    cudaFree(data);
+    cudaSetDevice(before);
+  }
+  static gpu::MemoryUse memory_use() noexcept {
+    gpu::MemoryUse out;
+    cudaMemGetInfo(&out.free_bytes, &out.total_bytes);
+    return out;
+  }
+  static void copy(void* to, const void* from, size_t bytes, gpu::CopyKind kind, Stream stream) {
+    const cudaMemcpyKind cuda_kind = kind == gpu::CopyKind::kToDevice ? cudaMemcpyHostToDevice
+                                     : kind == gpu::CopyKind::kToHost ? cudaMemcpyDeviceToHost
+                                                                      : cudaMemcpyDeviceToDevice;
+    DSV4_CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cuda_kind, stream_of(stream)));
+  }
+  static void synchronize(Stream stream) {
+    DSV4_CUDA_CHECK(cudaStreamSynchronize(stream_of(stream)));
+  }
+  static void begin_capture(Stream stream) {
+    DSV4_CUDA_CHECK(cudaStreamBeginCapture(stream_of(stream), cudaStreamCaptureModeThreadLocal));
+  }
+  static Graph end_capture(Stream stream) {
+    Graph graph = nullptr;
+    DSV4_CUDA_CHECK(cudaStreamEndCapture(stream_of(stream), &graph));
+    return graph;
+  }
+  static void abandon_capture(Stream stream) noexcept {
+    Graph graph = nullptr;
+    cudaStreamEndCapture(stream_of(stream), &graph);
+    if (graph != nullptr) cudaGraphDestroy(graph);
+    cudaGetLastError();
+  }
+  static GraphExec instantiate(Graph graph) {
+    GraphExec exec = nullptr;
+    const cudaError_t code = cudaGraphInstantiate(&exec, graph, 0);
     cudaGraphDestroy(graph);
     DSV4_CUDA_CHECK(code);
+    return exec;
   }
-  ~RecordedGraph() override { cudaGraphExecDestroy(exec_); }
-  void launch(Stream stream) override {
-    const UseDevice use(device_);
-    DSV4_CUDA_CHECK(cudaGraphLaunch(exec_, stream_of(stream)));
+  static void launch(GraphExec exec, Stream stream) {
+    DSV4_CUDA_CHECK(cudaGraphLaunch(exec, stream_of(stream)));
   }
-
- private:
-  int device_;
-  cudaGraphExec_t exec_ = nullptr;
+  static void destroy(GraphExec exec) noexcept { cudaGraphExecDestroy(exec); }
 };
+
+using UseDevice = gpu::UseDevice<CudaRuntime>;
 
 // Branches of streams: a stream and an event for each, made when first asked for.
 class CudaBranches {
@@ -108,85 +140,20 @@ class CudaBranches {
   std::map<cudaStream_t, std::array<Branch, StreamBranches::kMaxBranches>> branches_;
 };
 
-class CudaDevice final : public Device, public StreamBranches {
+class CudaDevice final : public gpu::RuntimeDevice<CudaRuntime>, public StreamBranches {
  public:
-  CudaDevice(int index, const DeviceInfo& info) : index_(index), info_(info) {
+  CudaDevice(int index, const DeviceInfo& info)
+      : RuntimeDevice({Platform::kCuda, index}, info),
+        index_(index),
+        forced_(gpu::forced_kernels()),
+        ops_(make_ops(info.capability, forced_)) {
     DSV4_CUDA_CHECK(cudaSetDevice(index));
     DSV4_CUDA_CHECK(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
-    const char* forced = std::getenv("DSV4_KERNEL");
-    forced_ = forced == nullptr ? "" : forced;
-    ops_ = make_ops(info.capability, forced_);
   }
   ~CudaDevice() override { cudaStreamDestroy(stream_); }
 
-  DeviceId id() const override { return {Platform::kCuda, index_}; }
-  std::string description() const override {
-    std::string out =
-        concat(info_.name, " (", architecture_name(Platform::kCuda, info_.capability), ")");
-    std::string_view last_family;
-    for (const Candidate& candidate : candidates()) {
-      if (candidate.family == last_family || !candidate.why_not(info_.capability).empty()) continue;
-      out +=
-          concat(last_family.empty() ? ", kernels " : " ", candidate.family, ":", candidate.name);
-      last_family = candidate.family;
-    }
-    if (!forced_.empty()) out += concat(", DSV4_KERNEL=", forced_);
-    return out;
-  }
-
-  Buffer allocate(int64_t bytes) override {
-    DSV4_CHECK(bytes >= 0);
-    const UseDevice use(index_);
-    void* data = nullptr;
-    const cudaError_t code = cudaMalloc(&data, static_cast<size_t>(std::max<int64_t>(bytes, 1)));
-    if (code == cudaErrorMemoryAllocation) {
-      cudaGetLastError();  // the failure is reported here; later launches are not to blame
-      size_t free_bytes = 0, total_bytes = 0;
-      cudaMemGetInfo(&free_bytes, &total_bytes);
-      fail(ErrorCode::kOutOfMemory, id().str(), ": ", bytes, " bytes could not be allocated, ",
-           free_bytes, " of ", total_bytes, " are free");
-    }
-    if (code != cudaSuccess) cuda_failed(code, "cudaMalloc", __FILE__, __LINE__);
-    const int index = index_;
-    return Buffer(data, bytes, [index](void* memory) {
-      int before = 0;
-      cudaGetDevice(&before);
-      cudaSetDevice(index);
-      cudaFree(memory);
-      cudaSetDevice(before);
-    });
-  }
-  void copy_to_device(void* device, const void* host, int64_t bytes, Stream stream) override {
-    copy(device, host, bytes, cudaMemcpyHostToDevice, stream);
-  }
-  void copy_to_host(void* host, const void* device, int64_t bytes, Stream stream) override {
-    copy(host, device, bytes, cudaMemcpyDeviceToHost, stream);
-  }
-  void copy_on_device(void* to, const void* from, int64_t bytes, Stream stream) override {
-    copy(to, from, bytes, cudaMemcpyDeviceToDevice, stream);
-  }
-  void synchronize(Stream stream) override {
-    const UseDevice use(index_);
-    DSV4_CUDA_CHECK(cudaStreamSynchronize(stream_of(stream)));
-  }
-  bool reads_host_memory() const override { return false; }
+  std::string description() const override { return describe(candidates(), forced_); }
   Stream default_stream() override { return {stream_}; }
-  bool can_record() const override { return true; }
-  std::unique_ptr<RecordedWork> record(Stream stream, const std::function<void()>& body) override {
-    const UseDevice use(index_);
-    cudaGraph_t graph = nullptr;
-    DSV4_CUDA_CHECK(cudaStreamBeginCapture(stream_of(stream), cudaStreamCaptureModeThreadLocal));
-    try {
-      body();
-    } catch (...) {
-      cudaStreamEndCapture(stream_of(stream), &graph);
-      if (graph != nullptr) cudaGraphDestroy(graph);
-      cudaGetLastError();
-      throw;
-    }
-    DSV4_CUDA_CHECK(cudaStreamEndCapture(stream_of(stream), &graph));
-    return std::make_unique<RecordedGraph>(index_, graph);
-  }
   Stream fork(Stream stream, int branch) override {
     const UseDevice use(index_);
     return {branches_.fork(stream_of(stream), branch)};
@@ -202,30 +169,18 @@ class CudaDevice final : public Device, public StreamBranches {
   }
 
  private:
-  void copy(void* to, const void* from, int64_t bytes, cudaMemcpyKind kind, Stream stream) {
-    if (bytes <= 0) return;
-    const UseDevice use(index_);
-    DSV4_CUDA_CHECK(cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), kind, stream_of(stream)));
-  }
-
   int index_;
-  DeviceInfo info_;
+  std::string forced_;
+  Ops ops_;
   cudaStream_t stream_ = nullptr;
   CudaBranches branches_;
-  Ops ops_;
-  std::string forced_;
 };
 
 }  // namespace
 
 std::unique_ptr<Device> open_cuda_device(int index) {
   const DeviceSearch search = find_devices();
-  if (index < 0 || static_cast<size_t>(index) >= search.devices.size()) {
-    fail(ErrorCode::kUnsupported, "cuda:", index, ": ",
-         search.devices.empty() ? search.why_none
-                                : concat("there are ", search.devices.size(), " devices"));
-  }
-  return std::make_unique<CudaDevice>(index, search.devices[static_cast<size_t>(index)]);
+  return std::make_unique<CudaDevice>(index, gpu::device_info(search, {Platform::kCuda, index}));
 }
 
 }  // namespace dsv4::nvidia
