@@ -13,6 +13,7 @@
 #include "tests/attention/layer_harness.h"
 #include "tests/oracle/attention.h"
 #include "tests/oracle/cache_layout.h"
+#include "tests/testing/device_memory.h"
 
 namespace dsv4::testing {
 
@@ -109,25 +110,6 @@ inline void append(oracle::Matrix& to, const oracle::Vector& rows, int64_t cols)
   to.values.insert(to.values.end(), rows.begin(), rows.end());
 }
 
-inline oracle::RowLayout layout_of(KvFormat format) {
-  switch (format) {
-    case KvFormat::kFp8DsMla:
-      return oracle::RowLayout::kFp8DsMla;
-    case KvFormat::kBf16:
-      return oracle::RowLayout::kBf16;
-    case KvFormat::kFp8:
-      return oracle::RowLayout::kFp8;
-    case KvFormat::kIndexFp8:
-      return oracle::RowLayout::kIndexFp8;
-    case KvFormat::kIndexMxfp4:
-      return oracle::RowLayout::kIndexMxfp4;
-    case KvFormat::kIndexF32:
-      return oracle::RowLayout::kIndexF32;
-    default:
-      return oracle::RowLayout::kF32;
-  }
-}
-
 /// What a layer did with one sequence, by position; by entry for compressed and index rows.
 /// `*_rows` are the cached rows as a reader gets them. Taps are checked for name, order, type and
 /// shape, cached rows for the bytes of the oracle's encoder, on the way.
@@ -208,7 +190,7 @@ inline void LayerRecord::keep_step(LayerHarness& harness, const StepTaps& taps, 
   // of the oracle's encoder.
   const auto read_row = [&](std::vector<std::byte>& image, const CacheView& cache, int64_t slot,
                             const double* row) {
-    const oracle::RowLayout layout = layout_of(cache.format);
+    const oracle::RowLayout layout = oracle_layout(cache.format);
     const oracle::Page page{reinterpret_cast<uint8_t*>(image.data()) +
                                 slot / cache.rows_per_block * cache.block_stride_bytes,
                             cache.rows_per_block, layout, cache.row_elems};

@@ -17,6 +17,47 @@ class OracleIndexLogits : public CandidateTest {
     return GetParam().platform == Platform::kCuda && GetParam().name == "sm90" &&
            format == KvFormat::kIndexFp8;
   }
+
+  /// Scores of tokens [first, first + count) of one set of inputs, in a call of their own.
+  class Calls {
+   public:
+    Calls(OracleIndexLogits& test, const ConstTensor& queries, const ConstTensor& weights,
+          const std::vector<int32_t>& token_to_seq, const std::vector<int32_t>& end,
+          const BlockTable& blocks, const CacheView& cache)
+        : test_(test),
+          queries_(queries),
+          weights_(weights),
+          seqs_(test.memory().put(token_to_seq)),
+          ends_(test.memory().put(end)),
+          blocks_(blocks),
+          cache_(cache) {}
+    std::vector<float> operator()(int first, int count, int32_t max_end) const {
+      const Tensor logits = test_.memory().tensor(DType::kF32, {count, max_end});
+      ScratchLimits limits;
+      limits.max_tokens = count;
+      limits.index_heads = static_cast<int>(queries_.shape[1]);
+      limits.index_dim = static_cast<int>(queries_.shape[2]);
+      limits.max_entries = max_end;
+      test_.run(test_.ops_.index_logits,
+                {.q = queries_.rows(first, count),
+                 .weights = weights_.rows(first, count),
+                 .token_to_seq = seqs_ + first,
+                 .end = ends_ + first,
+                 .max_end = max_end,
+                 .blocks = blocks_,
+                 .cache = cache_,
+                 .logits = logits},
+                limits);
+      return test_.memory().get(logits.as<float>(), int64_t{count} * max_end);
+    }
+
+   private:
+    OracleIndexLogits& test_;
+    ConstTensor queries_, weights_;
+    const int32_t *seqs_, *ends_;
+    BlockTable blocks_;
+    CacheView cache_;
+  };
 };
 
 TEST_P(OracleIndexLogits, EveryFormatAgrees) {
@@ -147,27 +188,8 @@ TEST_P(OracleIndexLogits, BitsDependOnTheTokenOnly) {
       token_to_seq.push_back(t * kSeqs / kTokens);  // runs of 7: prefill
       end.push_back(t % 4 == 3 ? 5 : kColumns * kRows - 13 * (t % 5));
     }
-    const int32_t *seqs = memory().put(token_to_seq), *ends = memory().put(end);
-    const int32_t* blocks = memory().put(table);
-    const auto scores = [&](int first, int count, int32_t max_end) {
-      const Tensor logits = memory().tensor(DType::kF32, {count, max_end});
-      ScratchLimits limits;
-      limits.max_tokens = count;
-      limits.index_heads = kHeads;
-      limits.index_dim = kDim;
-      limits.max_entries = max_end;
-      run(ops_.index_logits,
-          {.q = queries.rows(first, count),
-           .weights = weights.rows(first, count),
-           .token_to_seq = seqs + first,
-           .end = ends + first,
-           .max_end = max_end,
-           .blocks = {blocks, kColumns, kColumns, kRows * 4},
-           .cache = cache.view(),
-           .logits = logits},
-          limits);
-      return memory().get(logits.as<float>(), int64_t{count} * max_end);
-    };
+    const Calls scores(*this, queries, weights, token_to_seq, end,
+                       {memory().put(table), kColumns, kColumns, kRows * 4}, cache.view());
     const std::vector<float> all = scores(0, kTokens, kColumns * kRows);
     for (int t = 0; t < kTokens; ++t) {
       const std::vector<float> alone = scores(t, 1, end[t]);
@@ -212,27 +234,8 @@ TEST_P(OracleIndexLogits, ManySequencesInOneCall) {
   const ConstTensor weights =
       memory().tensor(DType::kF32, {tokens, kHeads},
                       rounded(DType::kF32, normal_values(random, tokens * kHeads, 0.01)));
-  const int32_t *seqs = memory().put(token_to_seq), *ends = memory().put(end);
-  const int32_t* blocks = memory().put(table);
-  const auto scores = [&](int first, int count, int32_t max_end) {
-    const Tensor logits = memory().tensor(DType::kF32, {count, max_end});
-    ScratchLimits limits;
-    limits.max_tokens = count;
-    limits.index_heads = kHeads;
-    limits.index_dim = kDim;
-    limits.max_entries = max_end;
-    run(ops_.index_logits,
-        {.q = queries.rows(first, count),
-         .weights = weights.rows(first, count),
-         .token_to_seq = seqs + first,
-         .end = ends + first,
-         .max_end = max_end,
-         .blocks = {blocks, columns, columns, kRows * 4},
-         .cache = cache.view(),
-         .logits = logits},
-        limits);
-    return memory().get(logits.as<float>(), int64_t{count} * max_end);
-  };
+  const Calls scores(*this, queries, weights, token_to_seq, end,
+                     {memory().put(table), columns, columns, kRows * 4}, cache.view());
   const std::vector<float> all = scores(0, tokens, entries);
   for (int t = 0; t < tokens; ++t) {
     const float* row = &all[static_cast<size_t>(t) * entries];
