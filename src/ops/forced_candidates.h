@@ -1,6 +1,8 @@
 // Filling a table of operations from a device's list of candidate kernels, with some forced by
 // "family:name[,family:name]" (DSV4_KERNEL).
 #pragma once
+#include <algorithm>
+#include <cstdlib>
 #include <span>
 #include <string>
 #include <string_view>
@@ -60,6 +62,28 @@ void install_candidates(Ops& ops, std::span<const Candidate> candidates, std::st
     }
     found->install(ops);
   }
+}
+
+/// What the environment forces: DSV4_KERNEL, or nothing.
+inline std::string forced_kernels() {
+  const char* forced = std::getenv("DSV4_KERNEL");
+  return forced == nullptr ? "" : forced;
+}
+
+/// For people: ", kernels linear:sm90 attend:sm90", of every family the best that can run, then
+/// what is forced.
+template <typename Candidate, typename WhyNot>
+std::string describe_candidates(std::span<const Candidate> candidates, std::string_view forced,
+                                WhyNot why_not) {
+  std::string out;
+  std::string_view last_family;
+  for (const Candidate& candidate : candidates) {
+    if (candidate.family == last_family || !why_not(candidate).empty()) continue;
+    out += concat(last_family.empty() ? ", kernels " : " ", candidate.family, ":", candidate.name);
+    last_family = candidate.family;
+  }
+  if (!forced.empty()) out += concat(", DSV4_KERNEL=", forced);
+  return out;
 }
 
 }  // namespace dsv4

@@ -79,7 +79,7 @@ class HipDevice final : public gpu::RuntimeDevice<HipCalls> {
  public:
   HipDevice(int index, const DeviceInfo& info)
       : RuntimeDevice({Platform::kRocm, index}, info),
-        forced_(gpu::forced_kernels()),
+        forced_(forced_kernels()),
         ops_(make_ops(hip_candidates(), info.capability, forced_)) {
     DSV4_HIP(set_device(index));
     KernelTable::load(index, architecture_name(Platform::kRocm, info.capability));

@@ -11,7 +11,6 @@
 //   void launch(GraphExec, Stream), void destroy(GraphExec) noexcept
 #pragma once
 #include <algorithm>
-#include <cstdlib>
 #include <functional>
 #include <memory>
 #include <span>
@@ -22,6 +21,7 @@
 #include "core/fail.h"
 #include "dsv4/backend.h"
 #include "dsv4/device.h"
+#include "ops/forced_candidates.h"
 
 namespace dsv4::gpu {
 
@@ -116,17 +116,10 @@ class RuntimeDevice : public Device {
   /// candidate.
   template <typename Candidate>
   std::string describe(std::span<const Candidate> candidates, std::string_view forced) const {
-    std::string out =
-        concat(info_.name, " (", architecture_name(id_.platform, info_.capability), ")");
-    std::string_view last_family;
-    for (const Candidate& candidate : candidates) {
-      if (candidate.family == last_family || !candidate.why_not(info_.capability).empty()) continue;
-      out +=
-          concat(last_family.empty() ? ", kernels " : " ", candidate.family, ":", candidate.name);
-      last_family = candidate.family;
-    }
-    if (!forced.empty()) out += concat(", DSV4_KERNEL=", forced);
-    return out;
+    return concat(info_.name, " (", architecture_name(id_.platform, info_.capability), ")",
+                  describe_candidates(candidates, forced, [&](const Candidate& candidate) {
+                    return candidate.why_not(info_.capability);
+                  }));
   }
 
  private:
@@ -149,12 +142,6 @@ inline const DeviceInfo& device_info(const DeviceSearch& search, DeviceId id) {
                                 : concat("there are ", search.devices.size(), " devices"));
   }
   return search.devices[static_cast<size_t>(id.index)];
-}
-
-/// Kernels that the environment forces: DSV4_KERNEL=family:name[,family:name].
-inline std::string forced_kernels() {
-  const char* forced = std::getenv("DSV4_KERNEL");
-  return forced == nullptr ? "" : forced;
 }
 
 }  // namespace dsv4::gpu

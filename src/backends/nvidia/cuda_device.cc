@@ -145,7 +145,7 @@ class CudaDevice final : public gpu::RuntimeDevice<CudaRuntime>, public StreamBr
   CudaDevice(int index, const DeviceInfo& info)
       : RuntimeDevice({Platform::kCuda, index}, info),
         index_(index),
-        forced_(gpu::forced_kernels()),
+        forced_(forced_kernels()),
         ops_(make_ops(info.capability, forced_)) {
     DSV4_CUDA_CHECK(cudaSetDevice(index));
     DSV4_CUDA_CHECK(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
