@@ -2,8 +2,12 @@
 // in total, against the floor (all weight, cache and activation bytes once, or the matrix rate).
 //
 //   cuda_layer_bench [--config configs/v4-flash.json] [--kinds sliding,csa,hca]
-//                    [--contexts 8192,131072] [--batches 1,16,64,128] [--backend NAME] [--json
-//                    FILE]
+//                    [--contexts 8192,131072] [--batches 1,16,64,128] [--backend NAME]
+//                    [--entries-end] [--json FILE]
+//
+// Sequence b of a batch is at position context - 2 - b, as sequences of a server are: one of four
+// ends an entry of a CSA layer, one of 128 of an HCA layer. With --entries-end all are at context
+// - 1 and end one: the dearest step.
 //
 // Several layers with weights and caches of their own take turns, so that inputs are cold. Totals
 // come from a graph without timers; step times from a second graph with an event at every border
@@ -79,13 +83,14 @@ struct Options {
   std::vector<std::string> kinds{"sliding", "csa", "hca"};
   std::vector<int64_t> contexts{8192, 131072};
   std::vector<int> batches{1, 16, 64, 128};
+  bool entries_end = false;
 };
 
 // One layer, its caches filled to `context` tokens of each of `batch` sequences.
 class BenchLayer {
  public:
   BenchLayer(const ModelConfig& config, const LayerKind& kind, const AttentionDescriptor& backend,
-             Device& device, int64_t context, int batch, uint64_t seed)
+             Device& device, int64_t context, int batch, bool entries_end, uint64_t seed)
       : config_(config), device_(device) {
     Numerics numerics = kServing;
     numerics.kv = backend.native_format;
@@ -123,8 +128,9 @@ class BenchLayer {
     fill_caches();
     for (int b = 0; b < batch; ++b) {
       const SequenceId sequence = pool_->create().value();
-      for (int64_t done = 0; done < context - 1;) {
-        const int64_t count = std::min<int64_t>(limits.max_tokens / 2, context - 1 - done);
+      const int64_t position = entries_end ? context - 1 : context - 2 - b;
+      for (int64_t done = 0; done < position;) {
+        const int64_t count = std::min<int64_t>(limits.max_tokens / 2, position - done);
         if (!pool_->reserve(sequence, count)) fail(ErrorCode::kOutOfMemory, "bench: no room");
         pool_->advance(sequence, count);
         done += count;
@@ -267,8 +273,8 @@ int run(const Options& options) {
       for (int batch : options.batches) {
         std::vector<std::unique_ptr<BenchLayer>> layers;
         for (uint64_t i = 0; i < kLayers; ++i) {
-          layers.push_back(
-              std::make_unique<BenchLayer>(config, kind, *backend, *device, context, batch, i + 1));
+          layers.push_back(std::make_unique<BenchLayer>(config, kind, *backend, *device, context,
+                                                        batch, options.entries_end, i + 1));
         }
         const auto all = [&](const ForwardOptions& forward) {
           for (const auto& layer : layers) layer->forward(forward);
@@ -325,6 +331,7 @@ int main(int argc, char** argv) {
   app.add_option("--kinds", options.kinds)->delimiter(',')->capture_default_str();
   app.add_option("--contexts", options.contexts)->delimiter(',')->capture_default_str();
   app.add_option("--batches", options.batches)->delimiter(',')->capture_default_str();
+  app.add_flag("--entries-end", options.entries_end, "Every sequence ends a compressed entry");
   app.add_option("--json", options.json, "File to write the rows to");
   CLI11_PARSE(app, argc, argv);
   try {
