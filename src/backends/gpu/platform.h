@@ -12,8 +12,8 @@
 //     static constexpr int kThreads = 256;       // lanes of a block, a multiple of 64
 //     DSV4_DEVICE static void run(const Params& params);
 //   };
-// and is started over a one-dimensional grid: launch_cuda<Example>() here, execute<Example>() of
-// executor.h on the host, amd_entry<Example> of a code object on AMD GPUs.
+// and is started over a one-dimensional grid: CudaLaunch of nvidia/ops/launch.h, execute<Example>()
+// of executor.h on the host, amd_entry<Example> of a code object on AMD GPUs.
 //
 // Translation units with kernels are compiled without contraction (-fmad=false,
 // -ffp-contract=off): a * b + c is two roundings, fma(a, b, c) is one, on every platform. Division
@@ -360,34 +360,7 @@ DSV4_DEVICE void store_as(void* to, const T& value) {
 // ---- entry points
 // -------------------------------------------------------------------------------
 
-#if defined(__CUDACC__)
-
-/// `Kernel::kMinBlocks`, if it has one: blocks that a multiprocessor holds at least, a bound of
-/// registers.
-template <typename Kernel>
-constexpr int min_blocks() {
-  if constexpr (requires { Kernel::kMinBlocks; }) {
-    return Kernel::kMinBlocks;
-  } else {
-    return 1;
-  }
-}
-template <typename Kernel>
-__global__ void __launch_bounds__(Kernel::kThreads, min_blocks<Kernel>())
-    cuda_entry(const __grid_constant__ typename Kernel::Params params) {
-  Kernel::run(params);
-}
-
-/// An empty grid is no launch. @return of the launch; the caller checks it.
-template <typename Kernel>
-cudaError_t launch_cuda(int64_t blocks, const typename Kernel::Params& params,
-                        cudaStream_t stream) {
-  if (blocks == 0) return cudaSuccess;
-  cuda_entry<Kernel><<<static_cast<unsigned>(blocks), Kernel::kThreads, 0, stream>>>(params);
-  return cudaGetLastError();
-}
-
-#elif defined(__HIP__)
+#if defined(__HIP__)
 
 /// Waves that a SIMD of the four holds at least, a bound of registers: one block's share, or
 /// `Kernel::kMinWaves` where it asks for more.

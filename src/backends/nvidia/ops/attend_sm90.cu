@@ -8,7 +8,7 @@
 #include <atomic>
 
 #include "backends/nvidia/ops/attend_rows.cuh"
-#include "backends/nvidia/ops/gpu_check.h"
+#include "backends/nvidia/ops/launch.h"
 #include "core/checked_math.h"
 
 namespace dsv4::nvidia {
@@ -32,6 +32,7 @@ constexpr int kMergeParts = 8;
 
 __global__ void __launch_bounds__(kTileThreads)
     merge_chains_kernel(const __grid_constant__ AttendSm90Args args) {
+  follow_kernels_before();
   const AttendArgs& attend = args.attend;
   const int token = static_cast<int>(blockIdx.x) >> args.log2_tiles;
   const int tile = static_cast<int>(blockIdx.x) - (token << args.log2_tiles);
@@ -217,8 +218,7 @@ void attend_sm90(const AttendParams& params, const OpContext& context) {
     launch(args, format_of(all), stream);
     if (all.max_chains > 1) {
       const dim3 grid(static_cast<unsigned>(count << log2_tiles), kMergeParts);
-      merge_chains_kernel<<<grid, kTileThreads, 0, stream>>>(args);
-      DSV4_CUDA_CHECK_LAUNCH();
+      nvidia::launch<merge_chains_kernel>({grid, kTileThreads}, stream, args);
     }
   }
 }

@@ -24,7 +24,7 @@
 #include "backends/nvidia/arch/sm90/wgmma.h"
 #include "backends/nvidia/ops/attend_rows.cuh"
 #include "backends/nvidia/ops/attend_sm90_loader.cuh"
-#include "backends/nvidia/ops/gpu_check.h"
+#include "backends/nvidia/ops/launch.h"
 
 namespace dsv4::nvidia::sm90_attend {
 
@@ -455,6 +455,7 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
   extern __shared__ __align__(1024) uint8_t storage[];
   auto& shared = *reinterpret_cast<SharedStorage<Traits>*>(storage);
   const int role = __shfl_sync(~0u, threadIdx.x >> 7, 0);
+  follow_kernels_before();
   if (role == 1) BlockWalk<Traits>{args, shared.walk}.start();
   if (threadIdx.x == 0) init_barriers(shared.barriers, 256, 256);
   __syncthreads();
@@ -481,12 +482,9 @@ namespace dsv4::nvidia {
 template <KvFormat kFormat>
 void launch_attend_sm90(const AttendSm90Args& args, int grid, cudaStream_t stream) {
   using Traits = sm90_attend::Traits<kFormat>;
-  constexpr int kBytes = sizeof(sm90_attend::SharedStorage<Traits>);
-  const auto kernel = sm90_attend::attend_kernel<Traits>;
-  DSV4_CUDA_CHECK(
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
-  kernel<<<grid, Traits::kThreads, kBytes, stream>>>(args);
-  DSV4_CUDA_CHECK_LAUNCH();
+  launch<sm90_attend::attend_kernel<Traits>>({dim3(static_cast<unsigned>(grid)), Traits::kThreads,
+                                              sizeof(sm90_attend::SharedStorage<Traits>)},
+                                             stream, args);
 }
 
 }  // namespace dsv4::nvidia

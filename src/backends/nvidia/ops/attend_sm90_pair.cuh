@@ -263,6 +263,7 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
   }
   __syncwarp();
   cluster_arrive_relaxed();
+  follow_kernels_before();
   WalkState walk_state;
   const BlockWalk<Traits> walk{args, shared.walk, &walk_state};
   if (role == 2 && thread_of_role() < 32) {
@@ -298,21 +299,10 @@ namespace dsv4::nvidia {
 template <KvFormat kFormat>
 void launch_attend_sm90_pair(const AttendSm90Args& args, cudaStream_t stream) {
   using Traits = sm90_attend::PairTraits<kFormat>;
-  constexpr int kBytes = sizeof(sm90_attend::PairStorage<Traits>);
-  const auto kernel = sm90_attend::attend_pair_kernel<Traits>;
-  DSV4_CUDA_CHECK(
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
-  cudaLaunchAttribute cluster{};
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim = {Traits::kCtas, 1, 1};
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(args.num_items) * Traits::kCtas);
-  config.blockDim = dim3(Traits::kThreads);
-  config.dynamicSmemBytes = kBytes;
-  config.stream = stream;
-  config.attrs = &cluster;
-  config.numAttrs = 1;
-  DSV4_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, args));
+  launch<sm90_attend::attend_pair_kernel<Traits>>(
+      {dim3(static_cast<unsigned>(args.num_items) * Traits::kCtas), Traits::kThreads,
+       sizeof(sm90_attend::PairStorage<Traits>), Traits::kCtas},
+      stream, args);
 }
 
 }  // namespace dsv4::nvidia

@@ -27,8 +27,8 @@
 #include "backends/nvidia/arch/sm90/memory.h"
 #include "backends/nvidia/arch/sm90/sync.h"
 #include "backends/nvidia/arch/sm90/wgmma.h"
-#include "backends/nvidia/ops/gpu_check.h"
 #include "backends/nvidia/ops/index_logits-inl.h"
+#include "backends/nvidia/ops/launch.h"
 #include "core/checked_math.h"
 
 namespace dsv4::nvidia {
@@ -507,6 +507,7 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
     sm90::mbarrier_init(shared_address(&storage.together), kOtherThreads);
     sm90::fence_proxy_async();
   }
+  follow_kernels_before();
   const Walk walk = find_part(args, storage);
   if (walk.left == 0) return;
 
@@ -551,13 +552,10 @@ void index_logits_sm90(const IndexLogitsParams& params, const OpContext& context
   }
   const IndexLogitsArgs args = index_logits_args(params);
   if (context.scratch->measuring() || args.num_tokens == 0 || args.max_end == 0) return;
-  DSV4_CUDA_CHECK(cudaFuncSetAttribute(
-      sm90_index_logits_fp8, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(Storage)));
   const int64_t most = int64_t{args.num_tokens} * ceil_div(args.max_end, kTile);
   const auto ctas = static_cast<unsigned>(std::min<int64_t>(Traits::kMultiprocessors, most));
-  sm90_index_logits_fp8<<<ctas, Traits::kThreads, sizeof(Storage), stream_of(context.stream)>>>(
-      args);
-  DSV4_CUDA_CHECK_LAUNCH();
+  launch<sm90_index_logits_fp8>({dim3(ctas), Traits::kThreads, sizeof(Storage)},
+                                stream_of(context.stream), args);
 }
 
 }  // namespace dsv4::nvidia

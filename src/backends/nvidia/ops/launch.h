@@ -1,17 +1,124 @@
-// Launch attributes that CUDA wants asked for.
+// Starting kernels on the stream of an operation.
+//
+// On sm_90 and later a kernel starts before the one before it on the stream has ended, so that
+// launches cost little (programmatic dependent launch). Each begins with follow_kernels_before(),
+// or with its two halves (arch/sm90/sync.h) where something can be done in between; then what a
+// kernel reads is complete, also if it stems from kernels further back.
 #pragma once
+#include <array>
+#include <atomic>
+#include <type_traits>
+
+#include "backends/gpu/platform.h"
 #include "backends/nvidia/ops/gpu_check.h"
+#include "ops/ops.h"
 
 namespace dsv4::nvidia {
+
+/// By all threads, before anything is read or written: waits for the end of the kernels before, and
+/// lets the next one start.
+__device__ __forceinline__ void follow_kernels_before() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+  asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+
+/// Whether the kernel that runs on the current device has these instructions. Code for older GPUs,
+/// compiled there from PTX, has not.
+template <typename... Params>
+bool follows_kernels_before(void (*kernel)(Params...), std::atomic<uint64_t>& known,
+                            std::atomic<uint64_t>& follows) {
+  int device = 0;
+  DSV4_CUDA_CHECK(cudaGetDevice(&device));
+  const uint64_t bit = device < 64 ? uint64_t{1} << device : 0;
+  if ((known.load(std::memory_order_acquire) & bit) == 0) {
+    cudaFuncAttributes attributes{};
+    DSV4_CUDA_CHECK(cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(kernel)));
+    if (attributes.ptxVersion >= 90) follows |= bit;
+    known |= bit;
+  }
+  return (follows.load(std::memory_order_relaxed) & bit) != 0;
+}
 
 /// Kernels with more than 48 KiB of dynamic shared memory must say so, once per device; a host call
 /// of a microsecond that may stand in a captured stream.
 template <typename Kernel>
-void allow_shared_memory(Kernel kernel, int bytes) {
-  constexpr int kFree = 48 << 10;
+void allow_shared_memory(Kernel kernel, int64_t bytes) {
+  constexpr int64_t kFree = 48 << 10;
   if (bytes <= kFree) return;
   DSV4_CUDA_CHECK(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                       cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+                                       cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                       static_cast<int>(bytes)));
 }
+
+struct LaunchShape {
+  dim3 grid;
+  unsigned threads;
+  int64_t shared_bytes = 0;  ///< dynamic
+  unsigned cluster = 1;      ///< blocks along x
+};
+
+/// Starts `kernel`, a function that begins with follow_kernels_before().
+/// @throws Error kDeviceError: the launch is refused.
+template <auto kKernel, typename... Args>
+void launch(const LaunchShape& shape, cudaStream_t stream, const Args&... args) {
+  static std::atomic<uint64_t> known{0}, follows{0};
+  allow_shared_memory(kKernel, shape.shared_bytes);
+  if (shape.cluster > 8) {
+    DSV4_CUDA_CHECK(
+        cudaFuncSetAttribute(kKernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
+  }
+  cudaLaunchAttribute attributes[2]{};
+  cudaLaunchConfig_t config{};
+  config.gridDim = shape.grid;
+  config.blockDim = dim3(shape.threads);
+  config.dynamicSmemBytes = static_cast<size_t>(shape.shared_bytes);
+  config.stream = stream;
+  config.attrs = attributes;
+  if (follows_kernels_before(kKernel, known, follows)) {
+    attributes[config.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[config.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
+  }
+  if (shape.cluster > 1) {
+    attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
+    attributes[config.numAttrs++].val.clusterDim = {shape.cluster, 1, 1};
+  }
+  DSV4_CUDA_CHECK(cudaLaunchKernelEx(&config, kKernel, args...));
+}
+
+// ---- kernels of backends/gpu
+
+/// `Kernel::kMinBlocks`, if it has one: blocks that a multiprocessor holds at least, a bound of
+/// registers.
+template <typename Kernel>
+constexpr int min_blocks() {
+  if constexpr (requires { Kernel::kMinBlocks; }) {
+    return Kernel::kMinBlocks;
+  } else {
+    return 1;
+  }
+}
+template <typename Kernel>
+__global__ void __launch_bounds__(Kernel::kThreads, min_blocks<Kernel>())
+    cuda_entry(const __grid_constant__ typename Kernel::Params params) {
+  follow_kernels_before();
+  Kernel::run(params);
+}
+
+class CudaLaunch {
+ public:
+  explicit CudaLaunch(const OpContext& context) : stream_(stream_of(context.stream)) {}
+  /// An empty grid is no launch.
+  template <typename Kernel>
+  void run(int64_t blocks, const typename Kernel::Params& params) const {
+    if (blocks == 0) return;
+    launch<cuda_entry<Kernel>>({dim3(static_cast<unsigned>(blocks)), Kernel::kThreads}, stream_,
+                               params);
+  }
+
+ private:
+  cudaStream_t stream_;
+};
 
 }  // namespace dsv4::nvidia

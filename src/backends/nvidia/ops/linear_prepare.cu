@@ -17,6 +17,7 @@ namespace {
 constexpr int kWarps = 8;
 
 __global__ void __launch_bounds__(kWarps * 32) linear_prepare(const PrepareParams params) {
+  follow_kernels_before();
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int groups = (params.cols + kQuantiseGroup - 1) / kQuantiseGroup;
   const int64_t idx = int64_t{blockIdx.x} * kWarps + threadIdx.x / 32;
@@ -38,6 +39,7 @@ __global__ void __launch_bounds__(kWarps * 32) linear_prepare(const PrepareParam
 
 // x as three bf16 numbers: each is what the ones before leave, rounded.
 __global__ void __launch_bounds__(kWarps * 32) linear_split(const SplitParams params) {
+  follow_kernels_before();
   const int64_t idx = int64_t{blockIdx.x} * (kWarps * 32) + threadIdx.x;
   const int64_t row = idx / params.cols;
   if (row >= params.rows) return;
@@ -56,15 +58,13 @@ __global__ void __launch_bounds__(kWarps * 32) linear_split(const SplitParams pa
 
 void launch_linear_split_prepare(const SplitParams& params, cudaStream_t stream) {
   const int64_t blocks = ceil_div(int64_t{params.rows} * params.cols, kWarps * 32);
-  linear_split<<<static_cast<unsigned>(blocks), kWarps * 32, 0, stream>>>(params);
-  DSV4_CUDA_CHECK_LAUNCH();
+  launch<linear_split>({dim3(static_cast<unsigned>(blocks)), kWarps * 32}, stream, params);
 }
 
 void launch_linear_prepare(const PrepareParams& params, cudaStream_t stream) {
   const int64_t groups = ceil_div(params.cols, kQuantiseGroup) * params.rows;
-  linear_prepare<<<static_cast<unsigned>(ceil_div(groups, kWarps)), kWarps * 32, 0, stream>>>(
-      params);
-  DSV4_CUDA_CHECK_LAUNCH();
+  launch<linear_prepare>({dim3(static_cast<unsigned>(ceil_div(groups, kWarps))), kWarps * 32},
+                         stream, params);
 }
 
 }  // namespace dsv4::nvidia

@@ -38,19 +38,12 @@ __global__ void __launch_bounds__(kWarps * 32) linear_sm90_prepare(const Sm90Pre
 
 void launch_linear_sm90_prepare(const Sm90PrepareParams& params, cudaStream_t stream) {
   const int64_t groups = ceil_div(params.cols, kQuantiseGroup) * params.out_rows;
-  const auto blocks = static_cast<unsigned>(ceil_div(groups, kWarps));
-  cudaLaunchAttribute early{};
-  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  early.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(blocks);
-  config.blockDim = dim3(kWarps * 32);
-  config.stream = stream;
-  config.attrs = &early;
-  config.numAttrs = 1;
-  DSV4_CUDA_CHECK(cudaLaunchKernelEx(
-      &config, params.w == DType::kF8E4M3 ? linear_sm90_prepare<true> : linear_sm90_prepare<false>,
-      params));
+  const LaunchShape shape{dim3(static_cast<unsigned>(ceil_div(groups, kWarps))), kWarps * 32};
+  if (params.w == DType::kF8E4M3) {
+    launch<linear_sm90_prepare<true>>(shape, stream, params);
+  } else {
+    launch<linear_sm90_prepare<false>>(shape, stream, params);
+  }
 }
 
 }  // namespace dsv4::nvidia

@@ -175,35 +175,16 @@ int number_tiles(Sm90Batch& batch) {
   return static_cast<int>(tiles);
 }
 
-// In clusters of `cluster_size` blocks, before the kernels that it depends on have ended.
-template <typename Kernel>
-void launch(Kernel kernel, int blocks, int threads, int cluster_size, int shared_bytes,
-            cudaStream_t stream, const Sm90Batch& batch, int number) {
-  cudaLaunchAttribute attributes[2]{};
-  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attributes[0].val.programmaticStreamSerializationAllowed = 1;
-  attributes[1].id = cudaLaunchAttributeClusterDimension;
-  attributes[1].val.clusterDim.x = static_cast<unsigned>(cluster_size);
-  attributes[1].val.clusterDim.y = attributes[1].val.clusterDim.z = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(blocks));
-  config.blockDim = dim3(static_cast<unsigned>(threads));
-  config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
-  config.stream = stream;
-  config.attrs = attributes;
-  config.numAttrs = 2;
-  allow_shared_memory(kernel, shared_bytes);
-  DSV4_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, batch, number));
-}
-
 template <DType kDType, int kN>
 void launch_segments(Sm90Batch& batch, int segments, cudaStream_t stream) {
   using Tile = Sm90Tile<kDType, kN, false>;
   constexpr int kBytes = static_cast<int>(sizeof(Sm90Shared<Tile, false>));
   static_assert(kBytes * Tile::kBlocksPerSm <= 227 << 10);
   const int tiles = number_tiles<Tile, kN>(batch);
-  launch(sm90_linear_segments<kDType, kN>, tiles * segments, Tile::kThreads, segments, kBytes,
-         stream, batch, segments);
+  launch<sm90_linear_segments<kDType, kN>>(
+      {dim3(static_cast<unsigned>(tiles * segments)), Tile::kThreads, kBytes,
+       static_cast<unsigned>(segments)},
+      stream, batch, segments);
 }
 
 template <DType kDType, int kN>
@@ -212,8 +193,9 @@ void launch_walk(Sm90Batch& batch, cudaStream_t stream) {
   constexpr int kBytes = static_cast<int>(sizeof(Sm90Shared<Tile, true>));
   static_assert(kBytes <= 227 << 10);
   const int tiles = number_tiles<Tile, kN>(batch);
-  launch(sm90_linear_walk<kDType, kN>, std::min(tiles, num_multiprocessors()), Tile::kThreads, 1,
-         kBytes, stream, batch, tiles);
+  launch<sm90_linear_walk<kDType, kN>>(
+      {dim3(static_cast<unsigned>(std::min(tiles, num_multiprocessors()))), Tile::kThreads, kBytes},
+      stream, batch, tiles);
 }
 
 template <DType kDType>

@@ -23,6 +23,7 @@ template <int kM, int kN>
 __global__ void __launch_bounds__(kStreamWarps * 32, kM == 1 ? 3 : 1)
     linear_stream(const __grid_constant__ LinearBatch batch) {
   extern __shared__ __align__(128) std::byte shared[];
+  follow_kernels_before();
   const auto block = static_cast<int>(blockIdx.x);
   const LinearItem& item = find_item(batch, block);
   const LinearTile tile = make_tile(item, block, stream_tile_rows(item.w.cols, kM), 8 * kN);
@@ -39,6 +40,7 @@ __global__ void __launch_bounds__(kStreamWarps * 32, kM == 1 ? 3 : 1)
 __global__ void __launch_bounds__(kStreamWarps * 32, 2)
     linear_stream_split(const __grid_constant__ LinearBatch batch) {
   extern __shared__ __align__(128) std::byte shared[];
+  follow_kernels_before();
   const auto block = static_cast<int>(blockIdx.x);
   const LinearItem& item = find_item(batch, block);
   stream_tile<DType::kBf16, 1, 3, true>(make_tile(item, block, stream_tile_rows(item.w.cols, 1), 8),
@@ -67,10 +69,8 @@ void launch(LinearBatch& batch, cudaStream_t stream) {
     shared_bytes =
         std::max(shared_bytes, kStreamWarps * (warp_bytes<kM, kN>(item.w.dtype) + scale_bytes));
   }
-  allow_shared_memory(linear_stream<kM, kN>, shared_bytes);
-  linear_stream<kM, kN><<<static_cast<unsigned>(tiles), kStreamWarps * 32,
-                          static_cast<size_t>(shared_bytes), stream>>>(batch);
-  DSV4_CUDA_CHECK_LAUNCH();
+  nvidia::launch<linear_stream<kM, kN>>(
+      {dim3(static_cast<unsigned>(tiles)), kStreamWarps * 32, shared_bytes}, stream, batch);
 }
 
 }  // namespace
@@ -84,9 +84,8 @@ void launch_linear_split(LinearBatch& batch, cudaStream_t stream) {
     tiles += ceil_div(item.w.rows, stream_tile_rows(item.w.cols, 1)) * ceil_div(item.tokens, 8);
   }
   constexpr int kBytes = kStreamWarps * StreamShape<DType::kBf16, 1, 3>::kWarpBytes;
-  allow_shared_memory(linear_stream_split, kBytes);
-  linear_stream_split<<<static_cast<unsigned>(tiles), kStreamWarps * 32, kBytes, stream>>>(batch);
-  DSV4_CUDA_CHECK_LAUNCH();
+  nvidia::launch<linear_stream_split>(
+      {dim3(static_cast<unsigned>(tiles)), kStreamWarps * 32, kBytes}, stream, batch);
 }
 
 void launch_linear_stream(LinearBatch& batch, int64_t max_tokens, cudaStream_t stream) {

@@ -1,8 +1,8 @@
 // The model around attention on NVIDIA: the kernels of backends/gpu, which AMD shares. Compiled
 // without contraction, as gpu/platform.h asks.
 #include "backends/gpu/model_rows_ops.h"
-#include "backends/nvidia/launch.h"
 #include "backends/nvidia/ops/families.h"
+#include "backends/nvidia/ops/launch.h"
 
 namespace dsv4::nvidia {
 

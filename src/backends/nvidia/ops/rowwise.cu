@@ -1,8 +1,8 @@
 // Row-wise operations on NVIDIA: the kernels of backends/gpu, which AMD shares
 // (docs/kernels/rowwise_gpu.md). Compiled without contraction, as gpu/platform.h asks.
 #include "backends/gpu/rowwise_ops.h"
-#include "backends/nvidia/launch.h"
 #include "backends/nvidia/ops/families.h"
+#include "backends/nvidia/ops/launch.h"
 
 namespace dsv4::nvidia {
 

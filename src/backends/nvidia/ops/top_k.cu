@@ -1,6 +1,6 @@
 // top_k: one CTA for every row (top_k-inl.h), and a reference that bisects the keys.
 #include "backends/nvidia/ops/families.h"
-#include "backends/nvidia/ops/gpu_check.h"
+#include "backends/nvidia/ops/launch.h"
 #include "backends/nvidia/ops/top_k-inl.h"
 
 namespace dsv4::nvidia {
@@ -9,6 +9,7 @@ namespace {
 __global__ void __launch_bounds__(TopKTraits::kThreads)
     sm80_top_k(const __grid_constant__ TopKArgs args) {
   extern __shared__ __align__(16) std::byte shared[];
+  follow_kernels_before();
   top_k_row(*reinterpret_cast<TopKStorage<true>*>(shared), args, blockIdx.x, SingleCta());
 }
 
@@ -69,12 +70,9 @@ __global__ void __launch_bounds__(kReferenceThreads)
 void top_k_sm80(const TopKParams& params, const OpContext& context) {
   const int64_t tokens = params.logits.shape[0];
   if (context.scratch->measuring() || tokens == 0 || params.topk_indices.shape[1] == 0) return;
-  constexpr int kBytes = sizeof(TopKStorage<true>);
-  DSV4_CUDA_CHECK(
-      cudaFuncSetAttribute(sm80_top_k, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
-  sm80_top_k<<<static_cast<unsigned>(tokens), TopKTraits::kThreads, kBytes,
-               stream_of(context.stream)>>>(top_k_args(params));
-  DSV4_CUDA_CHECK_LAUNCH();
+  launch<sm80_top_k>(
+      {dim3(static_cast<unsigned>(tokens)), TopKTraits::kThreads, sizeof(TopKStorage<true>)},
+      stream_of(context.stream), top_k_args(params));
 }
 
 void top_k_reference(const TopKParams& params, const OpContext& context) {

@@ -2,7 +2,7 @@
 #include <algorithm>
 
 #include "backends/nvidia/arch/sm90/cluster.h"
-#include "backends/nvidia/ops/gpu_check.h"
+#include "backends/nvidia/ops/launch.h"
 #include "backends/nvidia/ops/top_k-inl.h"
 
 namespace dsv4::nvidia {
@@ -28,6 +28,7 @@ struct ClusterTeam {
 __global__ void __launch_bounds__(TopKTraits::kThreads, 2)
     sm90_top_k(const __grid_constant__ TopKArgs args) {
   extern __shared__ __align__(16) std::byte shared[];
+  follow_kernels_before();
   const ClusterTeam team;
   top_k_row(*reinterpret_cast<TopKStorage<false>*>(shared), args, blockIdx.x / team.size(), team);
 }
@@ -50,22 +51,9 @@ void top_k_sm90(const TopKParams& params, const OpContext& context) {
   const int size = team_size(tokens, params.logits.shape[1]);
   if (size == 1) return top_k_sm80(params, context);
   if (context.scratch->measuring() || tokens == 0 || params.topk_indices.shape[1] == 0) return;
-  constexpr int kBytes = sizeof(TopKStorage<false>);
-  DSV4_CUDA_CHECK(
-      cudaFuncSetAttribute(sm90_top_k, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
-  DSV4_CUDA_CHECK(  // more than 8
-      cudaFuncSetAttribute(sm90_top_k, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
-  cudaLaunchAttribute cluster{};
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim = {static_cast<unsigned>(size), 1, 1};
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(tokens * size));
-  config.blockDim = dim3(TopKTraits::kThreads);
-  config.dynamicSmemBytes = kBytes;
-  config.stream = stream_of(context.stream);
-  config.attrs = &cluster;
-  config.numAttrs = 1;
-  DSV4_CUDA_CHECK(cudaLaunchKernelEx(&config, sm90_top_k, top_k_args(params)));
+  launch<sm90_top_k>({dim3(static_cast<unsigned>(tokens * size)), TopKTraits::kThreads,
+                      sizeof(TopKStorage<false>), static_cast<unsigned>(size)},
+                     stream_of(context.stream), top_k_args(params));
 }
 
 }  // namespace dsv4::nvidia
