@@ -25,7 +25,16 @@ struct Options {
   std::vector<int64_t> contexts{1024, 8192, 65536, 524288, 1048576};
   std::vector<int> batches{1};
   int prefill = 2048;
+  std::string index_cache = "auto";
   double seconds = 1.0;
+
+  /// Engine options for `limits`, with the chosen format of the indexer's keys.
+  EngineOptions engine_options(const StepLimits& limits) const {
+    EngineOptions out = common.engine_options(limits);
+    if (index_cache == "fp8") out.numerics.index = KvFormat::kIndexFp8;
+    if (index_cache == "mxfp4") out.numerics.index = KvFormat::kIndexMxfp4;
+    return out;
+  }
 };
 
 double now() {
@@ -196,7 +205,7 @@ Result measure(const Options& options, const ModelConfig& config, const std::str
   const LayerKind kind = layer_kind_of(config, kind_name);
   constexpr int kMaxRepeats = 64;
   const int64_t fill_chunk = std::min<int64_t>(4096, context);
-  EngineOptions engine_options = options.common.engine_options(
+  EngineOptions engine_options = options.engine_options(
       {static_cast<int>(std::max(tokens * batch, tokens == 1 ? batch : fill_chunk)),
        static_cast<int>(batch), context + kMaxRepeats + 1});
   if (tokens == 1)
@@ -410,6 +419,11 @@ Command add_bench(CLI::App& app) {
   check_number<int>(
       attention->add_option("--prefill", options->prefill, "Tokens of the prefill; 0: none"))
       ->capture_default_str();
+  attention
+      ->add_option("--index-cache", options->index_cache,
+                   "Keys of the indexer: auto (as --numerics says), fp8, mxfp4")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"auto", "fp8", "mxfp4"}));
   check_number<double>(attention->add_option("--seconds", options->seconds, "Time per case"))
       ->capture_default_str();
   attention->footer(

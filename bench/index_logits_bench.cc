@@ -64,7 +64,8 @@ void run(const Shape& shape, const Candidate& candidate, const Options& options,
   const DType act = exact ? DType::kF32 : DType::kBf16;
   std::byte* q = huge_bytes(tokens * kHeads * kDim * size_of(act));
   for (int64_t i = 0; i < tokens * kHeads * kDim; ++i) {
-    const float v = e4m3_to_f32(f32_to_e4m3(448 * uniform(random)));
+    float v = e4m3_to_f32(f32_to_e4m3(448 * uniform(random)));
+    if (shape.format == KvFormat::kIndexMxfp4) v = e2m1_to_f32(f32_to_e2m1(6 * uniform(random)));
     if (exact) {
       reinterpret_cast<float*>(q)[i] = v;
     } else {

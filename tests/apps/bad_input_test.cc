@@ -113,6 +113,10 @@ std::vector<Refusal> usage_cases() {
        words("bench attention --contexts 64,x"),
        kBadUsage,
        {"--contexts", "\"x\""}},
+      {"IndexCacheWord",
+       words("bench attention --index-cache fp4"),
+       kBadUsage,
+       {"--index-cache", "fp4"}},
   };
 }
 

@@ -60,7 +60,8 @@ TEST(Help, OfEveryCommandNamesItsOptionsAndGivesAnExample) {
       {{"backends"}, {"--model"}},
       {{"tokenize"}, {"--model", "--json", "text"}, false},
       {{"bench", "attention"},
-       {"--config", "--kinds", "--contexts", "--batches", "--prefill", "--seconds"}},
+       {"--config", "--kinds", "--contexts", "--batches", "--prefill", "--index-cache",
+        "--seconds"}},
   };
   const Finished top = run_well({"--help"});
   for (const Command& command : commands) {
@@ -437,6 +438,18 @@ TEST(Bench, AttentionReportsTimesAndWork) {
   EXPECT_EQ(out.at(0).at("kind"), "sliding");
   EXPECT_EQ(out.at(7).at("batch"), 2);
   EXPECT_EQ(out.at(7).at("context"), 128);
+}
+
+TEST(Bench, KeysOfTheIndexerTakeTheBytesOfTheirFormat) {
+  const auto bytes = [](const char* format) {
+    const json out =
+        run_json({"bench", "attention", "--config", small_model(), "--kinds", "csa", "--contexts",
+                  "8192", "--prefill", "0", "--seconds", "0", "--index-cache", format});
+    return out.at(0).at("bytes").get<double>();
+  };
+  const double fp8 = bytes("fp8");
+  EXPECT_EQ(bytes("auto"), fp8);
+  EXPECT_LT(bytes("mxfp4"), fp8);
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 #include "backends/cpu/ops/attend.h"
 
 #include <algorithm>
+#include <limits>
 #include <utility>
 
 #include "backends/cpu/candidates.h"
@@ -74,7 +75,7 @@ class Attend {
     Arena& arena = *context_.scratch;
     Arena::Scope scope(arena);
     const int64_t chains = chains_to_spread(tokens);
-    plan_items(tokens, chains > 1);
+    plan_items(tokens, chains);
     thread_bytes_ = layout_.thread_bytes(groups_per_item_);
     scratch_ = arena.take(thread_bytes_ * threads_);
     const int64_t items = tokens * items_per_token_;
@@ -93,7 +94,7 @@ class Attend {
   int64_t chains_to_spread(int64_t tokens) const {
     const int64_t items = tokens * ceil_div(heads_, kernel_.group_heads);
     if (threads_ == 1 || items >= int64_t{kPartialsPerThread} * threads_) return 1;
-    if (context_.scratch->measuring()) return 2;
+    if (context_.scratch->measuring()) return std::numeric_limits<int32_t>::max();
     int64_t chains = 1;
     for (int64_t t = 0; t < tokens; ++t) {
       chains = std::max(chains, TokenBlocks(params_, t).num_chains());
@@ -101,16 +102,31 @@ class Attend {
     return chains;
   }
   // A dequantised block serves all heads of an item; items shrink only to occupy the threads.
-  void plan_items(int64_t tokens, bool spread) {
+  void plan_items(int64_t tokens, int64_t chains) {
     group_heads_ = kernel_.group_heads;
-    groups_per_item_ = 1;
-    const int64_t most = std::min<int64_t>(kMaxItemGroups, ceil_div(heads_, group_heads_));
-    if (!spread && tokens * ceil_div(heads_, most * group_heads_) >= 2 * threads_) {
-      groups_per_item_ = static_cast<int>(most);
-    } else if (!spread && tokens * ceil_div(heads_, group_heads_) < threads_) {
-      group_heads_ = 16;
+    const int64_t groups = ceil_div(heads_, group_heads_);
+    if (chains > 1) {
+      // The most groups that leave every thread two partial chains of a wave.
+      for (groups_per_item_ = kMaxItemGroups; groups_per_item_ > 1; groups_per_item_ /= 2) {
+        if (groups % groups_per_item_ != 0) continue;
+        const int64_t items = tokens * (groups / groups_per_item_);
+        if (items * std::min(chains, wave_chains(items)) >= 2 * threads_) break;
+      }
+    } else {
+      const int64_t most = std::min<int64_t>(kMaxItemGroups, groups);
+      groups_per_item_ = 1;
+      const int64_t enough_items = threads_ == 1 ? 1 : 2 * threads_;
+      if (tokens * ceil_div(heads_, most * group_heads_) >= enough_items) {
+        groups_per_item_ = static_cast<int>(most);
+      } else if (tokens * groups < threads_) {
+        group_heads_ = 16;
+      }
     }
     items_per_token_ = ceil_div(heads_, groups_per_item_ * group_heads_);
+  }
+  // Chains of an item that a wave of spread chains holds.
+  int64_t wave_chains(int64_t items) const {
+    return ceil_div(int64_t{kPartialsPerThread} * threads_, items * groups_per_item_);
   }
 
   AttendScratch block_scratch(int thread_idx, std::byte*& rest) const {
@@ -250,53 +266,59 @@ class Attend {
     for (int g = 0; g < num_groups; ++g) finish_group(item, g, groups[g]);
   }
 
-  // One chain of an item, left in `state` and `o`.
-  void run_partial(int64_t item, int64_t chain, int thread_idx, PartialState& state,
+  // One chain of an item, left in `states` and `o`, one after another for its groups.
+  void run_partial(int64_t item, int64_t chain, int thread_idx, PartialState* states,
                    float* o) const {
     FlushSubnormals flush_subnormals;
-    state.any = false;
+    for (int g = 0; g < groups_per_item_; ++g) states[g].any = false;
     TokenBlocks blocks(params_, item / items_per_token_);
     if (chain >= blocks.num_chains()) return;
     blocks.select_chains(chain, chain + 1);
     std::byte* rest;
     const AttendScratch scratch = block_scratch(thread_idx, rest);
-    AttendGroup group;
-    open_groups(item, rest, &group);
-    group.o = o;
-    run_chains(blocks, scratch, &group, 1, [&] {
-      state.any = true;
-      std::copy_n(group.max, kGroupHeads, state.max);
-      std::copy_n(group.sum, kGroupHeads, state.sum);
+    AttendGroup groups[kMaxItemGroups];
+    const int num_groups = open_groups(item, rest, groups);
+    for (int g = 0; g < num_groups; ++g) groups[g].o = o + g * (layout_.o_bytes() / 4);
+    run_chains(blocks, scratch, groups, num_groups, [&] {
+      for (int g = 0; g < num_groups; ++g) {
+        states[g].any = true;
+        std::copy_n(groups[g].max, kGroupHeads, states[g].max);
+        std::copy_n(groups[g].sum, kGroupHeads, states[g].sum);
+      }
     });
   }
 
   // Few items, several chains: waves of (item, chain) in parallel, each followed by merging in
-  // ascending order. A wave is as wide as the partial states that scratch holds. One group an item.
+  // ascending order. A wave is as wide as the partial states that scratch holds.
   void run_spread(int64_t items, int64_t chains) const {
-    const int64_t width = ceil_div(int64_t{kPartialsPerThread} * threads_, items);
+    const int64_t width = wave_chains(items), per_item = groups_per_item_;
     const int64_t o_elems = layout_.o_bytes() / 4;
     Arena& arena = *context_.scratch;
-    float* partial_o = arena.take_array<float>(items * width * o_elems);
-    auto* partials = arena.take_array<PartialState>(items * width);
-    float* totals = arena.take_array<float>(items * o_elems);
-    auto* groups = arena.take_array<AttendGroup>(items);
+    // States are [item][chain of the wave][group], groups [item][group].
+    float* partial_o = arena.take_array<float>(items * width * per_item * o_elems);
+    auto* partials = arena.take_array<PartialState>(items * width * per_item);
+    float* totals = arena.take_array<float>(items * per_item * o_elems);
+    auto* groups = arena.take_array<AttendGroup>(items * per_item);
     if (arena.measuring()) return;
-    for (int64_t item = 0; item < items; ++item) {
-      groups[item].total_o = totals + item * o_elems;
-      groups[item].heads = std::min(group_heads_, heads_ - first_head(item));
-      groups[item].has_total = false;
+    for (int64_t i = 0; i < items * per_item; ++i) {
+      const int head = first_head(i / per_item) + static_cast<int>(i % per_item) * group_heads_;
+      groups[i].total_o = totals + i * o_elems;
+      groups[i].heads = std::min(group_heads_, heads_ - head);
+      groups[i].has_total = false;
     }
     for (int64_t first = 0; first < chains; first += width) {
       const int64_t wave = std::min(width, chains - first);
       parallel_chunks(context_.stream, items * wave, 1, [&](int64_t i, int64_t, int thread_idx) {
-        const int64_t item = i / wave, state = item * width + i % wave;
-        run_partial(item, first + i % wave, thread_idx, partials[state],
+        const int64_t item = i / wave, state = (item * width + i % wave) * per_item;
+        run_partial(item, first + i % wave, thread_idx, partials + state,
                     partial_o + state * o_elems);
       });
-      parallel_chunks(context_.stream, items, 1, [&](int64_t item, int64_t, int) {
+      parallel_chunks(context_.stream, items * per_item, 1, [&](int64_t i, int64_t, int) {
         FlushSubnormals flush_subnormals;
-        AttendGroup& group = groups[item];
-        for (int64_t state = item * width; state < item * width + wave; ++state) {
+        const int64_t item = i / per_item, group_idx = i % per_item;
+        AttendGroup& group = groups[i];
+        for (int64_t chain = 0; chain < wave; ++chain) {
+          const int64_t state = (item * width + chain) * per_item + group_idx;
           const PartialState& partial = partials[state];
           const float* o = partial_o + state * o_elems;
           if (!partial.any) continue;
@@ -307,7 +329,7 @@ class Attend {
             take_first(group, partial.max, partial.sum);
           }
         }
-        if (first + wave == chains) finish_group(item, 0, group);
+        if (first + wave == chains) finish_group(item, static_cast<int>(group_idx), group);
       });
     }
   }

@@ -133,29 +133,34 @@ inline float pow2_or_nan(int n) {
   return __builtin_bit_cast(float, static_cast<uint32_t>(n + 127) << 23);
 }
 
-/// 16 values = e4m3(codes) * 2^(scale - 127), offset = (scale - 7) << 7 of a scale in 7..246.
+/// 32 values = e4m3(codes) * 2^(scale - 127), offset = (scale - 7) << 7 of a scale in 7..246.
 /// False, and nothing stored, when a code is zero, subnormal or NaN; all others become bf16 by a
 /// shift and an addition to their exponent.
 inline bool store_ordinary_e4m3(const uint8_t* codes, __m256i offset, float* values) {
-  const __m128i code = _mm_loadu_si128(reinterpret_cast<const __m128i*>(codes));
+  const __m256i code = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes));
   // Twice the magnitude less 16 is 0..236 for ordinary codes.
-  const __m128i beyond = _mm_subs_epu8(_mm_sub_epi8(_mm_add_epi8(code, code), _mm_set1_epi8(16)),
-                                       _mm_set1_epi8(static_cast<char>(236)));
-  if (!_mm_testz_si128(beyond, beyond)) [[unlikely]]
+  const __m256i beyond =
+      _mm256_subs_epu8(_mm256_sub_epi8(_mm256_add_epi8(code, code), _mm256_set1_epi8(16)),
+                       _mm256_set1_epi8(static_cast<char>(236)));
+  if (!_mm256_testz_si256(beyond, beyond)) [[unlikely]]
     return false;
-  const __m256i magnitude_and_sign = _mm256_set1_epi16(static_cast<int16_t>(0x87f0));
-  const __m256i bf16 = _mm256_add_epi16(
-      _mm256_and_si256(_mm256_slli_epi16(_mm256_cvtepi8_epi16(code), 4), magnitude_and_sign),
-      offset);
-  // Unpacking works within halves: quarters 0 and 1 of the words go to different ones.
-  const __m256i words = _mm256_permute4x64_epi64(bf16, _MM_SHUFFLE(3, 1, 2, 0));
+  // Unpacking twice works within halves: fours of codes are dealt to them in turns.
+  const __m256i dealt =
+      _mm256_permutevar8x32_epi32(code, _mm256_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7));
   const __m256i zero = _mm256_setzero_si256();
-  _mm256_storeu_ps(values, _mm256_castsi256_ps(_mm256_unpacklo_epi16(zero, words)));
-  _mm256_storeu_ps(values + 8, _mm256_castsi256_ps(_mm256_unpackhi_epi16(zero, words)));
+  const __m256i magnitude_and_sign = _mm256_set1_epi16(static_cast<int16_t>(0x87f0));
+  const auto store = [&](__m256i words, float* to) {  // codes are the upper bytes
+    const __m256i bf16 =
+        _mm256_add_epi16(_mm256_and_si256(_mm256_srai_epi16(words, 4), magnitude_and_sign), offset);
+    _mm256_storeu_ps(to, _mm256_castsi256_ps(_mm256_unpacklo_epi16(zero, bf16)));
+    _mm256_storeu_ps(to + 8, _mm256_castsi256_ps(_mm256_unpackhi_epi16(zero, bf16)));
+  };
+  store(_mm256_unpacklo_epi8(zero, dealt), values);
+  store(_mm256_unpackhi_epi8(zero, dealt), values + 16);
   return true;
 }
 
-/// values = e4m3(codes) * 2^(scale - 127), count a multiple of 16. Where a shift does not do, the
+/// values = e4m3(codes) * 2^(scale - 127), count a multiple of 32. Where a shift does not do, the
 /// scale is applied in two exact halves, because binary16 brings 2^-8 and because byte 0 alone is
 /// subnormal.
 template <class L>
@@ -165,10 +170,10 @@ inline void e4m3_to_f32_lanes(const uint8_t* codes, uint8_t scale, int count, fl
   const auto second = L::set(pow2_or_nan(exponent - half));
   const bool ordinary_scale = scale >= 7 && scale <= 246;
   const __m256i offset = _mm256_set1_epi16(static_cast<int16_t>((scale - 7) * 128));
-  for (int i = 0; i < count; i += 16) {
+  for (int i = 0; i < count; i += 32) {
     if (ordinary_scale && store_ordinary_e4m3(codes + i, offset, values + i)) [[likely]]
       continue;
-    for (int j = i; j < i + 16; j += L::kLanes) {
+    for (int j = i; j < i + 32; j += L::kLanes) {
       L::store(values + j, L::mul(L::mul(L::load_e4m3(codes + j), first), second));
     }
   }

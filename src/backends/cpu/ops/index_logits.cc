@@ -16,7 +16,7 @@ namespace dsv4::cpu {
 namespace {
 
 constexpr int kItemTokens = 8;
-constexpr int64_t kItemKeys = 1024;
+constexpr int64_t kItemKeys = 4096;  // packing q is 1% of such an item, at most
 
 struct Layout {
   int64_t heads, dim, elem_bytes;
@@ -202,8 +202,13 @@ void index_logits_with(const IndexKernels& kernels, const IndexLogitsParams& par
     index_logits_reference(params, context);
     return;
   }
-  const IndexKernel* kernel =
-      kernels.bf16 != nullptr && exact_in_bf16(params) ? kernels.bf16 : kernels.wide;
+  const IndexKernel* kernel = kernels.wide;
+  if (exact_in_bf16(params)) {
+    const bool mxfp4 =
+        params.cache.format == KvFormat::kIndexMxfp4 && params.q.shape[2] == kIndexTileDims;
+    if (kernels.bf16 != nullptr) kernel = kernels.bf16;
+    if (kernels.mxfp4 != nullptr && mxfp4) kernel = kernels.mxfp4;
+  }
   IndexLogits(*kernel, params, context).run();
 }
 
@@ -222,7 +227,7 @@ std::span<const Candidate> index_logits_candidates() {
 
 int64_t index_logits_scratch_bytes(const ScratchLimits& limits) {
   const int64_t threads = std::max(1, limits.num_threads);
-  const Layout layout{limits.index_heads, limits.index_dim, 4};
+  const Layout layout{limits.index_heads, limits.index_dim, kMaxIndexElemBytes};
   return layout.thread_bytes() * threads + (limits.max_tokens + 1) * 4 + 2 * Arena::kAlignment;
 }
 

@@ -8,7 +8,7 @@
 //                  heads are padded with zeros to a multiple of 16
 //             sum  tree over lanes (l, l+8), (l, l+4), (l, l+2), (l, l+1); times k_scale (FP8 only)
 //           each step one rounding, subnormals are zero (attend_arith.h); a NaN stays NaN
-// Tiling    item = (up to 8 tokens of one sequence, up to 1024 keys); blocks of 64 keys are
+// Tiling    item = (up to 8 tokens of one sequence, up to 4096 keys); blocks of 64 keys are
 //           converted once per item and used by its tokens
 // Budget    per key and token 64 x 128 x 2 FLOP = 256 VDPBF16PS; conversion of a key 10-20 cycles:
 //           4-8% of a decode step, 1% with 8 tokens; 132 B per key: 4 GB/s at full speed
@@ -24,6 +24,7 @@ constexpr int kKeyBlock = 64;
 constexpr int kIndexLanes = 16;
 /// The vector kernels take index dims that are a multiple of this, and any head count.
 constexpr int kIndexTileDims = 128;
+constexpr int kMaxIndexElemBytes = 6;
 
 /// Up to 64 consecutive keys of a sequence.
 struct KeyRows {
@@ -33,24 +34,28 @@ struct KeyRows {
 };
 
 struct IndexKernel {
-  int elem_bytes;  // of packed q and k
+  int elem_bytes;  // of packed q and k, at most kMaxIndexElemBytes
   /// q [heads, dim] of `dtype`, rows `stride` elements apart -> `packed`, heads padded to 16.
   void (*pack_q)(const void* q, DType dtype, int64_t stride, int heads, int dim, void* packed);
   /// Dequantises keys without k_scale.
   void (*load_keys)(const KeyRows& keys, KvFormat format, int dim, void* k);
   /// sums[j] of `count` loaded keys; sums has room for kKeyBlock. weights: heads padded to 16 with
-  /// zeros. lanes: scratch [kKeyBlock][16]. Meanwhile fetches `next` (or null) towards the caches.
+  /// zeros. k: as load_keys left it. lanes: scratch [kKeyBlock][16]. Meanwhile fetches `next` (or
+  /// null) towards the caches.
   void (*score)(const void* packed_q, const float* weights, const void* k, int count, int heads,
                 int dim, float* lanes, float* sums, const KeyRows* next);
 };
 
-/// bf16: q and keys are exact in bf16 (kIndexFp8, kIndexMxfp4). wide: everything, in f32.
+/// bf16: q and keys are exact in bf16 (kIndexFp8, kIndexMxfp4). wide: everything, in f32. mxfp4: q
+/// is bf16, keys are kIndexMxfp4 of kIndexTileDims dims.
 struct IndexKernels {
   const IndexKernel* bf16;  // may be null: then `wide` does it
   const IndexKernel* wide;
+  const IndexKernel* mxfp4 = nullptr;  // likewise
 };
 const IndexKernels& index_avx512bf16_kernels();
 const IndexKernels& index_avx2_kernels();
+const IndexKernel& index_mxfp4_avx2_kernel();
 
 /// The scalar candidate: any head count, any even dim.
 void index_logits_reference(const IndexLogitsParams& params, const OpContext& context);

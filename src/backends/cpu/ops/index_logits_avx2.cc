@@ -13,7 +13,7 @@ constexpr IndexKernel kWide{
 }  // namespace
 
 const IndexKernels& index_avx2_kernels() {
-  static const IndexKernels kernels{nullptr, &kWide};
+  static const IndexKernels kernels{nullptr, &kWide, &index_mxfp4_avx2_kernel()};
   return kernels;
 }
 

@@ -280,12 +280,42 @@ __attribute__((noinline)) void expand_fp8_careful(const WeightRow& row, int64_t 
 
 template <Lanes kLanes>
 struct Fp8Kind {
-  // Words with an ordinary code in the high byte (the low byte is dropped) -> bf16.
+  // 16 times an ordinary code with its sign (the low 4 bits are dropped) -> bf16.
   static DSV4_INLINE __m256i to_bf16(__m256i words, __m256i exponent) {
-    // The arithmetic shift copies the sign; the mask removes the copies and what was below.
-    return _mm256_add_epi16(_mm256_and_si256(_mm256_srai_epi16(words, 4),
-                                             _mm256_set1_epi16(static_cast<int16_t>(0x87f0))),
-                            exponent);
+    const __m256i sign_and_code = _mm256_set1_epi16(static_cast<int16_t>(0x87f0));
+    return _mm256_add_epi16(_mm256_and_si256(words, sign_and_code), exponent);
+  }
+
+  // Twice the magnitude less 16 is 0..236 for ordinary codes.
+  static DSV4_INLINE __m256i rank(__m256i codes) {
+    return _mm256_sub_epi8(_mm256_add_epi8(codes, codes), _mm256_set1_epi8(16));
+  }
+  static DSV4_INLINE bool all_ordinary(__m256i largest_rank) {
+    const __m256i beyond = _mm256_subs_epu8(largest_rank, _mm256_set1_epi8(static_cast<char>(236)));
+    return _mm256_testz_si256(beyond, beyond) != 0;
+  }
+
+  /// Whether `expand_ordinary` does for `count` columns from k on.
+  static DSV4_INLINE bool ordinary(const WeightRow& row, int64_t k, int64_t count) {
+    if (row.w->block_cols != kLinearGroup || k + count > row.w->cols) return false;
+    __m256i largest = _mm256_setzero_si256();
+    uint8_t low = 255, high = 0;
+    for (int64_t group = k; group < k + count; group += kLinearGroup) {
+      const uint8_t scale = row.scales[group / kLinearGroup];
+      low = std::min(low, scale);
+      high = std::max(high, scale);
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i)
+        largest = _mm256_max_epu8(largest, rank(load(row.data + group + 32 * i)));
+    }
+    return low >= kMinFastScale && high <= kMaxFastScale && all_ordinary(largest);
+  }
+  /// Steps 2 * quarter and 2 * quarter + 1 of 128 such columns.
+  template <typename Sink>
+  static DSV4_INLINE void expand_ordinary(const WeightRow& row, int64_t k, int quarter,
+                                          const Sink& sink) {
+    const uint8_t scale = row.scales[k / kLinearGroup];
+    expand_by_shift(row.data + k, exponent_of(scale), quarter, sink);
   }
 
   template <typename Sink>
@@ -295,24 +325,28 @@ struct Fp8Kind {
         row.scales[static_cast<uint32_t>(k) / static_cast<uint32_t>(w.block_cols)];
     alignas(32) uint8_t tail[kMaxTailBytes];
     const uint8_t* from = row.group<8>(k, tail);
-    // Twice the magnitude less 16 is 0..236 for ordinary codes.
     __m256i largest = _mm256_setzero_si256();
 #pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) {
-      const __m256i codes = load(from + 32 * i);
-      largest = _mm256_max_epu8(
-          largest, _mm256_sub_epi8(_mm256_add_epi8(codes, codes), _mm256_set1_epi8(16)));
-    }
-    const __m256i beyond = _mm256_subs_epu8(largest, _mm256_set1_epi8(static_cast<char>(236)));
-    if (!has_fast_scale(w, scale) || scale < kMinFastScale || !_mm256_testz_si256(beyond, beyond))
-        [[unlikely]] {
+    for (int i = 0; i < 4; ++i) largest = _mm256_max_epu8(largest, rank(load(from + 32 * i)));
+    if (!has_fast_scale(w, scale) || scale < kMinFastScale || !all_ordinary(largest)) [[unlikely]] {
       alignas(32) float values[kLinearGroup];
       expand_fp8_careful<kLanes>(row, k, scale, from, values);
       for (int step = 0; step < 8; ++step)
         sink(step, _mm256_load_ps(values + 16 * step), _mm256_load_ps(values + 16 * step + 8));
       return;
     }
-    const __m256i exponent = _mm256_set1_epi16(static_cast<int16_t>((scale - kMinFastScale) << 7));
+#pragma GCC unroll 4
+    for (int quarter = 0; quarter < 4; ++quarter)
+      expand_by_shift(from, exponent_of(scale), quarter, sink);
+  }
+
+ private:
+  static DSV4_INLINE __m256i exponent_of(uint8_t scale) {
+    return _mm256_set1_epi16(static_cast<int16_t>((scale - kMinFastScale) << 7));
+  }
+  template <typename Sink>
+  static DSV4_INLINE void expand_by_shift(const uint8_t* from, __m256i exponent, int quarter,
+                                          const Sink& sink) {
     if constexpr (kLanes == Lanes::kFp8) {
       // Of every 64 codes the low 8 bytes of each 16, then the high 8, in pairs. Unpacking words
       // brings pairs l and l + 8 into one dword: lanes 0-7 below, lanes 8-15 above.
@@ -320,25 +354,21 @@ struct Fp8Kind {
       const auto split = [&](int step, __m256i bf16) __attribute__((always_inline)) {
         sink_bits(sink, step, _mm256_slli_epi32(bf16, 16), _mm256_and_si256(bf16, upper));
       };
-#pragma GCC unroll 2
-      for (int i = 0; i < 2; ++i) {
-        const __m256i a = load(from + 64 * i), b = load(from + 64 * i + 32);
-#pragma GCC unroll 2
-        for (int half = 0; half < 2; ++half) {
-          const __m256i pairs =
-              half == 0 ? _mm256_unpacklo_epi16(a, b) : _mm256_unpackhi_epi16(a, b);
-          split(4 * i + 2 * half, to_bf16(pairs, exponent));
-          split(4 * i + 2 * half + 1, to_bf16(_mm256_slli_epi16(pairs, 8), exponent));
-        }
-      }
+      const uint8_t* codes = from + 64 * (quarter / 2);
+      const __m256i a = load(codes), b = load(codes + 32);
+      const __m256i pairs =
+          quarter % 2 == 0 ? _mm256_unpacklo_epi16(a, b) : _mm256_unpackhi_epi16(a, b);
+      split(2 * quarter, to_bf16(_mm256_srai_epi16(pairs, 4), exponent));
+      // 16 times the low code with its sign: one instruction on a port that has no shifts to do.
+      split(2 * quarter + 1, to_bf16(_mm256_maddubs_epi16(_mm256_set1_epi16(16), pairs), exponent));
     } else {
       const __m256i zero = _mm256_setzero_si256();
-#pragma GCC unroll 8
-      for (int step = 0; step < 8; ++step) {
-        const __m256i words = _mm256_cvtepu8_epi16(load_half(from + 16 * step));
+#pragma GCC unroll 2
+      for (int step = 2 * quarter; step < 2 * quarter + 2; ++step) {
+        const __m256i codes = _mm256_cvtepi8_epi16(load_half(from + 16 * step));
         // Unpacking works within halves: quarters 0 and 1 of the words go to different ones.
         const __m256i bf16 = _mm256_permute4x64_epi64(
-            to_bf16(_mm256_slli_epi16(words, 8), exponent), _MM_SHUFFLE(3, 1, 2, 0));
+            to_bf16(_mm256_slli_epi16(codes, 4), exponent), _MM_SHUFFLE(3, 1, 2, 0));
         sink_bits(sink, step, _mm256_unpacklo_epi16(zero, bf16), _mm256_unpackhi_epi16(zero, bf16));
       }
     }
@@ -611,9 +641,75 @@ void compute_tiled(const LinearTile& tile) {
 // ---- few rows of x: W is widened in registers and never stored. Two rows of W at a time, from two
 // stripes of the tile, so that each stream of memory is long (one from 3 rows of x on: registers).
 
+// `ordinary` looks at a whole block before it is multiplied, and waits for memory unless it was
+// fetched beside the block before. Rows follow each other: this reaches into the next one.
+constexpr int kPrefetchBytes = 2048;
+
+// Sums of one block of K. With kOrdinary nothing in the loop calls a function, so that the
+// accumulators stay in registers.
+template <typename Kind, int kStreams, int M, bool kOrdinary>
+DSV4_INLINE void stream_block(const WeightRow (&rows)[kStreams], int64_t k0, int64_t block,
+                              const float* x_block, float (&sums)[kStreams][M]) {
+  constexpr bool kFp4 = std::is_same_v<Kind, Fp4Pairs>;
+  __m256 total[kStreams][M][2];
+#pragma GCC unroll 2
+  for (int r = 0; r < kStreams; ++r) {
+#pragma GCC unroll 4
+    for (int m = 0; m < M; ++m) total[r][m][0] = total[r][m][1] = _mm256_setzero_ps();
+  }
+  for (int64_t k = 0; k < block; k += kLinearGroup) {
+    const auto add_to = [&](__m256(&acc)[M][2]) {
+      return [&](int step, __m256 low, __m256 high) __attribute__((always_inline)) {
+#pragma GCC unroll 4
+        for (int m = 0; m < M; ++m) {
+          const float* at = x_block + m * block + k + step * kLinearLanes;
+          acc[m][0] = _mm256_fmadd_ps(low, _mm256_loadu_ps(at), acc[m][0]);
+          acc[m][1] = _mm256_fmadd_ps(high, _mm256_loadu_ps(at + 8), acc[m][1]);
+        }
+      };
+    };
+    if constexpr (kOrdinary) {
+#pragma GCC unroll 2
+      for (int r = 0; r < kStreams; ++r) {
+        const auto* ahead = reinterpret_cast<const char*>(rows[r].data + k0 + k) + kPrefetchBytes;
+        _mm_prefetch(ahead, _MM_HINT_T0);
+        _mm_prefetch(ahead + 64, _MM_HINT_T0);
+      }
+      // In turns: a row's sums are two chains, whose waiting steps would fill the scheduler.
+#pragma GCC unroll 4
+      for (int quarter = 0; quarter < 4; ++quarter) {
+#pragma GCC unroll 2
+        for (int r = 0; r < kStreams; ++r)
+          Kind::expand_ordinary(rows[r], k0 + k, quarter, add_to(total[r]));
+      }
+    } else {
+#pragma GCC unroll 2
+      for (int r = 0; r < kStreams; ++r) {
+        if constexpr (!kFp4) {
+          Kind::expand(rows[r], k0 + k, add_to(total[r]));
+          continue;
+        }
+        __m256 acc[M][2];
+#pragma GCC unroll 4
+        for (int m = 0; m < M; ++m) acc[m][0] = acc[m][1] = _mm256_setzero_ps();
+        Kind::expand(rows[r], k0 + k, add_to(acc));
+        __m256 low, high;
+        fp4_lane_scales(rows[r], k0 + k, low, high);
+#pragma GCC unroll 4
+        for (int m = 0; m < M; ++m) {
+          total[r][m][0] = _mm256_fmadd_ps(acc[m][0], low, total[r][m][0]);
+          total[r][m][1] = _mm256_fmadd_ps(acc[m][1], high, total[r][m][1]);
+        }
+      }
+    }
+  }
+  for (int r = 0; r < kStreams; ++r) {
+    for (int m = 0; m < M; ++m) sums[r][m] = tree8(_mm256_add_ps(total[r][m][0], total[r][m][1]));
+  }
+}
+
 template <typename Kind, int M>
 __attribute__((noinline)) void stream(const LinearTile& tile) {
-  constexpr bool kFp4 = std::is_same_v<Kind, Fp4Pairs>;
   constexpr int kStreams = M <= 2 ? 2 : 1;
   const PreparedX& x = *tile.x;
   const int64_t stripe = ceil_div(tile.n_end - tile.n_begin, kStreams);
@@ -628,52 +724,17 @@ __attribute__((noinline)) void stream(const LinearTile& tile) {
     for (int64_t k0 = 0; k0 < x.padded_cols; k0 += kLinearBlock) {
       const int64_t block = std::min<int64_t>(kLinearBlock, x.padded_cols - k0);
       const float* x_block = reinterpret_cast<const float*>(x.data) + k0 * x.padded_rows;
-      __m256 total[kStreams][M][2];
-#pragma GCC unroll 2
-      for (int r = 0; r < kStreams; ++r) {
-#pragma GCC unroll 4
-        for (int m = 0; m < M; ++m) total[r][m][0] = total[r][m][1] = _mm256_setzero_ps();
+      float sums[kStreams][M];
+      bool ordinary = false;
+      if constexpr (requires { &Kind::ordinary; }) {
+        ordinary = true;
+        for (const WeightRow& row : rows) ordinary = ordinary && Kind::ordinary(row, k0, block);
+        if (ordinary) stream_block<Kind, kStreams, M, true>(rows, k0, block, x_block, sums);
       }
-      for (int64_t k = 0; k < block; k += kLinearGroup) {
-#pragma GCC unroll 2
-        for (int r = 0; r < kStreams; ++r) {
-          __m256 acc[M][2];
-#pragma GCC unroll 4
-          for (int m = 0; m < M; ++m) {
-            acc[m][0] = kFp4 ? _mm256_setzero_ps() : total[r][m][0];
-            acc[m][1] = kFp4 ? _mm256_setzero_ps() : total[r][m][1];
-          }
-          Kind::expand(
-              rows[r],
-              k0 + k, [&](int step, __m256 low, __m256 high) __attribute__((always_inline)) {
-#pragma GCC unroll 4
-                for (int m = 0; m < M; ++m) {
-                  const float* at = x_block + m * block + k + step * kLinearLanes;
-                  acc[m][0] = _mm256_fmadd_ps(low, _mm256_loadu_ps(at), acc[m][0]);
-                  acc[m][1] = _mm256_fmadd_ps(high, _mm256_loadu_ps(at + 8), acc[m][1]);
-                }
-              });
-          if constexpr (kFp4) {
-            __m256 low, high;
-            fp4_lane_scales(rows[r], k0 + k, low, high);
-#pragma GCC unroll 4
-            for (int m = 0; m < M; ++m) {
-              total[r][m][0] = _mm256_fmadd_ps(acc[m][0], low, total[r][m][0]);
-              total[r][m][1] = _mm256_fmadd_ps(acc[m][1], high, total[r][m][1]);
-            }
-          } else {
-#pragma GCC unroll 4
-            for (int m = 0; m < M; ++m) {
-              total[r][m][0] = acc[m][0];
-              total[r][m][1] = acc[m][1];
-            }
-          }
-        }
-      }
+      if (!ordinary) stream_block<Kind, kStreams, M, false>(rows, k0, block, x_block, sums);
       for (int r = 0; r < kStreams; ++r) {
         for (int m = 0; m < M; ++m) {
-          const float sum = tree8(_mm256_add_ps(total[r][m][0], total[r][m][1]));
-          y[r][m] = k0 == 0 ? sum : y[r][m] + sum;
+          y[r][m] = k0 == 0 ? sums[r][m] : y[r][m] + sums[r][m];
         }
       }
     }

@@ -438,7 +438,7 @@ TEST(Attend, AgreesWithSoftmaxInDouble) {
 
 TEST(Attend, ChainsOfALoneTokenAreSpreadWithoutChangingBits) {
   Random random(6);
-  for (const int heads : {4, 40}) {
+  for (const int heads : {4, 40, 64}) {
     CaseOptions o;
     o.compressed = Compressed::kRange;
     o.heads = heads;

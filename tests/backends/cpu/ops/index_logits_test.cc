@@ -289,6 +289,53 @@ TEST(IndexLogits, CandidatesAgreeForAnyFiniteBytes) {
   }
 }
 
+// Integers replace f32 sums only where both are exact: scales of a head and of a key on both sides
+// of that limit, groups of zeros with any scale, queries that are no E2M1 values.
+TEST(IndexLogits, CandidatesAgreeAroundTheReachOfIntegers) {
+  Random random(8);
+  for (const int q_spread : {0, 4, 5, 6, 12}) {
+    for (const int key_spread : {0, 3, 4, 5, 20}) {
+      for (const bool arbitrary_q : {false, true}) {
+        CaseOptions o;
+        o.format = KvFormat::kIndexMxfp4;
+        o.heads = 20;
+        o.ends = {66, 67, 130};
+        Case c(random, o);
+        int exponent = 0;  // one a group, so that a head has codes
+        for (size_t i = 0; i < c.q.size(); ++i) {
+          const size_t group = i / 32;
+          if (i % 32 == 0) exponent = group % 4 == 0 ? q_spread : pick(random, 0, q_spread);
+          const float code = e2m1_to_f32(f32_to_e2m1(uniform(random, 6.5f)));
+          c.q[i] = group % 7 == 5 ? 0.0f : std::ldexp(code, (group % 4 == 3 ? 0 : exponent) - 20);
+          if (arbitrary_q && i % 1000 == 17)
+            c.q[i] = bf16_to_f32(f32_to_bf16(uniform(random, 1.0f)));
+          c.q_bf16[i] = f32_to_bf16(c.q[i]);
+        }
+        for (int seq = 0; seq < o.seqs; ++seq) {
+          for (int j = 0; j < c.max_end; ++j) {
+            if (j / 64 >= c.columns) continue;
+            const RowAddress row = row_address(c.view, c.slot(seq, j));
+            for (int g = 0; g < 4; ++g) {
+              int scale = 120 + (g == 2 ? 0 : g == 1 ? key_spread : pick(random, 0, key_spread));
+              // One key beyond the limit: the other blocks of keys stay integers.
+              if (key_spread > 4 && j != 5) scale = 120 + g;
+              for (int i = 0; i < 16; ++i) {
+                const bool zero = j % 5 == 3 && g == j % 4;
+                row.values[16 * g + i] =
+                    std::byte{static_cast<unsigned char>(zero ? 0x80 : pick(random, 0, 255))};
+                if (zero) scale = pick(random, 0, 254);
+              }
+              row.scales[g] = std::byte{static_cast<unsigned char>(scale)};
+            }
+          }
+        }
+        expect_sum(c, expect_all_equal(c, concat("query spread ", q_spread, ", key spread ",
+                                                 key_spread, ", arbitrary ", arbitrary_q)));
+      }
+    }
+  }
+}
+
 TEST(IndexLogits, NanKeysStayVisible) {
   Random random(5);
   for (const KvFormat format : kFormats) {
