@@ -358,6 +358,70 @@ TEST_P(RowwiseBits, Compress) {
   }
 }
 
+// A step so long that blocks look at several tokens and make several entries.
+TEST_P(RowwiseBits, CompressLongStep) {
+  if (emulated()) GTEST_SKIP() << "too long for an interpreter";
+  constexpr int64_t kLong = 9000, kWidth = 64;
+  constexpr int32_t kContext = 37;
+  for (const auto& [ratio, overlap] : {std::pair{4, true}, {16, false}}) {
+    SCOPED_TRACE(::testing::Message() << "ratio " << ratio);
+    const int64_t half = (overlap ? 2 : 1) * kWidth;
+    const int ring = (overlap ? 2 : 1) * ratio;
+    Random random(13);
+    const auto values = [&](int64_t count) {
+      return rounded(DType::kF32, normal_values(random, count, 1.5));
+    };
+    const Vector gates = values(kLong * 2 * half), ape = values(ratio * half),
+                 state_rows = values(ring * 2 * half);
+    const Vector norm = rounded(DType::kBf16, normal_values(random, kWidth, 1.0));
+    std::vector<int32_t> positions;
+    std::vector<int64_t> slots;
+    int64_t entries = 0;
+    for (int32_t t = 0; t < kLong; ++t) {
+      positions.push_back(kContext + t);
+      slots.push_back((kContext + t + 1) % ratio == 0 ? entries++ : -1);
+    }
+    expect_same([&](Side& side) {
+      constexpr int kRows = 64;
+      const int blocks = static_cast<int>(entries / kRows + 1);
+      PagedCache cache(side.memory, KvFormat::kBf16, kWidth, kRows, blocks);
+      const Tensor state = side.memory.tensor(DType::kF32, {ring, 2 * half}, state_rows);
+      RatioPlan of_ratio{ratio, side.memory.put(slots), nullptr, nullptr};
+      PlanView plan;
+      plan.num_tokens = plan.max_query_len = static_cast<int32_t>(kLong);
+      plan.num_seqs = 1;
+      plan.query_start = side.memory.put(std::vector<int32_t>{0, static_cast<int32_t>(kLong)});
+      plan.context_len = side.memory.put(std::vector<int32_t>{kContext});
+      plan.state_slot = side.memory.put(std::vector<int32_t>{0});
+      plan.positions = side.memory.put(positions);
+      plan.token_to_seq = side.memory.put(std::vector<int32_t>(kLong, 0));
+      plan.ratios = {&of_ratio, 1};
+      ScratchLimits limits;
+      limits.max_tokens = kLong;
+      limits.head_dim = kWidth;
+      side.run(
+          side.subject.ops->compress,
+          {.plan = &plan,
+           .ratio = &of_ratio,
+           .overlap = overlap,
+           .gates = side.memory.tensor(DType::kF32, {kLong, 2 * half}, gates),
+           .ape = side.memory.tensor(DType::kF32, {ratio, half}, ape),
+           .norm = side.memory.tensor(DType::kBf16, {kWidth}, norm),
+           .eps = 1e-6f,
+           .rope = {side.memory.put(frequencies(32)), 32},
+           .hadamard = false,
+           .activation = DType::kBf16,
+           .state = {state.as<float>(), ring * 2 * half, 1, ring, static_cast<int32_t>(2 * half)},
+           .cache = cache.view(),
+           .entries = {}},
+          limits);
+      return std::vector<Bytes>{side.memory.get(reinterpret_cast<const uint8_t*>(cache.view().base),
+                                                cache.view().block_stride_bytes * blocks),
+                                side.bytes(state)};
+    });
+  }
+}
+
 TEST_P(RowwiseBits, ExpandPlan) {
   for (uint64_t seed = 0; seed < 20; ++seed) {
     Random random(seed);

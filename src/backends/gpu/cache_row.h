@@ -2,6 +2,9 @@
 // cache/kv_format.h defines them. All formats but f32 round to bf16 first. A tile or row with a NaN
 // or infinity gets a NaN scale, so that the fault stays visible. Pages start at multiples of 8
 // bytes.
+//
+// `kVectorsAlone`: vectors of a row need nothing of each other, and store<kGroups> takes a row that
+// is spread over the groups of the block.
 #pragma once
 #include "backends/gpu/row.h"
 
@@ -31,74 +34,88 @@ DSV4_DEVICE CacheRowAddress cache_row_at(const CachePages& pages, int64_t slot, 
           page + int64_t{pages.rows_per_block} * value_bytes + row * scale_bytes};
 }
 
-/// Codes of a lane's pair as one 16-bit word.
-DSV4_DEVICE void store_codes(uint8_t* to, uint32_t even, uint32_t odd) {
-  store_as(to, static_cast<uint16_t>(even | odd << 8));
+/// E4M3 codes of a lane's pair, the even one in the low byte; NaN is 0x7f.
+constexpr uint32_t kE4m3NanPair = 0x7f7f;
+DSV4_DEVICE void store_codes(uint8_t* to, uint32_t codes) {
+  store_as(to, static_cast<uint16_t>(codes));
 }
 
 struct F32Rows {
-  template <int kVectors>
+  static constexpr bool kVectorsAlone = true;
+  template <int kGroups = 1, int kVectors>
   DSV4_DEVICE static void store(const CachePages& pages, int64_t slot, const Row<kVectors>& row) {
     const int n = pages.row_elems;
-    store_row<Access::kPairs>(reinterpret_cast<float*>(cache_row_at(pages, slot, 4 * n, 0).values),
-                              n, row);
+    store_row<Access::kPairs, kGroups>(
+        reinterpret_cast<float*>(cache_row_at(pages, slot, 4 * n, 0).values), n, row);
   }
 };
 
 struct Bf16Rows {
-  template <int kVectors>
+  static constexpr bool kVectorsAlone = true;
+  template <int kGroups = 1, int kVectors>
   DSV4_DEVICE static void store(const CachePages& pages, int64_t slot, const Row<kVectors>& row) {
     const int n = pages.row_elems;
-    store_row<Access::kPairs>(reinterpret_cast<Bf16*>(cache_row_at(pages, slot, 2 * n, 0).values),
-                              n, row);
+    store_row<Access::kPairs, kGroups>(
+        reinterpret_cast<Bf16*>(cache_row_at(pages, slot, 2 * n, 0).values), n, row);
   }
 };
 
 /// E4M3 with the scale 1 of a whole cache.
 struct Fp8Rows {
-  template <int kVectors>
+  static constexpr bool kVectorsAlone = true;
+  template <int kGroups = 1, int kVectors>
   DSV4_DEVICE static void store(const CachePages& pages, int64_t slot, const Row<kVectors>& row) {
     const int n = opaque(pages.row_elems);
     uint8_t* codes = cache_row_at(pages, slot, n, 0).values;
     DSV4_UNROLL
     for (int i = 0; i < kVectors; ++i) {
-      const int elem = row_elem(i);
+      const int elem = row_elem<kGroups>(i);
       if (elem < n)
-        store_codes(codes + elem, to_e4m3(bf16_value(row.even[i])),
-                    to_e4m3(bf16_value(row.odd[i])));
+        store_codes(codes + elem, uint32_t{to_e4m3(bf16_value(row.even[i]))} |
+                                      uint32_t{to_e4m3(bf16_value(row.odd[i]))} << 8);
     }
   }
 };
 
 /// Seven tiles of 64 E4M3 with a UE8M0 scale each, then 64 bf16: a vector of the row is a tile.
 struct Fp8DsMlaRows {
+  static constexpr bool kVectorsAlone = true;
   static constexpr int kTiles = 7, kNopeDim = 448, kValueBytes = 576, kScaleBytes = 8;
 
-  DSV4_DEVICE static void store(const CachePages& pages, int64_t slot, Row<kTiles + 1> row) {
-    static_assert(kNopeDim == kTiles * kVectorElems);
+  template <int kGroups = 1, int kVectors>
+  DSV4_DEVICE static void store(const CachePages& pages, int64_t slot, Row<kVectors> row) {
+    static_assert(kNopeDim == kTiles * kVectorElems && kVectors * kGroups == kTiles + 1);
     const CacheRowAddress at = cache_row_at(pages, slot, kValueBytes, kScaleBytes);
     round_row_to_bf16(row);
-    uint32_t scale_byte = 0;  // lane i stores that of tile i; the eighth is zero
+    uint32_t scale_byte = 0;  // of a whole row: lane i stores that of tile i; the eighth is zero
     DSV4_UNROLL
-    for (int i = 0; i < kTiles; ++i) {
+    for (int i = 0; i < kVectors; ++i) {
+      const int tile = kGroups == 1 ? i : i * kGroups + group_idx();
       const float amax = float_of(group_max(max_magnitude(row, i)));
-      const Scale scale = scale_for(amax, kFp8AmaxFloor, kE4m3Max);
-      if (group_lane() == i) scale_byte = e8m0_of(scale);
-      uint32_t even = 0x7f, odd = 0x7f;
-      if (is_finite(amax)) {
-        even = to_e4m3(row.even[i] * scale.inverse);
-        odd = to_e4m3(row.odd[i] * scale.inverse);
+      if (tile == kTiles) {
+        store_pair(reinterpret_cast<Bf16*>(at.values + kNopeDim) + 2 * group_lane(),
+                   {row.even[i], row.odd[i]});
+        if (kGroups > 1 && group_lane() == 0) at.scales[tile] = 0;
+        continue;
       }
-      store_codes(at.values + row_elem(i), even, odd);
+      const Scale scale = scale_for(amax, kFp8AmaxFloor, kE4m3Max);
+      if (kGroups > 1) {
+        if (group_lane() == 0) at.scales[tile] = e8m0_of(scale);
+      } else {
+        if (group_lane() == i) scale_byte = e8m0_of(scale);
+      }
+      const uint32_t codes = pack_e4m3(row.even[i] * scale.inverse, row.odd[i] * scale.inverse);
+      store_codes(at.values + tile * kVectorElems + 2 * group_lane(),
+                  is_finite(amax) ? codes : kE4m3NanPair);
     }
-    store_pair(reinterpret_cast<Bf16*>(at.values + kNopeDim) + 2 * group_lane(),
-               {row.even[kTiles], row.odd[kTiles]});
-    if (group_lane() < kScaleBytes) at.scales[group_lane()] = static_cast<uint8_t>(scale_byte);
+    if (kGroups == 1 && group_lane() < kScaleBytes)
+      at.scales[group_lane()] = static_cast<uint8_t>(scale_byte);
   }
 };
 
 /// E4M3 with one float scale, a power of two.
 struct IndexFp8Rows {
+  static constexpr bool kVectorsAlone = false;
   template <int kVectors>
   DSV4_DEVICE static void store(const CachePages& pages, int64_t slot, Row<kVectors> row) {
     const int n = pages.row_elems;
@@ -116,12 +133,8 @@ struct IndexFp8Rows {
     for (int i = 0; i < kVectors; ++i) {
       const int elem = row_elem(i);
       if (elem >= n) continue;
-      uint32_t even = 0x7f, odd = 0x7f;
-      if (is_finite(amax)) {
-        even = to_e4m3(row.even[i] * scale.inverse);
-        odd = to_e4m3(row.odd[i] * scale.inverse);
-      }
-      store_codes(at.values + elem, even, odd);
+      const uint32_t codes = pack_e4m3(row.even[i] * scale.inverse, row.odd[i] * scale.inverse);
+      store_codes(at.values + elem, is_finite(amax) ? codes : kE4m3NanPair);
     }
     if (group_lane() == 0) store_as(at.scales, scale.value);
   }
@@ -138,6 +151,7 @@ DSV4_DEVICE uint32_t half_group_max(uint32_t value) {
 
 /// Pairs of E2M1 in a byte, a UE8M0 scale for every 32.
 struct IndexMxfp4Rows {
+  static constexpr bool kVectorsAlone = false;
   static constexpr int kBlockElems = 32;
 
   template <int kVectors>

@@ -127,7 +127,7 @@ DSV4_DEVICE Pair pool_score(const PoolRow& row, int channel) {
 
 /// Running sums of a channel's softmax.
 struct PoolSum {
-  float sum = 0.0f, weighted = 0.0f;
+  float sum, weighted;
   DSV4_DEVICE void add(float p, float value) {
     sum = sum + p;
     weighted = weighted + p * value;
@@ -222,12 +222,12 @@ struct CompressEntries {
                       ? score[k]
                       : Pair{max(largest.even, score[k].even), max(largest.odd, score[k].odd)};
       }
-      PoolSum even, odd;
+      PoolSum even{}, odd{};
       DSV4_UNROLL
       for (int k = 0; k < kRows; ++k) {
         if (k < begin || k >= end) continue;
-        even.add(exp(score[k].even - largest.even), value[k].even);
-        odd.add(exp(score[k].odd - largest.odd), value[k].odd);
+        even.add(exp_not_positive(score[k].even - largest.even), value[k].even);
+        odd.add(exp_not_positive(score[k].odd - largest.odd), value[k].odd);
       }
       store_pair(shared.pooled + channel, {even.result(), odd.result()});
     }
@@ -348,7 +348,7 @@ struct CompressPoolTiles {
       }
     }
 
-    PoolSum total;  // of channel first_channel + group_lane(), in the first group
+    PoolSum total{};  // of channel first_channel + group_lane(), in the first group
     for (int tile = begin; tile < end; tile += kTileRows) {
       if (!one_tile) {
         load_tile(tile);
@@ -361,7 +361,7 @@ struct CompressPoolTiles {
         Quad p;
         DSV4_UNROLL
         for (int c = 0; c < kLaneChannels; ++c)
-          p.channel[c] = exp(score[pass].channel[c] - largest.channel[c]);
+          p.channel[c] = exp_not_positive(score[pass].channel[c] - largest.channel[c]);
         shared.p[r][row_lane] = p;
         shared.value[r][row_lane] = value[pass];
       }

@@ -12,30 +12,48 @@ DSV4_DEVICE float max(float a, float b) {
   return b < a ? a : b;
 }
 
-/// e^x for any x: at most 2 ulp, 0 below -104, inf above 88.73, NaN stays NaN. x = n ln 2 + r,
-/// |r| <= ln 2 / 2; ln 2 is split so that n * kLn2High is exact for |n| < 2^9. The polynomial
-/// interpolates (e^r - 1 - r) / r^2 at Chebyshev nodes. The steps of the CPU's row kernels.
-DSV4_DEVICE float exp(float x) {
+/// e^x = mantissa 2^n for -104 <= x <= 89: n = the low bits of `shifted` as a signed number. x = n
+/// ln 2 + r, |r| <= ln 2 / 2; ln 2 is split so that n * kLn2High is exact for |n| < 2^9. The
+/// polynomial interpolates (e^r - 1 - r) / r^2 at Chebyshev nodes. The steps of the CPU's row
+/// kernels.
+struct ExpParts {
+  float mantissa;
+  uint32_t shifted;  // n + kExpShift
+};
+constexpr uint32_t kExpShift = 0x4b400000u;
+DSV4_DEVICE ExpParts exp_parts(float x) {
   constexpr float kLog2E = 0x1.715476p+0f;
   constexpr float kLn2High = 0x1.62ep-1f, kLn2Low = 0x1.0bfbe8p-15f;
   constexpr float kRound = 0x1.8p23f;  // adding it leaves the nearest integer in the low bits
-  const float clamped = max(-104.0f, min(89.0f, x));
-  const float shifted = clamped * kLog2E + kRound;
+  const float shifted = x * kLog2E + kRound;
   const float n = shifted - kRound;
-  const float r = (clamped - n * kLn2High) - n * kLn2Low;
+  const float r = (x - n * kLn2High) - n * kLn2Low;
   float p = 0x1.a124e6p-13f;
   p = p * r + 0x1.6d4318p-10f;
   p = p * r + 0x1.1110ep-7f;
   p = p * r + 0x1.5554eap-5f;
   p = p * r + 0x1.555556p-3f;
   p = p * r + 0.5f;
-  p = (p * (r * r) + r) + 1.0f;
+  return {(p * (r * r) + r) + 1.0f, bits_of(shifted)};
+}
+
+/// e^x for any x: at most 2 ulp, 0 below -104, inf above 88.73, NaN stays NaN.
+DSV4_DEVICE float exp(float x) {
+  const ExpParts parts = exp_parts(max(-104.0f, min(89.0f, x)));
   // 2^n in two factors: n reaches from -150 to 128, beyond what one exponent field holds.
-  const uint32_t integer = bits_of(shifted) - 0x4b400000u;
+  const uint32_t integer = parts.shifted - kExpShift;
   const auto half = static_cast<uint32_t>(static_cast<int32_t>(integer) >> 1);
   const float scale0 = float_of((half + 127) << 23);
   const float scale1 = float_of((integer - half + 127) << 23);
-  return (p * scale0) * scale1;
+  return (parts.mantissa * scale0) * scale1;
+}
+
+/// exp(x) for x <= 0 or NaN: the same bits in six steps less. The first factor, 2^(n + 64), is
+/// always normal and its product exact, so that the second one rounds alone.
+DSV4_DEVICE float exp_not_positive(float x) {
+  const ExpParts parts = exp_parts(max(-104.0f, x));
+  static_assert(kExpShift % 512 == 0);
+  return (parts.mantissa * float_of((parts.shifted + 64 + 127) << 23)) * 0x1p-64f;
 }
 
 /// 1 / (1 + e^-x).

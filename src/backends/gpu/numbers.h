@@ -140,6 +140,12 @@ DSV4_DEVICE uint8_t to_e4m3(float value) {
   const int32_t steps = std::bit_cast<int32_t>(sum) - binade;  // 8..16, or 0..8 below 2^-6
   return static_cast<uint8_t>((((exponent - kMinExponent) << 3) + steps) | sign);
 }
+/// Codes of two finite numbers, the even one in the low byte.
+DSV4_DEVICE uint32_t pack_e4m3(float even, float odd) {
+  uint32_t codes = 0;
+  if (platform::pack_e4m3(even, odd, codes)) return codes;
+  return uint32_t{to_e4m3(even)} | uint32_t{to_e4m3(odd)} << 8;
+}
 DSV4_DEVICE float e4m3_to_float(uint32_t code) {
   const uint32_t size = code & 0x7fu;
   const float value = float_of(size << 20) * 0x1p120f;  // denormal products are exact

@@ -108,6 +108,20 @@ DSV4_DEVICE bool round_pair_to_e4m3([[maybe_unused]] float& even, [[maybe_unused
   return false;
 #endif
 }
+/// E4M3 codes of both (nearest-even, saturating), the even one in the low byte, where there is an
+/// instruction for it. @return whether there is.
+DSV4_DEVICE bool pack_e4m3([[maybe_unused]] float even, [[maybe_unused]] float odd,
+                           [[maybe_unused]] uint32_t& codes) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 890
+  asm("{\n\t.reg .b16 pair;\n\tcvt.rn.satfinite.e4m3x2.f32 pair, %2, %1;\n\t"
+      "cvt.u32.u16 %0, pair;\n\t}"
+      : "=r"(codes)
+      : "f"(even), "f"(odd));
+  return true;
+#else
+  return false;
+#endif
+}
 }  // namespace platform
 
 DSV4_DEVICE float fma(float a, float b, float c) {
@@ -181,6 +195,9 @@ DSV4_DEVICE uint32_t pack_bf16(float even, float odd) {  // one instruction on g
 DSV4_DEVICE bool round_pair_to_e4m3(float&, float&) {
   return false;
 }
+DSV4_DEVICE bool pack_e4m3(float, float, uint32_t&) {
+  return false;
+}
 }  // namespace platform
 
 DSV4_DEVICE float fma(float a, float b, float c) {
@@ -249,6 +266,9 @@ inline uint32_t pack_bf16(float even, float odd) {
   return (rounded(even) >> 16) | (rounded(odd) & 0xffff0000u);
 }
 DSV4_DEVICE bool round_pair_to_e4m3(float&, float&) {
+  return false;
+}
+DSV4_DEVICE bool pack_e4m3(float, float, uint32_t&) {
   return false;
 }
 }  // namespace platform

@@ -200,13 +200,13 @@ struct RopeTable {
 
 /// y[2p] = x[2p] cos - x[2p+1] sin, y[2p+1] = x[2p+1] cos + x[2p] sin over the tail of a row of
 /// `count`, an even number; `angle_of(p)` gives cos and sin of pair p.
-template <int kVectors, typename AngleOf>
+template <int kGroups = 1, int kVectors, typename AngleOf>
 DSV4_DEVICE void rotate_tail(Row<kVectors>& row, int count, int pairs, AngleOf angle_of) {
   if (kVectors > 8) count = opaque(count);
   const int nope = count - 2 * pairs;
   DSV4_UNROLL
   for (int i = 0; i < kVectors; ++i) {
-    const int elem = row_elem(i);
+    const int elem = row_elem<kGroups>(i);
     if (elem < nope || elem >= count) continue;
     const CosSin at = angle_of((elem - nope) / 2);
     const float even = row.even[i], odd = row.odd[i];

@@ -325,55 +325,65 @@ void index_query(const IndexQueryParams& params, const OpContext& context) {
   });
 }
 
-template <typename Launch>
-void compress(const CompressParams& params, const OpContext& context) {
+/// Are an entry's rows few enough to be in registers?
+inline bool pools_few_rows(const CompressParams& params) {
+  return (params.overlap ? 2 : 1) * params.ratio->ratio <= kFewPooledRows;
+}
+/// All but the grids.
+inline CompressArgs compress_args(const CompressParams& params, float* pooled) {
   const PlanView& plan = *params.plan;
-  const int64_t tokens = plan.num_tokens, width = params.cache.row_elems;
+  const int64_t width = params.cache.row_elems;
   const int windows = params.overlap ? 2 : 1;
-  const bool few_rows = windows * params.ratio->ratio <= kFewPooledRows;
-  Arena::Scope scope(*context.scratch);
-  float* pooled = few_rows ? nullptr : context.scratch->take_array<float>(tokens * width);
-  if (context.scratch->measuring()) return;
-  const Launch launch(context);
   const StateView& state = params.state;
   // Rows are read 16 bytes a lane.
   DSV4_CHECK(width % CompressPoolTiles::kChannels == 0);
   DSV4_CHECK(params.gates.shape[1] == 2 * windows * width && params.gates.strides[0] % 4 == 0 &&
              params.ape.strides[0] % 4 == 0 && state.slot_stride_elems % 4 == 0 &&
              has_aligned_pairs(params.norm));
-  CompressArgs args{.tokens = plan.num_tokens,
-                    .ratio = params.ratio->ratio,
-                    .windows = windows,
-                    .width = static_cast<int32_t>(width),
-                    .query_start = plan.query_start,
-                    .context_len = plan.context_len,
-                    .state_slot = plan.state_slot,
-                    .positions = plan.positions,
-                    .token_to_seq = plan.token_to_seq,
-                    .slots = params.ratio->slot_mapping,
-                    .gates = params.gates.as<float>(),
-                    .gates_stride = params.gates.strides[0],
-                    .ape = params.ape.as<float>(),
-                    .ape_stride = params.ape.strides[0],
-                    .state = state.base,
-                    .state_slot_stride = state.slot_stride_elems,
-                    .ring_rows = state.ring_rows,
-                    .state_row_elems = state.row_elems,
-                    .pooled = pooled,
-                    .norm = params.norm.data,
-                    .norm_is_bf16 = is_bf16(params.norm),
-                    .hadamard = params.hadamard,
-                    .round_to_bf16 = params.activation == DType::kBf16,
-                    .eps = params.eps,
-                    .rope = rope_of(params.rope),
-                    .cache = pages_of(params.cache),
-                    .entries = params.entries ? params.entries.as<float>() : nullptr,
-                    .entries_stride = params.entries.strides[0],
-                    .keeps_rows = plan.max_query_len == 1,
-                    .tokens_per_block = 1,
-                    .channel_blocks = 1,
-                    .entry_blocks = 0,
-                    .ring_tokens_per_block = 1};
+  return {.tokens = plan.num_tokens,
+          .ratio = params.ratio->ratio,
+          .windows = windows,
+          .width = static_cast<int32_t>(width),
+          .query_start = plan.query_start,
+          .context_len = plan.context_len,
+          .state_slot = plan.state_slot,
+          .positions = plan.positions,
+          .token_to_seq = plan.token_to_seq,
+          .slots = params.ratio->slot_mapping,
+          .gates = params.gates.as<float>(),
+          .gates_stride = params.gates.strides[0],
+          .ape = params.ape.as<float>(),
+          .ape_stride = params.ape.strides[0],
+          .state = state.base,
+          .state_slot_stride = state.slot_stride_elems,
+          .ring_rows = state.ring_rows,
+          .state_row_elems = state.row_elems,
+          .pooled = pooled,
+          .norm = params.norm.data,
+          .norm_is_bf16 = is_bf16(params.norm),
+          .hadamard = params.hadamard,
+          .round_to_bf16 = params.activation == DType::kBf16,
+          .eps = params.eps,
+          .rope = rope_of(params.rope),
+          .cache = pages_of(params.cache),
+          .entries = params.entries ? params.entries.as<float>() : nullptr,
+          .entries_stride = params.entries.strides[0],
+          .keeps_rows = plan.max_query_len == 1,
+          .tokens_per_block = 1,
+          .channel_blocks = 1,
+          .entry_blocks = 0,
+          .ring_tokens_per_block = 1};
+}
+
+template <typename Launch>
+void compress(const CompressParams& params, const OpContext& context) {
+  const int64_t tokens = params.plan->num_tokens, width = params.cache.row_elems;
+  const bool few_rows = pools_few_rows(params);
+  Arena::Scope scope(*context.scratch);
+  float* pooled = few_rows ? nullptr : context.scratch->take_array<float>(tokens * width);
+  if (context.scratch->measuring()) return;
+  const Launch launch(context);
+  CompressArgs args = compress_args(params, pooled);
   if (!few_rows) {
     using Kernel = CompressPoolTiles;
     args.channel_blocks = static_cast<int32_t>(width / Kernel::kChannels);
@@ -522,7 +532,7 @@ void install_rowwise(Ops& ops) {
   ops.zero = zero<Launch>;
   ops.expand_plan = expand_plan<Launch>;
   ops.qnorm_rope_insert = qnorm_rope_insert<Launch>;
-  ops.compress = compress<Launch>;
+  if constexpr (!requires { Launch::kOwnCompressor; }) ops.compress = compress<Launch>;
   ops.index_query = index_query<Launch>;
   ops.map_slots = map_slots<Launch>;
   ops.ragged_rows = ragged_rows<Launch>;

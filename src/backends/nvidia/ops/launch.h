@@ -108,6 +108,7 @@ __global__ void __launch_bounds__(Kernel::kThreads, min_blocks<Kernel>())
 
 class CudaLaunch {
  public:
+  static constexpr bool kOwnCompressor = true;  ///< rowwise_compress.cu
   explicit CudaLaunch(const OpContext& context) : stream_(stream_of(context.stream)) {}
   /// An empty grid is no launch.
   template <typename Kernel>

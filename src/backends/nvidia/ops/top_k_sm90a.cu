@@ -20,8 +20,8 @@ struct ClusterTeam {
   __device__ void store(uint32_t* local, uint32_t rank, uint32_t value) const {
     sm90::cluster_store(sm90::cluster_address(local, rank), value);
   }
-  __device__ uint32_t load(const uint32_t* local, uint32_t rank) const {
-    return sm90::cluster_load(sm90::cluster_address(local, rank));
+  __device__ uint2 load(const uint2* local, uint32_t rank) const {
+    return sm90::cluster_load_2(sm90::cluster_address(local, rank));
   }
 };
 

@@ -47,9 +47,11 @@ __device__ inline void cluster_store(uint32_t address, uint32_t value) {
 }
 
 /// Several may be under way: only barriers order them with stores of others.
-__device__ inline uint32_t cluster_load(uint32_t address) {
-  uint32_t value;
-  asm volatile("ld.shared::cluster.u32 %0, [%1];" : "=r"(value) : "r"(address));
+__device__ inline uint2 cluster_load_2(uint32_t address) {
+  uint2 value;
+  asm volatile("ld.shared::cluster.v2.u32 {%0, %1}, [%2];"
+               : "=r"(value.x), "=r"(value.y)
+               : "r"(address));
   return value;
 }
 

@@ -3,12 +3,12 @@
 #include "backends/gpu/numbers.h"
 
 namespace dsv4::gpu {
-DSV4_DEVICE uint8_t e4m3_by_instruction(float value) {
-  return static_cast<uint8_t>(__builtin_amdgcn_cvt_pk_fp8_f32(value, value, 0, false));
+DSV4_DEVICE uint32_t e4m3_by_instruction(float even, float odd) {
+  return static_cast<uint32_t>(__builtin_amdgcn_cvt_pk_fp8_f32(even, odd, 0, false)) & 0xffffu;
 }
 }  // namespace dsv4::gpu
 
-#define to_e4m3 e4m3_by_instruction
+#define pack_e4m3 e4m3_by_instruction
 #include "backends/gpu/norm_rope.h"
 
 namespace dsv4::gpu {
