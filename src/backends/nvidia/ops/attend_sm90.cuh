@@ -160,26 +160,31 @@ __device__ __forceinline__ void mask_scores(float (&s)[4 * kGroups], const RowMa
   }
 }
 
-/// P = 2^(scale s - max), in bf16; sums and maxima go on from the blocks before, O must be
-/// multiplied by alpha.
-__device__ __forceinline__ void softmax(const float (&s)[32], float scale_log2, float (&max)[2],
-                                        float (&sum)[2], float (&alpha)[2], uint32_t (&p)[16]) {
+/// Largest score of a block for both heads of a thread, base 2; the same in all of a quad.
+__device__ __forceinline__ void block_maxima(const float (&s)[32], float scale_log2,
+                                             float (&largest)[2]) {
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
-    float largest = s[2 * h];
+    float x = s[2 * h];
 #pragma unroll
-    for (int g = 0; g < 8; ++g) {
-      largest = fmaxf(largest, fmaxf(s[4 * g + 2 * h], s[4 * g + 2 * h + 1]));
-    }
-    largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, 1));
-    largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, 2)) * scale_log2;
-    alpha[h] = 1.f;
-    if (largest > max[h] + 8.f) {
-      alpha[h] = exp2_approx(max[h] - largest);
-      max[h] = largest;
-      sum[h] *= alpha[h];
-    }
+    for (int g = 0; g < 8; ++g) x = fmaxf(x, fmaxf(s[4 * g + 2 * h], s[4 * g + 2 * h + 1]));
+    x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));
+    largest[h] = fmaxf(x, __shfl_xor_sync(~0u, x, 2)) * scale_log2;
   }
+}
+/// The reference maximum follows that of a block; what came before must be multiplied by the
+/// result.
+__device__ __forceinline__ float move_reference(float largest, float& max) {
+  if (!(largest > max + 8.f)) return 1.f;
+  const float alpha = exp2_approx(max - largest);
+  max = largest;
+  return alpha;
+}
+/// P = 2^(scale s - max) in bf16, and the sum over this thread's keys before it is rounded.
+__device__ __forceinline__ void block_weights(const float (&s)[32], float scale_log2,
+                                              const float (&max)[2], float (&sum)[2],
+                                              uint32_t (&p)[16]) {
+  sum[0] = sum[1] = 0.f;
 #pragma unroll
   for (int g = 0; g < 8; ++g) {
 #pragma unroll
@@ -190,6 +195,24 @@ __device__ __forceinline__ void softmax(const float (&s)[32], float scale_log2, 
       p[2 * g + h] = pack_bf16x2(p0, p1);
     }
   }
+}
+/// Sum of a thread's keys so far and in a further block: one term a block, so that CTAs that hold
+/// different blocks can add up alike.
+__device__ __forceinline__ float add_block_sum(float sum, float alpha, float block_sum) {
+  return __fmaf_rn(sum, alpha, block_sum);
+}
+
+/// Weights of a block in bf16; sums and maxima go on from the blocks before, O must be multiplied
+/// by alpha.
+__device__ __forceinline__ void softmax(const float (&s)[32], float scale_log2, float (&max)[2],
+                                        float (&sum)[2], float (&alpha)[2], uint32_t (&p)[16]) {
+  float largest[2], block_sum[2];
+  block_maxima(s, scale_log2, largest);
+#pragma unroll
+  for (int h = 0; h < 2; ++h) alpha[h] = move_reference(largest[h], max[h]);
+  block_weights(s, scale_log2, max, block_sum, p);
+#pragma unroll
+  for (int h = 0; h < 2; ++h) sum[h] = add_block_sum(sum[h], alpha[h], block_sum[h]);
 }
 
 /// P of 16 heads to shared memory, as a K-major operand.
