@@ -3,11 +3,12 @@
 //
 // Problem   as sm90_attend, and the same bits: every sum has the same terms in the same order
 // Tiling    item = (token, 64 heads, chain), for a cluster of N CTAs. CTA r owns blocks r, r + N,
-//           ... up to their weights P, and columns 512 / N r ... of the output. Five warpgroups:
+//           ... up to their weights P, and columns 512 / N r ... of the output. Five warpgroups
+//           (cluster of 2: four):
 //             0     S [64 x 64] of an own block; row maxima to all CTAs and from them; P to all
 //             1     O[64 x 512 / N] += P V for every block, in order
-//             2     gathers and converts its columns of all blocks
-//             3, 4  gather and convert its own blocks, all columns
+//             2     gathers and converts its columns of all blocks (cluster of 4: 2, 3)
+//             3, 4  gather and convert its own blocks, all columns (cluster of 2: 3; of 4: 4)
 //           All rows are thus converted twice, as keys and as values: cheaper than to send what was
 //           converted, and nothing waits for its reader elsewhere.
 //           What is serial in a chain is exchanged as it is: the reference maximum is found by
@@ -16,8 +17,8 @@
 // Budget    a round of N blocks and CTA: 1024 clocks of wgmma for S, 256 x 4 / N each for O;
 //           conversion of 2 x 32768 values; 9.5 KB of P sent to and received from each other CTA.
 //           Limits and measurements: docs/kernels/attend_sm90.md
-// Launch    N x items CTAs of 640 threads in clusters of N, so that a cluster has one item;
-//           smem = sizeof(ClusterStorage), 1 CTA/SM
+// Launch    N x items CTAs of 640 threads (N = 2: 512) in clusters of N, so that a cluster has one
+//           item; smem = sizeof(ClusterStorage), 1 CTA/SM
 // Contract  as sm90_attend
 // Numerics  as sm90_attend
 #pragma once

@@ -153,15 +153,6 @@ __device__ __forceinline__ RowAddress address_of_lane(RowAddress own, int lane) 
   return {__shfl_sync(~0u, own.bits, lane)};
 }
 
-/// Rows of several blocks at once, into L2: there is little room for rows under way.
-template <typename Traits>
-__device__ __forceinline__ void prefetch_row(RowAddress address) {
-  if (!address.valid()) return;
-#pragma unroll
-  for (int i = 0; i < Traits::kRowBytes; i += 128) prefetch_l2(address.values() + i);
-  if (Traits::kHasScales) prefetch_l2(address.values() + address.to_scales());
-}
-
 /// Keys of this CTA's blocks, in passes; a warp has 8 rows of each pass.
 template <typename Traits>
 __device__ __forceinline__ void load_keys(const AttendSm90Args& args,
@@ -193,9 +184,6 @@ __device__ __forceinline__ void load_keys(const AttendSm90Args& args,
     if (next == 0) {
       found = finder.address<Traits>(coming);
       coming = places(block + (kBatch + 1) * Traits::kCtas);
-#ifdef FEW_PREFETCH
-      prefetch_row<Traits>(found);
-#endif
     }
 #pragma unroll
     for (int pass = 0; pass < kPasses; ++pass) {

@@ -6,9 +6,6 @@
 namespace dsv4::nvidia::sm90_attend {
 
 /// A cluster of kClusterCtas CTAs shares an item.
-#ifndef FEW_KEY_GROUPS
-#define FEW_KEY_GROUPS 2
-#endif
 template <KvFormat kFormatOfRows, int kClusterCtas>
 struct ClusterTraits : Traits<kFormatOfRows> {
   using Base = Traits<kFormatOfRows>;
@@ -18,22 +15,20 @@ struct ClusterTraits : Traits<kFormatOfRows> {
   static constexpr int kValuePanels = kColumns / 64;
   static constexpr int kProductColumns = kColumns < 128 ? kColumns : 128;  // of one product
 
-  // Warpgroups that load keys and values: as many as there are registers for. Values go to them in
-  // turn, block by block.
-  static constexpr int kKeyGroups = kCtas == 2 ? 1 : FEW_KEY_GROUPS;
-  static constexpr int kValueGroups = kCtas == 2 ? 1 : 3 - FEW_KEY_GROUPS;
+  // Warpgroups that load keys and values: as many as there are registers for, the second one where
+  // it is worth more by measurement. Values go to theirs in turn, block by block.
+  static constexpr int kKeyGroups = kCtas == 8 ? 2 : 1;
+  static constexpr int kValueGroups = kCtas == 4 ? 2 : 1;
   static constexpr int kKeyWarps = 4 * kKeyGroups;
   static constexpr int kKeyPasses = Base::kBlockRows / (8 * kKeyWarps);
   static constexpr int kThreads = 128 * (2 + kValueGroups + kKeyGroups);
 
   // Registers a thread. A launch has 128 for each of 512 threads, 96 for each of 640.
   static constexpr int kLaunchRegisters = kCtas == 2 ? 128 : 96;
-  static constexpr int kScoreRegisters = kCtas == 8 ? 208 : 192;
+  static constexpr int kScoreRegisters = 192;
   static constexpr int kOutputRegisters = kCtas == 2 ? 176 : kCtas == 4 ? 112 : 88;
-  static constexpr int kKeyRegisters = kCtas == 2 ? 72 : 64;
-  static constexpr int kValueRegisters = kCtas == 2                        ? 72
-                                         : kCtas == 4 && kValueGroups == 1 ? 48
-                                                                           : 56;
+  static constexpr int kKeyRegisters = 72;
+  static constexpr int kValueRegisters = kCtas == 2 ? 72 : 48;
   static_assert(kScoreRegisters + kOutputRegisters + kKeyGroups * kKeyRegisters +
                     kValueGroups * kValueRegisters <=
                 kLaunchRegisters * (2 + kValueGroups + kKeyGroups));
@@ -41,13 +36,11 @@ struct ClusterTraits : Traits<kFormatOfRows> {
   static constexpr int kQueryPitch = 1024 + 16;  // bytes of a head: rows of 8 x 8 hit other banks
   // Blocks whose weights and values wait for the output role. Not more of the former than CTAs: a
   // CTA must not hear of two of its blocks at once.
-  static constexpr int kWeightSlots = kCtas == 8 && kValueGroups == 2 ? 5 : kCtas;
-  static constexpr int kValueSlots = kCtas == 2   ? 2
-                                     : kCtas == 4 ? 4 - kValueGroups
-                                                  : 2 * kValueGroups;
+  static constexpr int kWeightSlots = kCtas == 8 ? 6 : kCtas;
+  static constexpr int kValueSlots = kCtas == 8 ? 4 : 2;
   // Blocks of values, for each group, under way between global memory and conversion, in units of
   // 16 bytes a lane. A panel of bf16 takes two.
-  static constexpr int kRawValueSlots = kCtas == 2 || kValueGroups == 2 ? 2 : 3;
+  static constexpr int kRawValueSlots = kCtas == 8 ? 3 : 2;
   static constexpr int kRawUnits =
       Base::kConverts ? kValuePanels + (Base::kHasScales ? 1 : 0) : 2 * kValuePanels;
   static constexpr int kRawKeyBytes = Base::kConverts ? 8 * Base::kRawRowBytes + 8 * 8 : 16;
