@@ -453,13 +453,22 @@ void check_attend_invariance(const Subject& subject, const AttendCase& which,
 }
 
 void check_attend_crowd(const Subject& subject, const AttendCase& which, int num_tokens) {
-  constexpr int kSeqs = 3, kStep = 41;
+  constexpr int kSeqs = 3, kStep = 41, kPositions = 13;
   std::vector<AttendToken> tokens;
-  for (int i = 0; i < num_tokens; ++i) tokens.push_back({i % kSeqs, 2 * i});
+  for (int i = 0; i < num_tokens; ++i) tokens.push_back({i % kSeqs, kPositions * i});
   const AttendResult batch = run_attend(subject, which, tokens, {});
   for (int i = 0; i < num_tokens; i += kStep) {
     const AttendResult alone = run_attend(subject, which, {tokens[i]}, {.only_own_rows = true});
     EXPECT_TRUE(same_bits(which, alone, 0, batch, i)) << "alone and among " << num_tokens;
+  }
+  // Kernels may share a token's work in other ways when there are few.
+  for (int count : {24, 50}) {
+    const int first = num_tokens - count;
+    const AttendResult few = run_attend(subject, which, {tokens.begin() + first, tokens.end()}, {});
+    for (int i = 0; i < count; ++i) {
+      EXPECT_TRUE(same_bits(which, few, i, batch, first + i))
+          << "among " << count << " and among " << num_tokens;
+    }
   }
 }
 

@@ -138,18 +138,29 @@ AttendArgs tokens_of(const AttendArgs& args, int64_t begin, int64_t count) {
   return out;
 }
 
+// The more CTAs share an item the better, as long as all items run at once.
+template <KvFormat kFormat>
+void launch_items(const AttendSm90Args& args, cudaStream_t stream) {
+  if (args.num_items <= attend_sm90_clusters<kFormat, 8>()) {
+    return launch_attend_sm90_cluster<kFormat, 8>(args, stream);
+  }
+  if (args.num_items <= attend_sm90_clusters<kFormat, 4>()) {
+    return launch_attend_sm90_cluster<kFormat, 4>(args, stream);
+  }
+  if (args.num_items <= attend_sm90_clusters<kFormat, 2>()) {
+    return launch_attend_sm90_cluster<kFormat, 2>(args, stream);
+  }
+  launch_attend_sm90<kFormat>(args, std::min(args.num_items, num_multiprocessors()), stream);
+}
+
 void launch(const AttendSm90Args& args, KvFormat format, cudaStream_t stream) {
-  const int grid = std::min(args.num_items, num_multiprocessors());
-  const bool pairs = 2 * args.num_items <= num_multiprocessors();
   switch (format) {
     case KvFormat::kFp8DsMla:
-      return pairs ? launch_attend_sm90_pair<KvFormat::kFp8DsMla>(args, stream)
-                   : launch_attend_sm90<KvFormat::kFp8DsMla>(args, grid, stream);
+      return launch_items<KvFormat::kFp8DsMla>(args, stream);
     case KvFormat::kBf16:
-      return launch_attend_sm90<KvFormat::kBf16>(args, grid, stream);
+      return launch_items<KvFormat::kBf16>(args, stream);
     default:
-      return pairs ? launch_attend_sm90_pair<KvFormat::kFp8>(args, stream)
-                   : launch_attend_sm90<KvFormat::kFp8>(args, grid, stream);
+      return launch_items<KvFormat::kFp8>(args, stream);
   }
 }
 

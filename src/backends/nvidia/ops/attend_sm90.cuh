@@ -160,26 +160,31 @@ __device__ __forceinline__ void mask_scores(float (&s)[4 * kGroups], const RowMa
   }
 }
 
-/// P = 2^(scale s - max), in bf16; sums and maxima go on from the blocks before, O must be
-/// multiplied by alpha.
-__device__ __forceinline__ void softmax(const float (&s)[32], float scale_log2, float (&max)[2],
-                                        float (&sum)[2], float (&alpha)[2], uint32_t (&p)[16]) {
+/// Largest score of a block for both heads of a thread, base 2; the same in all of a quad.
+__device__ __forceinline__ void block_maxima(const float (&s)[32], float scale_log2,
+                                             float (&largest)[2]) {
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
-    float largest = s[2 * h];
+    float x = s[2 * h];
 #pragma unroll
-    for (int g = 0; g < 8; ++g) {
-      largest = fmaxf(largest, fmaxf(s[4 * g + 2 * h], s[4 * g + 2 * h + 1]));
-    }
-    largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, 1));
-    largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, 2)) * scale_log2;
-    alpha[h] = 1.f;
-    if (largest > max[h] + 8.f) {
-      alpha[h] = exp2_approx(max[h] - largest);
-      max[h] = largest;
-      sum[h] *= alpha[h];
-    }
+    for (int g = 0; g < 8; ++g) x = fmaxf(x, fmaxf(s[4 * g + 2 * h], s[4 * g + 2 * h + 1]));
+    x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));
+    largest[h] = fmaxf(x, __shfl_xor_sync(~0u, x, 2)) * scale_log2;
   }
+}
+/// The reference maximum follows that of a block; what came before must be multiplied by the
+/// result.
+__device__ __forceinline__ float move_reference(float largest, float& max) {
+  if (!(largest > max + 8.f)) return 1.f;
+  const float alpha = exp2_approx(max - largest);
+  max = largest;
+  return alpha;
+}
+/// P = 2^(scale s - max) in bf16, and the sum over this thread's keys before it is rounded.
+__device__ __forceinline__ void block_weights(const float (&s)[32], float scale_log2,
+                                              const float (&max)[2], float (&sum)[2],
+                                              uint32_t (&p)[16]) {
+  sum[0] = sum[1] = 0.f;
 #pragma unroll
   for (int g = 0; g < 8; ++g) {
 #pragma unroll
@@ -190,6 +195,24 @@ __device__ __forceinline__ void softmax(const float (&s)[32], float scale_log2, 
       p[2 * g + h] = pack_bf16x2(p0, p1);
     }
   }
+}
+/// Sum of a thread's keys so far and in a further block: one term a block, so that CTAs that hold
+/// different blocks can add up alike.
+__device__ __forceinline__ float add_block_sum(float sum, float alpha, float block_sum) {
+  return __fmaf_rn(sum, alpha, block_sum);
+}
+
+/// Weights of a block in bf16; sums and maxima go on from the blocks before, O must be multiplied
+/// by alpha.
+__device__ __forceinline__ void softmax(const float (&s)[32], float scale_log2, float (&max)[2],
+                                        float (&sum)[2], float (&alpha)[2], uint32_t (&p)[16]) {
+  float largest[2], block_sum[2];
+  block_maxima(s, scale_log2, largest);
+#pragma unroll
+  for (int h = 0; h < 2; ++h) alpha[h] = move_reference(largest[h], max[h]);
+  block_weights(s, scale_log2, max, block_sum, p);
+#pragma unroll
+  for (int h = 0; h < 2; ++h) sum[h] = add_block_sum(sum[h], alpha[h], block_sum[h]);
 }
 
 /// P of 16 heads to shared memory, as a K-major operand.
@@ -277,9 +300,9 @@ __device__ __forceinline__ void score_role(const AttendSm90Args& args,
   }
 }
 
-/// Writes 64 heads x 256 dims from `column` on (two rows a thread) as bf16: the words of a quad are
-/// transposed, so that a thread stores 16 bytes.
-template <typename Value>
+/// Writes 64 heads x kColumns dims from `column` on (two rows a thread) as bf16: the words of a
+/// quad are transposed, so that a thread stores 16 bytes.
+template <int kColumns, typename Value>
 __device__ __forceinline__ void store_output(const AttendSm90Args& args, const BlockHeader& item,
                                              int column, int row, int quad,
                                              const float (&inverse)[2], const Value& value) {
@@ -291,7 +314,7 @@ __device__ __forceinline__ void store_output(const AttendSm90Args& args, const B
     asm volatile("" : "+l"(out));  // one address register, immediate offsets
     const bool stored = head + 8 * h < args.attend.num_heads;
 #pragma unroll
-    for (int g = 0; g < 8; ++g) {
+    for (int g = 0; g < kColumns / 32; ++g) {
       uint32_t x[4];
 #pragma unroll
       for (int c = 0; c < 4; ++c) {
@@ -354,7 +377,7 @@ __device__ __forceinline__ void store_item(const AttendSm90Args& args, const Blo
   if (__any_sync(~0u, (item.flags & kOnlyChain) != 0)) {
     float inverse[2];
     inverse_denominators(args, item, row, sums, inverse);
-    store_output(args, item, half * 256, row, quad, inverse, o);
+    store_output<256>(args, item, half * 256, row, quad, inverse, o);
   } else {
     float4* values = args.chains.values + chain_slot(args, item) * (32 * 256) + half * 128 + thread;
 #pragma unroll
@@ -364,13 +387,12 @@ __device__ __forceinline__ void store_item(const AttendSm90Args& args, const Blo
   }
 }
 
-/// O[64 x 256] of every item. In a pair the CTA's rank tells the half of the dims, a walk role of
-/// its own finds the rows, and some of them come from the other CTA.
-template <typename Traits, typename Storage>
-__device__ __forceinline__ void output_role(const AttendSm90Args& args, Storage& shared) {
-  constexpr bool kPair = Traits::kCtas == 2;
+/// O[64 x 256] of every item.
+template <typename Traits>
+__device__ __forceinline__ void output_role(const AttendSm90Args& args,
+                                            SharedStorage<Traits>& shared) {
   // Read anew wherever it is used: registers are short.
-  const auto half = [] { return kPair ? static_cast<int>(cluster_rank()) : role_of_thread() - 1; };
+  const auto half = [] { return role_of_thread() - 1; };
   const BlockWalk<Traits> walk{args, shared.walk};
   // Votes, so that the compiler sees whole warps: else it doubles every shuffle of the epilogue.
   const auto exists = [&](int block) {
@@ -386,18 +408,11 @@ __device__ __forceinline__ void output_role(const AttendSm90Args& args, Storage&
     for (bool last = false; !last; ++block) {
       const int stage = block % Traits::kStages;
       if (block == 0) {
-        if (!kPair && half() == 0) walk.get_ahead(shared.barriers);
+        if (half() == 0) walk.get_ahead(shared.barriers);
         mbarrier_poll(shared_address(&shared.barriers.blocks_known[0]), 0);
         if (!exists(0)) return;
       }
-      if constexpr (kPair) {
-        if (thread_of_role() == 0) {
-          mbarrier_expect_bytes(shared_address(&shared.values_full[stage]),
-                                sizeof(shared.values[0]) / 2);
-        }
-      } else {
-        if (half() == 0) walk.step(block);
-      }
+      if (half() == 0) walk.step(block);
       mbarrier_poll(shared_address(&shared.barriers.p_full), phase_of<1>(block));
       const uint32_t flags = shared.walk.headers[block % Traits::kHeaderSlots].flags;
       last = __any_sync(~0u, (flags & kLastBlock) != 0);
@@ -411,13 +426,7 @@ __device__ __forceinline__ void output_role(const AttendSm90Args& args, Storage&
           o(i + 3) *= a1;
         }
       }
-      uint32_t values;
-      if constexpr (kPair) {
-        values = shared_address(shared.values[stage]);
-        mbarrier_poll(shared_address(&shared.values_full[stage]), phase_of<Traits::kStages>(block));
-      } else {
-        values = shared_address(shared.rows[stage][half() * 4]);
-      }
+      const uint32_t values = shared_address(shared.rows[stage][half() * 4]);
       const uint64_t values_operand =
           swizzled_operand(values, Traits::kPanelStride, Traits::kGroupStride);
       const uint64_t p_operand = swizzled_operand(shared_address(shared.p), 16, 1024);
@@ -432,12 +441,6 @@ __device__ __forceinline__ void output_role(const AttendSm90Args& args, Storage&
       wgmma_commit();
       wgmma_wait<0>();
       mbarrier_arrive(shared_address(&shared.barriers.rows_empty[stage]));
-      if constexpr (kPair) {
-        if ((thread_of_role() & 31) == 0) {
-          cluster_mbarrier_arrive(
-              cluster_address(&shared.barriers.rows_empty[stage], cluster_rank() ^ 1));
-        }
-      }
       if (last) {
         sums[0] = shared.sums[row_of_thread()];
         sums[1] = shared.sums[row_of_thread() + 8];
@@ -457,7 +460,7 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
   const int role = __shfl_sync(~0u, threadIdx.x >> 7, 0);
   follow_kernels_before();
   if (role == 1) BlockWalk<Traits>{args, shared.walk}.start();
-  if (threadIdx.x == 0) init_barriers(shared.barriers, 256, 256);
+  if (threadIdx.x == 0) init_barriers(shared.barriers);
   __syncthreads();
   if (role == 0) {
     decrease_registers<Traits::kScoreRegisters>();

@@ -56,8 +56,11 @@ int64_t attend_sm90_scratch_bytes(const ScratchLimits& limits, int64_t max_entri
 /// Launches the kernel for one row format; `grid` CTAs.
 template <KvFormat kFormat>
 void launch_attend_sm90(const AttendSm90Args& args, int grid, cudaStream_t stream);
-/// The same with two CTAs an item (attend_sm90_pair.cuh); not for bf16 rows.
-template <KvFormat kFormat>
-void launch_attend_sm90_pair(const AttendSm90Args& args, cudaStream_t stream);
+/// The same with kCtas (2, 4 or 8) CTAs an item (attend_sm90_cluster.cuh), for as many items as
+/// clusters can run at once: attend_sm90_clusters, asked of the device once.
+template <KvFormat kFormat, int kCtas>
+int attend_sm90_clusters();
+template <KvFormat kFormat, int kCtas>
+void launch_attend_sm90_cluster(const AttendSm90Args& args, cudaStream_t stream);
 
 }  // namespace dsv4::nvidia

@@ -3,7 +3,6 @@
 // block and walks on its own, so that nothing is handed over inside the role.
 #pragma once
 #include "backends/nvidia/arch/sm80/instructions.h"
-#include "backends/nvidia/arch/sm90/cluster.h"
 #include "backends/nvidia/arch/sm90/memory.h"
 #include "backends/nvidia/arch/sm90/sync.h"
 #include "backends/nvidia/ops/attend_sm90.h"
@@ -53,38 +52,34 @@ __device__ __forceinline__ uint32_t phase_of(int block) {
 
 /// By one thread.
 template <typename Traits>
-__device__ __forceinline__ void init_barriers(Barriers<Traits>& barriers, int rows_empty_arrivals,
-                                              int p_empty_arrivals) {
+__device__ __forceinline__ void init_barriers(Barriers<Traits>& barriers) {
   for (int i = 0; i < Traits::kStages; ++i) {
     mbarrier_init(shared_address(&barriers.rows_full[i]), 128);
-    mbarrier_init(shared_address(&barriers.rows_empty[i]), rows_empty_arrivals);
+    mbarrier_init(shared_address(&barriers.rows_empty[i]), 256);
   }
   for (uint64_t& known : barriers.blocks_known) {
-    mbarrier_init(shared_address(&known), Traits::kCtas == 2 ? 32 : 128);
+    mbarrier_init(shared_address(&known), 128);
   }
   mbarrier_init(shared_address(&barriers.p_full), 128);
-  mbarrier_init(shared_address(&barriers.p_empty), p_empty_arrivals);
+  mbarrier_init(shared_address(&barriers.p_empty), 256);
 }
 
 /// The blocks of this CTA's items in order: `fetch` reads where the rows of the next block lie, the
 /// `resolve` after it turns that into addresses. Items lie chain by chain, so that chains that most
 /// tokens lack come last; lanes look at 32 items at once and pass over those without rows.
 ///
-/// A CTA alone: runs in the warps of an output role, which have time but no registers, so that all
-/// is kept in shared memory between calls. Warp w finds the rows of loader warp w, 16 of a block.
-/// In a pair: one warp with nothing else to do finds all 32 rows; its state stays in registers.
+/// Runs in the warps of an output role, which have time but no registers, so that all is kept in
+/// shared memory between calls. Warp w finds the rows of loader warp w, 16 of a block.
 template <typename Traits>
 struct BlockWalk {
-  static constexpr bool kOneWarp = Traits::kCtas == 2;
   const AttendSm90Args& args;
   WalkStorage<Traits>& shared;
-  WalkState* own = nullptr;  // with one warp
 
   /// Asks for the first item.
   __device__ __forceinline__ void start() const {
     if (writes()) {
       state() = {};
-      state().next_items = static_cast<int>(blockIdx.x) / Traits::kCtas;
+      state().next_items = static_cast<int>(blockIdx.x);
     }
     __syncwarp();
     look_ahead(state());
@@ -113,33 +108,27 @@ struct BlockWalk {
 
  private:
   __device__ __forceinline__ WalkState& state() const {
-    if constexpr (kOneWarp) {
-      return *own;
-    } else {
-      return shared.states[thread_of_role() >> 5];
-    }
+    return shared.states[thread_of_role() >> 5];
   }
   /// Filled asynchronously, and so always in shared memory.
   __device__ __forceinline__ ComingItem& coming() const {
     return shared.states[thread_of_role() >> 5].coming;
   }
-  /// Who changes the state: lane 0 that of its warp, or every lane its copy.
+  /// Who changes the state.
   __device__ __forceinline__ bool writes() const {
-    return kOneWarp || (thread_of_role() & 31) == 0;
+    return (thread_of_role() & 31) == 0;
   }
   /// Whether a lane has a row.
   __device__ __forceinline__ bool has_row() const {
-    return kOneWarp || (thread_of_role() & 31) < 16;
+    return (thread_of_role() & 31) < 16;
   }
   __device__ __forceinline__ int row_of_block() const {
     const int warp = thread_of_role() >> 5, lane = thread_of_role() & 31;
-    return kOneWarp ? static_cast<int>(cluster_rank()) * 32 + lane
-                    : (lane >> 3 & 1) * 32 + warp * 8 + (lane & 7);
+    return (lane >> 3 & 1) * 32 + warp * 8 + (lane & 7);
   }
   __device__ __forceinline__ uint32_t address_of_row(int slot) const {
     const int warp = thread_of_role() >> 5, lane = thread_of_role() & 31;
-    return shared_address(kOneWarp ? &shared.addresses[lane >> 3][slot][lane & 7]
-                                   : &shared.addresses[warp][slot][lane]);
+    return shared_address(&shared.addresses[warp][slot][lane]);
   }
 
   /// Places of block `block_idx`, one more than in the last call. Past the end: a header with token
@@ -266,7 +255,7 @@ struct BlockWalk {
   // Chooses the item after the current one and asks for its numbers.
   __device__ __forceinline__ void look_ahead(WalkState& state) const {
     const int lane = thread_of_role() & 31;
-    const int stride = static_cast<int>(gridDim.x) / Traits::kCtas;
+    const int stride = static_cast<int>(gridDim.x);
     uint32_t pending = state.pending;
     int next_items = state.next_items;
     __syncwarp();

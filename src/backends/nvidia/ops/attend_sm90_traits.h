@@ -13,7 +13,6 @@ struct Traits {
   static constexpr int kTileHeads = 64;
   static constexpr int kBlockRows = 64;
   static constexpr int kThreads = 512;
-  static constexpr int kCtas = 1;  // that share an item
   static constexpr int kStages = 2;
 
   // Panels of 64 columns: rows of 128 bytes with the 128-byte swizzle.
@@ -45,31 +44,6 @@ struct Traits {
   static constexpr int kBlocksAhead = kStages + 2;
   static constexpr int kAddressSlots = kBlocksAhead + 2;
   static constexpr int kHeaderSlots = 8;  // power of two, more than loader and output lie apart
-};
-
-/// sm90_attend_pair: two CTAs share an item.
-template <KvFormat kFormatOfRows>
-struct PairTraits : Traits<kFormatOfRows> {
-  using Base = Traits<kFormatOfRows>;
-  static constexpr int kCtas = 2;
-  static constexpr int kStages = 3;
-  static constexpr int kRows = Base::kBlockRows / 2;  // that a CTA converts and scores
-  static constexpr int kPanels = Base::kPanels / 2;   // of values that a CTA sums
-  // 8 rows of all panels lie together, so that they can be sent in one piece.
-  static constexpr int kPanelStride = 8 * 128;
-  static constexpr int kGroupStride = kPanels * kPanelStride;
-
-  static constexpr int kScoreRegisters = 232;
-  static constexpr int kOutputRegisters = 168;
-  static constexpr int kWalkRegisters = 48;
-  static constexpr int kLoaderRegisters = 64;
-  static_assert((kScoreRegisters + kOutputRegisters + kWalkRegisters + kLoaderRegisters) * 128 <=
-                65536);
-
-  static constexpr int kRawSlots = 2;
-  static constexpr int kBlocksAhead = kStages + kRawSlots;
-  static constexpr int kAddressSlots = kBlocksAhead + 2;
-  static constexpr int kHeaderSlots = 16;  // the walk does not wait for the output role
 };
 
 /// What the loader tells about a block; the output role reads it last.
@@ -109,7 +83,7 @@ template <typename Traits>
 struct WalkStorage {
   alignas(16) BlockHeader headers[Traits::kHeaderSlots];
   // RowAddress, by loader warp
-  alignas(16) uint64_t addresses[4][Traits::kAddressSlots][16 / Traits::kCtas];
+  alignas(16) uint64_t addresses[4][Traits::kAddressSlots][16];
   WalkState states[4];
 };
 
@@ -137,26 +111,6 @@ struct SharedStorage {
   float2 sums[Traits::kTileHeads];  // reference maximum (base 2) and sum of a finished chain
 };
 static_assert(sizeof(SharedStorage<Traits<KvFormat::kFp8DsMla>>) <= 232448, "227 KB a CTA");
-
-template <typename Traits>
-struct PairStorage {
-  // By 8 rows. Columns that this CTA sums: all rows of a block, half of them from the other CTA.
-  alignas(1024) uint8_t values[Traits::kStages][Traits::kBlockRows / 8][Traits::kGroupStride];
-  // The other columns: this CTA's rows only, keys here and values there.
-  alignas(1024) uint8_t keys[Traits::kStages][Traits::kRows / 8][Traits::kGroupStride];
-  alignas(1024) uint8_t p[Traits::kPanelBytes];
-  float4 scores[2][4][4][32];  // of the other CTA's rows: block parity, warp, 8 rows, lane
-  alignas(16) uint8_t raw[4][Traits::kRawSlots][Traits::kRawSlotBytes];
-  WalkStorage<Traits> walk;
-  alignas(16) uint32_t mask[Traits::kStages][4];
-  Barriers<Traits> barriers;  // rows_empty: the output roles of both CTAs
-  // mbarriers of bytes that come from the other CTA
-  uint64_t scores_full[2][4];
-  uint64_t values_full[Traits::kStages];
-  float alpha[Traits::kTileHeads];
-  float2 sums[Traits::kTileHeads];
-};
-static_assert(sizeof(PairStorage<PairTraits<KvFormat::kFp8DsMla>>) <= 232448, "227 KB a CTA");
 
 /// Named barrier within the S role; 0 is __syncthreads.
 constexpr int kScoreBarrier = 1;

@@ -70,13 +70,14 @@ __device__ __forceinline__ void mbarrier_expect_bytes(uint32_t barrier, int byte
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
                : "memory");
 }
-/// 16 bytes to the shared memory of another CTA; they count at its mbarrier `barrier` [st.async].
-__device__ __forceinline__ void cluster_store_async(uint32_t to, float x, float y, float z, float w,
+/// 8 bytes to the shared memory of a CTA of the cluster; they count at its mbarrier `barrier`
+/// [st.async].
+__device__ __forceinline__ void cluster_store_async(uint32_t to, float x, float y,
                                                     uint32_t barrier) {
   asm volatile(
-      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, "
-      "[%5];" ::"r"(to),
-      "f"(x), "f"(y), "f"(z), "f"(w), "r"(barrier)
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1, %2}, [%3];" ::"r"(
+          to),
+      "f"(x), "f"(y), "r"(barrier)
       : "memory");
 }
 /// A piece of this CTA's shared memory to another CTA's; it counts at its mbarrier `barrier`.

@@ -69,18 +69,6 @@ __device__ __forceinline__ void wgmma_64x64_registers(float (&d)[32], uint32_t a
                : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b));
 }
 
-/// d[64, 32] = (accumulate ? d : 0) + a[64, 16] b[32, 16]^T; operands as above.
-__device__ __forceinline__ void wgmma_64x32_registers(float (&d)[16], uint32_t a0, uint32_t a1,
-                                                      uint32_t a2, uint32_t a3, uint64_t b,
-                                                      bool accumulate) {
-  asm volatile(
-      "{\n.reg .pred p;\nsetp.ne.b32 p, %21, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {" DSV4_REGS16
-      "}, {%16, %17, %18, %19}, %20, p, 1, 1, 0;\n}\n"
-      : DSV4_ACC8(d, 0), DSV4_ACC8(d, 8)
-      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(static_cast<int>(accumulate)));
-}
-
 /// d[64, 128] += a[64, 16] b[16, 128]; a K-major, b MN-major (two 64-column panels), both in
 /// shared memory.
 __device__ __forceinline__ void wgmma_64x128_shared(float (&d)[64], uint64_t a, uint64_t b) {
@@ -89,6 +77,30 @@ __device__ __forceinline__ void wgmma_64x128_shared(float (&d)[64], uint64_t a, 
                : DSV4_ACC32(d, 0), DSV4_ACC32(d, 32)
                : "l"(a), "l"(b));
 }
+
+/// d[64, kN] += a[64, 16] b[16, kN]; a in registers as above, b MN-major in shared memory.
+template <int kN>
+struct ValueProduct;
+
+template <>
+struct ValueProduct<64> {
+  __device__ static __forceinline__ void run(float (&d)[32], const uint32_t* a, uint64_t b) {
+    asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" DSV4_REGS32
+                 "}, {%32, %33, %34, %35}, %36, 1, 1, 1, 1;\n"
+                 : DSV4_ACC32(d, 0)
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+  }
+};
+
+template <>
+struct ValueProduct<128> {
+  __device__ static __forceinline__ void run(float (&d)[64], const uint32_t* a, uint64_t b) {
+    asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" DSV4_REGS64
+                 "}, {%64, %65, %66, %67}, %68, 1, 1, 1, 1;\n"
+                 : DSV4_ACC32(d, 0), DSV4_ACC32(d, 32)
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+  }
+};
 
 // ---- E4M3
 

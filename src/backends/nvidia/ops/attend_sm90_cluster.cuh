@@ -1,0 +1,408 @@
+// sm90_attend_cluster: sm90_attend for calls of few items, each shared by a cluster of 2, 4 or 8
+// CTAs.
+//
+// Problem   as sm90_attend, and the same bits: every sum has the same terms in the same order
+// Tiling    item = (token, 64 heads, chain), for a cluster of N CTAs. CTA r owns blocks r, r + N,
+//           ... up to their weights P, and columns 512 / N r ... of the output. Five warpgroups
+//           (cluster of 2: four):
+//             0     S [64 x 64] of an own block; row maxima to all CTAs and from them; P to all
+//             1     O[64 x 512 / N] += P V for every block, in order
+//             2     gathers and converts its columns of all blocks (cluster of 4: 2, 3)
+//             3, 4  gather and convert its own blocks, all columns (cluster of 2: 3; of 4: 4)
+//           All rows are thus converted twice, as keys and as values: cheaper than to send what was
+//           converted, and nothing waits for its reader elsewhere.
+//           What is serial in a chain is exchanged as it is: the reference maximum is found by
+//           every CTA from the maxima of all blocks in their order (a round of N blocks at a time),
+//           sums are added up where O is.
+// Budget    a round of N blocks and CTA: 1024 clocks of wgmma for S, 256 x 4 / N each for O;
+//           conversion of 2 x 32768 values; 9.5 KB of P sent to and received from each other CTA.
+//           Limits and measurements: docs/kernels/attend_sm90.md
+// Launch    N x items CTAs of 640 threads (N = 2: 512) in clusters of N, so that a cluster has one
+//           item; smem = sizeof(ClusterStorage), 1 CTA/SM
+// Contract  as sm90_attend
+// Numerics  as sm90_attend
+#pragma once
+#include <array>
+#include <atomic>
+
+#include "backends/nvidia/ops/attend_sm90.cuh"
+#include "backends/nvidia/ops/attend_sm90_cluster_loader.cuh"
+#include "backends/nvidia/ops/launch.h"
+
+namespace dsv4::nvidia::sm90_attend {
+
+/// The query of this cluster's item, on its way to where keys will lie: each warp copies the heads
+/// that it takes.
+template <typename Traits>
+__device__ __forceinline__ void copy_query(const AttendSm90Args& args,
+                                           ClusterStorage<Traits>& shared, int warp, int lane) {
+  const ItemPlace item = item_of_cluster<Traits>(args);
+  const int last_head = args.attend.num_heads - item.tile * 64 - 1;
+  const uint16_t* q = args.attend.q + item.token * args.attend.q_token_stride +
+                      item.tile * 64 * args.attend.q_head_stride + lane * 8;
+  const uint32_t to = shared_address(shared.keys) + lane * 16;
+#pragma unroll 4
+  for (int i = 0; i < 16; ++i) {
+    const int head = warp * 16 + i;
+    // Heads past the last one are copies of it; nobody stores what becomes of them.
+    const uint16_t* from = q + min(head, last_head) * args.attend.q_head_stride;
+    copy_async_stream(to + head * Traits::kQueryPitch, from, 16);
+    copy_async_stream(to + head * Traits::kQueryPitch + 512, from + 256, 16);
+  }
+  copy_async_commit();
+}
+
+/// As A fragments of 32 products.
+template <typename Traits>
+__device__ __forceinline__ void take_query(uint32_t (&fragments)[32][4],
+                                           ClusterStorage<Traits>& shared, int warp, int lane) {
+  copy_async_wait<0>();
+  __syncwarp();
+  const uint32_t from = shared_address(shared.keys) +
+                        (warp * 16 + (lane & 15)) * Traits::kQueryPitch + (lane >> 4) * 16;
+#pragma unroll
+  for (int k = 0; k < 32; ++k) load_matrix_x4(fragments[k], from + k * 32);
+  mbarrier_arrive(shared_address(&shared.query_taken));
+}
+
+/// Blocks of this CTA: S, the exchange of maxima, P.
+template <typename Traits>
+__device__ __forceinline__ void cluster_score_role(const AttendSm90Args& args,
+                                                   ClusterStorage<Traits>& shared, int rank,
+                                                   int thread) {
+  const int lane = thread & 31, warp = thread >> 5, quad = lane & 3;
+  const int num_blocks = shared.item.num_blocks;
+  uint32_t query[32][4];
+  take_query(query, shared, warp, lane);
+  const uint64_t keys = swizzled_operand(shared_address(shared.keys), 16, 1024);
+
+  float max[2] = {kNoMaximum, kNoMaximum};  // after the rounds before
+  int round = 0;
+  for (int block = rank; block < num_blocks; block += Traits::kCtas, ++round) {
+    const int parity = round & 1;
+    const int in_round = min(num_blocks - round * Traits::kCtas, Traits::kCtas);
+    float s[32];
+#pragma unroll
+    for (float& x : s) x = 0.f;
+    mbarrier_poll(shared_address(&shared.keys_full), phase_of<1>(round));
+    wgmma_fence();
+#pragma unroll
+    for (int k = 0; k < 32; ++k) {
+      const uint32_t* a = query[k];
+      wgmma_64x64_registers(s, a[0], a[1], a[2], a[3],
+                            keys + operand_offset((k >> 2) * Traits::kPanelBytes + (k & 3) * 32));
+    }
+    wgmma_commit();
+    wgmma_wait<0>();
+    mask_scores(s, load_mask<8>(shared.mask[parity]), quad);
+    mbarrier_arrive(shared_address(&shared.keys_empty));
+
+    // The maxima of the round's blocks, to and from all CTAs that have one.
+    float largest[2];
+    block_maxima(s, args.attend.scale_log2, largest);
+    const uint32_t full = shared_address(&shared.maxima_full[parity][warp]);
+    if (lane == 0) mbarrier_expect_bytes(full, in_round * sizeof(shared.maxima[0][0][0]));
+#pragma unroll
+    for (int i = 0; i < (Traits::kCtas + 3) / 4; ++i) {
+      const int to = 4 * i + quad;
+      if (to < in_round) {
+        cluster_store_async(cluster_address(&shared.maxima[parity][rank][warp][lane >> 2], to),
+                            largest[0], largest[1],
+                            cluster_address(&shared.maxima_full[parity][warp], to));
+      }
+    }
+    mbarrier_poll(full, phase_of<2>(round));
+    float alpha[2], reference[2] = {};  // of the block
+    const uint32_t maxima = shared_address(&shared.maxima[parity][0][warp][lane >> 2]);
+#pragma unroll
+    for (int i = 0; i < Traits::kCtas; ++i) {
+      const uint2 of_block = load_shared_2(maxima + i * sizeof(shared.maxima[0][0]));
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const float x = __uint_as_float(h == 0 ? of_block.x : of_block.y);
+        if (i == rank) reference[h] = max[h];
+        if (i < in_round && x > max[h] + 8.f) max[h] = x;
+      }
+    }
+#pragma unroll
+    for (int h = 0; h < 2; ++h) alpha[h] = move_reference(largest[h], reference[h]);
+
+    float sum[2];
+    uint32_t p[16];
+    block_weights(s, args.attend.scale_log2, reference, sum, p);
+    const int slot = block % Traits::kWeightSlots;
+    if (block >= Traits::kWeightSlots) {
+      const int uses = round - (Traits::kWeightSlots - rank + Traits::kCtas - 1) / Traits::kCtas;
+      mbarrier_poll(shared_address(&shared.weights_free[warp]), phase_of<1>(uses));
+    }
+    BlockWeights& weights = shared.weights[slot][warp];
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      store_shared_4(shared_address(&weights.p[k][lane]), p[4 * k], p[4 * k + 1], p[4 * k + 2],
+                     p[4 * k + 3]);
+    }
+    weights.sums[lane] = make_float2(sum[0], sum[1]);
+    if (quad == 0) {
+      weights.reference[lane >> 2] = make_float4(alpha[0], alpha[1], reference[0], reference[1]);
+    }
+    fence_proxy_async();
+    mbarrier_arrive(shared_address(&shared.weights_full[slot][warp]));
+    __syncwarp();
+    if (lane < Traits::kCtas && lane != rank) {
+      cluster_copy_async(cluster_address(&weights, lane), shared_address(&weights),
+                         sizeof(BlockWeights),
+                         cluster_address(&shared.weights_full[slot][warp], lane));
+    }
+  }
+}
+
+/// Accumulators of this CTA's columns.
+template <typename Traits>
+struct Output {
+  static constexpr int kProducts = Traits::kColumns / Traits::kProductColumns;
+  float values[kProducts][Traits::kProductColumns / 2] = {};
+
+  __device__ __forceinline__ const float& at(int i) const {
+    return values[i / (Traits::kProductColumns / 2)][i % (Traits::kProductColumns / 2)];
+  }
+  __device__ __forceinline__ void scale(const float (&alpha)[2]) {
+#pragma unroll
+    for (auto& of_product : values) {
+#pragma unroll
+      for (int i = 0; i < Traits::kProductColumns / 2; ++i) of_product[i] *= alpha[i >> 1 & 1];
+    }
+  }
+};
+
+/// What is left of an item: this CTA's columns of 64 heads.
+template <typename Traits>
+__device__ __forceinline__ void store_columns(const AttendSm90Args& args, const BlockHeader& item,
+                                              int rank, const float2 (&sums)[2],
+                                              const float (&sinks)[2], const Output<Traits>& o) {
+  const int thread = thread_of_role(), quad = thread & 3, row = row_of_thread();
+  const int column = rank * Traits::kColumns;
+  if (__any_sync(~0u, (item.flags & kOnlyChain) != 0)) {
+    float inverse[2];
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      inverse[h] = sums[h].y > 0.f ? inverse_denominator(sums[h].x, sums[h].y, sinks[h]) : 0.f;
+    }
+    store_output<Traits::kColumns>(args, item, column, row, quad, inverse,
+                                   [&](int i) { return o.at(i); });
+  } else {
+    // As store_item: 128 threads and 32 vectors for either half of the columns.
+    float4* values = args.chains.values + (chain_slot(args, item) * 32 + column % 256 / 8) * 256 +
+                     column / 256 * 128 + thread;
+#pragma unroll
+    for (int k = 0; k < Traits::kColumns / 8; ++k) {
+      __stcg(values + k * 256,
+             make_float4(o.at(4 * k), o.at(4 * k + 1), o.at(4 * k + 2), o.at(4 * k + 3)));
+    }
+  }
+  if (rank == 0 && quad == 0) store_sums(args, item, row, sums);
+}
+
+/// O of this CTA's columns.
+template <typename Traits>
+__device__ __forceinline__ void cluster_output_role(const AttendSm90Args& args,
+                                                    ClusterStorage<Traits>& shared, int rank) {
+  const int lane = thread_of_role() & 31, warp = thread_of_role() >> 5;
+  const int num_blocks = shared.item.num_blocks;
+  const uint32_t base = storage_base(shared);
+  const auto at = [&](const void* member) { return member_address(base, shared, member); };
+  // Asked for now, because it is at the end of everything that they are used.
+  float sinks[2];
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    const int head = static_cast<int>(shared.item.tile) * 64 + row_of_thread() + 8 * h;
+    const bool has_sink = args.attend.sink != nullptr && head < args.attend.num_heads;
+    sinks[h] = has_sink ? __ldg(args.attend.sink + head) : -INFINITY;
+  }
+  Output<Traits> o;
+  float sum[2] = {0.f, 0.f}, max[2];
+  int owner = 0, slot = 0, stage = 0;
+  uint32_t slot_phase = 0, stage_phase = 0;
+  for (int block = 0; block < num_blocks; ++block) {
+    const uint32_t full = at(&shared.weights_full[slot][warp]);
+    if (owner != rank) {
+      if (lane == 0) {
+        mbarrier_expect_bytes(full, sizeof(BlockWeights));
+      } else {
+        mbarrier_arrive(full);
+      }
+    }
+    mbarrier_poll(full, slot_phase);
+    const BlockWeights& weights = shared.weights[slot][warp];
+    uint32_t p[16];
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      const uint4 x = load_shared_16(at(&weights.p[k][lane]));
+      p[4 * k] = x.x;
+      p[4 * k + 1] = x.y;
+      p[4 * k + 2] = x.z;
+      p[4 * k + 3] = x.w;
+    }
+    const uint4 reference = load_shared_16(at(&weights.reference[lane >> 2]));
+    const uint2 block_sum = load_shared_2(at(&weights.sums[lane]));
+    const float alpha[2] = {__uint_as_float(reference.x), __uint_as_float(reference.y)};
+    max[0] = __uint_as_float(reference.z);
+    max[1] = __uint_as_float(reference.w);
+    sum[0] = add_block_sum(sum[0], alpha[0], __uint_as_float(block_sum.x));
+    sum[1] = add_block_sum(sum[1], alpha[1], __uint_as_float(block_sum.y));
+    if (block > 0 && __any_sync(~0u, alpha[0] != 1.f || alpha[1] != 1.f)) {
+      o.scale(alpha);
+    }
+
+    mbarrier_poll(at(&shared.values_full[stage]), stage_phase);
+    const uint64_t values =
+        swizzled_operand(at(shared.values[stage]), Traits::kPanelStride, Traits::kGroupStride);
+    wgmma_fence();
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+#pragma unroll
+      for (int i = 0; i < o.kProducts; ++i) {
+        ValueProduct<Traits::kProductColumns>::run(
+            o.values[i], p + 4 * k,
+            values + operand_offset(k * 2 * Traits::kGroupStride + i * 2 * Traits::kPanelStride));
+      }
+    }
+    wgmma_commit();
+    // The warp has read the slot: block + kWeightSlots can be written there.
+    const int next = block + Traits::kWeightSlots;
+    if (next < num_blocks) {
+      const int writer = next % Traits::kCtas;
+      if (writer == rank) {
+        mbarrier_arrive(at(&shared.weights_free[warp]));
+      } else if (lane == 0) {
+        cluster_mbarrier_arrive(cluster_address(&shared.weights_free[warp], writer));
+      }
+    }
+    wgmma_wait<0>();
+    mbarrier_arrive(at(&shared.values_empty[stage]));
+    owner = owner == Traits::kCtas - 1 ? 0 : owner + 1;
+    slot = slot == Traits::kWeightSlots - 1 ? 0 : slot + 1;
+    if (slot == 0) slot_phase ^= 1;
+    stage = stage == Traits::kValueSlots - 1 ? 0 : stage + 1;
+    if (stage == 0) stage_phase ^= 1;
+  }
+  float2 sums[2];
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    sum[h] += __shfl_xor_sync(~0u, sum[h], 1);
+    sum[h] += __shfl_xor_sync(~0u, sum[h], 2);
+    sums[h] = make_float2(max[h], sum[h]);
+  }
+  BlockHeader item{};
+  item.token = shared.item.token;
+  item.tile = shared.item.tile;
+  item.chain = shared.item.chain;
+  item.flags = shared.item.flags;
+  store_columns<Traits>(args, item, rank, sums, sinks, o);
+}
+
+template <typename Traits>
+__device__ __forceinline__ void init_cluster_barriers(ClusterStorage<Traits>& shared) {
+  mbarrier_init(shared_address(&shared.query_taken), 128);
+  mbarrier_init(shared_address(&shared.keys_full), Traits::kKeyWarps * 32);
+  mbarrier_init(shared_address(&shared.keys_empty), 128);
+  for (uint64_t& barrier : shared.values_full) mbarrier_init(shared_address(&barrier), 128);
+  for (uint64_t& barrier : shared.values_empty) mbarrier_init(shared_address(&barrier), 128);
+  for (auto& parity : shared.maxima_full) {
+    for (uint64_t& barrier : parity) mbarrier_init(shared_address(&barrier), 1);
+  }
+  for (auto& slot : shared.weights_full) {
+    for (uint64_t& barrier : slot) mbarrier_init(shared_address(&barrier), 32);
+  }
+  for (uint64_t& barrier : shared.weights_free) {
+    mbarrier_init(shared_address(&barrier), 32 + Traits::kCtas - 1);  // the CTA's own warp: all
+  }
+  fence_mbarrier_init();
+}
+
+template <typename Traits>
+__global__ void __launch_bounds__(Traits::kThreads, 1)
+    attend_cluster_kernel(const __grid_constant__ AttendSm90Args args) {
+  extern __shared__ __align__(1024) uint8_t storage[];
+  auto& shared = *reinterpret_cast<ClusterStorage<Traits>*>(storage);
+  const int role = __shfl_sync(~0u, threadIdx.x >> 7, 0);
+  const int rank = static_cast<int>(cluster_rank());
+  if (threadIdx.x == 384) init_cluster_barriers(shared);
+  __syncwarp();
+  cluster_arrive_relaxed();
+  follow_kernels_before();
+  if (role == 0) {
+    copy_query(args, shared, thread_of_role() >> 5, thread_of_role() & 31);
+  } else if (threadIdx.x == 128) {
+    start_item(args, shared);
+  } else if (role == 2) {
+    prefetch_slots<Traits>(args, thread_of_role());
+  }
+  __syncthreads();
+  cluster_wait();
+  if (shared.item.num_blocks > 0) {
+    if (role == 0) {
+      increase_registers<Traits::kScoreRegisters>();
+      cluster_score_role(args, shared, rank, thread_of_role());
+    } else if (role == 1) {
+      if constexpr (Traits::kOutputRegisters > Traits::kLaunchRegisters) {
+        increase_registers<Traits::kOutputRegisters>();
+      } else {
+        decrease_registers<Traits::kOutputRegisters>();
+      }
+      cluster_output_role(args, shared, rank);
+    } else if (role < 2 + Traits::kValueGroups) {
+      decrease_registers<Traits::kValueRegisters>();
+      load_values(args, shared, rank, role - 2, thread_of_role() >> 5, thread_of_role() & 31);
+    } else {
+      decrease_registers<Traits::kKeyRegisters>();
+      load_keys(args, shared, rank, (role - 2 - Traits::kValueGroups) * 4 + (thread_of_role() >> 5),
+                thread_of_role() & 31);
+    }
+  }
+  // Others may still read or write here.
+  __syncwarp();
+  cluster_arrive_relaxed();
+  cluster_wait();
+}
+
+}  // namespace dsv4::nvidia::sm90_attend
+
+namespace dsv4::nvidia {
+
+template <KvFormat kFormat, int kCtas>
+int attend_sm90_clusters() {
+  using Traits = sm90_attend::ClusterTraits<kFormat, kCtas>;
+  constexpr auto kKernel = sm90_attend::attend_cluster_kernel<Traits>;
+  static std::array<std::atomic<int>, 64> known{};
+  int device = 0;
+  DSV4_CUDA_CHECK(cudaGetDevice(&device));
+  std::atomic<int>& cached = known[static_cast<size_t>(device) % known.size()];
+  int count = cached.load(std::memory_order_relaxed);
+  if (count == 0) {
+    constexpr int kBytes = sizeof(sm90_attend::ClusterStorage<Traits>);
+    allow_shared_memory(kKernel, kBytes);
+    cudaLaunchAttribute cluster{};
+    cluster.id = cudaLaunchAttributeClusterDimension;
+    cluster.val.clusterDim = {kCtas, 1, 1};
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(kCtas);
+    config.blockDim = dim3(Traits::kThreads);
+    config.dynamicSmemBytes = kBytes;
+    config.attrs = &cluster;
+    config.numAttrs = 1;
+    DSV4_CUDA_CHECK(cudaOccupancyMaxActiveClusters(&count, kKernel, &config));
+    cached.store(count, std::memory_order_relaxed);
+  }
+  return count;
+}
+
+template <KvFormat kFormat, int kCtas>
+void launch_attend_sm90_cluster(const AttendSm90Args& args, cudaStream_t stream) {
+  using Traits = sm90_attend::ClusterTraits<kFormat, kCtas>;
+  launch<sm90_attend::attend_cluster_kernel<Traits>>(
+      {dim3(static_cast<unsigned>(args.num_items) * kCtas), Traits::kThreads,
+       sizeof(sm90_attend::ClusterStorage<Traits>), kCtas},
+      stream, args);
+}
+
+}  // namespace dsv4::nvidia

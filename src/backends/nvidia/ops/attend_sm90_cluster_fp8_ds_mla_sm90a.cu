@@ -1,0 +1,14 @@
+// sm90_attend_cluster for fp8_ds_mla rows.
+#include "backends/nvidia/ops/attend_sm90_cluster.cuh"
+
+namespace dsv4::nvidia {
+template int attend_sm90_clusters<KvFormat::kFp8DsMla, 2>();
+template int attend_sm90_clusters<KvFormat::kFp8DsMla, 4>();
+template int attend_sm90_clusters<KvFormat::kFp8DsMla, 8>();
+template void launch_attend_sm90_cluster<KvFormat::kFp8DsMla, 2>(const AttendSm90Args&,
+                                                                 cudaStream_t);
+template void launch_attend_sm90_cluster<KvFormat::kFp8DsMla, 4>(const AttendSm90Args&,
+                                                                 cudaStream_t);
+template void launch_attend_sm90_cluster<KvFormat::kFp8DsMla, 8>(const AttendSm90Args&,
+                                                                 cudaStream_t);
+}  // namespace dsv4::nvidia
