@@ -174,23 +174,53 @@ struct Output {
   }
 };
 
+/// Writes 64 heads x kColumns dims from `column` on (two rows a thread) as bf16: the words of a
+/// quad are transposed, so that a thread stores 16 bytes.
+template <int kColumns, typename Value>
+__device__ __forceinline__ void store_output_rows(const AttendSm90Args& args,
+                                                  const BlockHeader& item, int column, int row,
+                                                  int quad, const float (&inverse)[2],
+                                                  const Value& value) {
+  const int head = item.tile * 64 + row;
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    uint16_t* out = args.attend.out + item.token * args.attend.out_token_stride +
+                    (head + 8 * h) * args.attend.out_head_stride + column + quad * 8;
+    asm volatile("" : "+l"(out));  // one address register, immediate offsets
+    const bool stored = head + 8 * h < args.attend.num_heads;
+#pragma unroll
+    for (int g = 0; g < kColumns / 32; ++g) {
+      uint32_t x[4];
+#pragma unroll
+      for (int c = 0; c < 4; ++c) {
+        const int i = (4 * g + c) * 4 + 2 * h;
+        x[c] = pack_bf16x2(value(i) * inverse[h], value(i + 1) * inverse[h]);
+      }
+      transpose_quad(x, quad);
+      if (stored) {
+        *reinterpret_cast<uint4*>(out + g * 32) = make_uint4(x[0], x[1], x[2], x[3]);
+      }
+    }
+  }
+}
+
 /// What is left of an item: this CTA's columns of 64 heads.
 template <typename Traits>
 __device__ __forceinline__ void store_columns(const AttendSm90Args& args, const BlockHeader& item,
-                                              int rank, const float2 (&sums)[2],
-                                              const float (&sinks)[2], const Output<Traits>& o) {
+                                              int rank, const float2 (&sums)[2], const Sinks& sinks,
+                                              const Output<Traits>& o) {
   const int thread = thread_of_role(), quad = thread & 3, row = row_of_thread();
   const int column = rank * Traits::kColumns;
   if (__any_sync(~0u, (item.flags & kOnlyChain) != 0)) {
     float inverse[2];
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      inverse[h] = sums[h].y > 0.f ? inverse_denominator(sums[h].x, sums[h].y, sinks[h]) : 0.f;
+      inverse[h] = sums[h].y > 0.f ? inverse_denominator(sums[h].x, sums[h].y, sinks.of[h]) : 0.f;
     }
-    store_output<Traits::kColumns>(args, item, column, row, quad, inverse,
-                                   [&](int i) { return o.at(i); });
+    store_output_rows<Traits::kColumns>(args, item, column, row, quad, inverse,
+                                        [&](int i) { return o.at(i); });
   } else {
-    // As store_item: 128 threads and 32 vectors for either half of the columns.
+    // As store_chain: 128 threads and 32 vectors for either half of the columns.
     float4* values = args.chains.values + (chain_slot(args, item) * 32 + column % 256 / 8) * 256 +
                      column / 256 * 128 + thread;
 #pragma unroll
@@ -199,7 +229,12 @@ __device__ __forceinline__ void store_columns(const AttendSm90Args& args, const 
              make_float4(o.at(4 * k), o.at(4 * k + 1), o.at(4 * k + 2), o.at(4 * k + 3)));
     }
   }
-  if (rank == 0 && quad == 0) store_sums(args, item, row, sums);
+  if (rank != 0 || quad != 0) return;
+#pragma unroll 1
+  for (int h = 0; h < 2; ++h) {
+    const float2 of_head = h == 0 ? sums[0] : sums[1];
+    store_sum(args, item, row + 8 * h, of_head.x, of_head.y);
+  }
 }
 
 /// O of this CTA's columns.
@@ -211,13 +246,8 @@ __device__ __forceinline__ void cluster_output_role(const AttendSm90Args& args,
   const uint32_t base = storage_base(shared);
   const auto at = [&](const void* member) { return member_address(base, shared, member); };
   // Asked for now, because it is at the end of everything that they are used.
-  float sinks[2];
-#pragma unroll
-  for (int h = 0; h < 2; ++h) {
-    const int head = static_cast<int>(shared.item.tile) * 64 + row_of_thread() + 8 * h;
-    const bool has_sink = args.attend.sink != nullptr && head < args.attend.num_heads;
-    sinks[h] = has_sink ? __ldg(args.attend.sink + head) : -INFINITY;
-  }
+  Sinks sinks;
+  sinks.load(args, static_cast<int>(shared.item.tile), row_of_thread());
   Output<Traits> o;
   float sum[2] = {0.f, 0.f}, max[2];
   int owner = 0, slot = 0, stage = 0;
