@@ -5,7 +5,7 @@
 
 #include "backends/amd/candidate_list.h"
 #include "backends/gpu/executor_launch.h"
-#include "backends/host_device.h"
+#include "core/host_device.h"
 #include "ops/forced_candidates.h"
 
 namespace dsv4::amd {

@@ -6,8 +6,8 @@
 
 #include "backends/cpu/candidates.h"
 #include "backends/cpu/limits.h"
-#include "backends/host_device.h"
 #include "core/fail.h"
+#include "core/host_device.h"
 #include "ops/forced_candidates.h"
 
 namespace dsv4::cpu {
