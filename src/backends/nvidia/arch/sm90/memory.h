@@ -65,6 +65,14 @@ __device__ __forceinline__ void store_matrix_4(uint32_t address, uint32_t x, uin
                "r"(x), "r"(y), "r"(z), "r"(w)
                : "memory");
 }
+/// The same, each matrix transposed: the address is that of column j of matrix i.
+__device__ __forceinline__ void store_matrix_4_transposed(uint32_t address, uint32_t x, uint32_t y,
+                                                          uint32_t z, uint32_t w) {
+  asm volatile(
+      "stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address),
+      "r"(x), "r"(y), "r"(z), "r"(w)
+      : "memory");
+}
 
 __device__ __forceinline__ uint32_t multiply_add(uint32_t a, uint32_t b, uint32_t c) {
   uint32_t sum;

@@ -1,0 +1,379 @@
+// sm90_attend_heads: one token x up to 16 (32) heads against a chain of row blocks.
+//
+// Problem   attend.h; rows of 512 dims, blocks of 64 rows
+// Tiling    item = (token, chain), dealt out to persistent CTAs, first chains first. Rows of keys
+//           and columns of values are the long side of the products, heads the short one. Four
+//           warpgroups:
+//             0, 1  even and odd blocks: fetch, convert, S^T = K Q^T [64 x heads] with K in
+//                   registers as it comes from the conversion, softmax, P; rows and P to shared
+//                   memory (attend_sm90_heads_rows.cuh)
+//             2     O^T[512 x heads] += V^T P^T, epilogue
+//             3     two warps say where rows lie, two load queries
+// Budget    a block and 16 heads: 64 x 584 B = 37 KB; shared memory: rows in and out 74 KB, tile
+//           written and read 128 KB, query 16 KB = 1700 clocks; about 1000 instructions a warp of a
+//           rows role. Limits and measurements: docs/kernels/attend_sm90_heads.md
+// Launch    min(items, SMs) CTAs of 512 threads, smem = sizeof(SharedStorage), 1 CTA/SM
+// Contract  as sm90_attend: q, out, rows 16-byte aligned (fp8_ds_mla: 8); masked rows are never
+// read
+//           and contribute exactly nothing: their tile rows are zeros, their P is 0; a token
+//           without rows gets 0 and lse -inf; bits depend on the token's own rows only
+// Numerics  as sm90_attend: f32 sums, p rounded to bf16, sums of unrounded p, a reference maximum
+//           that moves only when the true one has grown by more than 2^8
+#pragma once
+#include "backends/nvidia/ops/attend_rows.cuh"
+#include "backends/nvidia/ops/attend_sm90_heads.h"
+#include "backends/nvidia/ops/attend_sm90_heads_rows.cuh"
+#include "backends/nvidia/ops/gpu_check.h"
+
+namespace dsv4::nvidia::sm90_attend_heads {
+
+// ---- items
+
+/// A token's chain, or nothing.
+struct Item {
+  int32_t index;  // -1: none
+  int32_t token, chain;
+};
+
+__device__ __forceinline__ Item item_of(const AttendSm90Args& args, int index) {
+  const int chain = args.chain_items.divide(index);
+  return {index, index - chain * args.chain_items.divisor, chain};
+}
+
+/// The first item from `index` on, of this CTA's, that has rows to see (chain 0: always). Whole
+/// warps: lanes look at 32 items at once.
+__device__ __forceinline__ Item find_item(const AttendSm90Args& args, int index) {
+  const int stride = static_cast<int>(gridDim.x), lane = static_cast<int>(threadIdx.x) & 31;
+  for (; index < args.num_items; index += 32 * stride) {
+    const int looked_at = index + lane * stride;
+    bool has_work = looked_at < args.num_items;
+    if (has_work) {
+      const Item item = item_of(args, looked_at);
+      if (item.chain > 0) {
+        const RowSource& rows = args.attend.compressed;
+        const int rows_per_chain = args.attend.blocks_per_chain * 64;
+        const int begin = rows.kind == RowSource::kRange ? __ldg(rows.begin + item.token) : 0;
+        const int end = __ldg(rows.end + item.token);
+        has_work = begin < end && end > item.chain * rows_per_chain &&
+                   begin < (item.chain + 1) * rows_per_chain;
+      }
+    }
+    const uint32_t found = __ballot_sync(~0u, has_work);
+    if (found != 0) return item_of(args, index + (__ffs(found) - 1) * stride);
+  }
+  return {-1, 0, 0};
+}
+__device__ __forceinline__ Item next_item(const AttendSm90Args& args, const Item& item) {
+  return find_item(args, item.index + static_cast<int>(gridDim.x));
+}
+
+// ---- walk: where the rows of coming blocks lie
+
+template <typename Traits>
+__device__ __forceinline__ void walk_role(const AttendSm90Args& args, SharedStorage<Traits>& shared,
+                                          int row) {
+  constexpr int kSlots = Traits::kSlots;
+  Item item = find_item(args, static_cast<int>(blockIdx.x));
+  uint32_t item_flags = 0;
+  TokenBlocks token{};
+  ChainBlocks chain{};
+  int inside = 0, count = 0;  // block of the item
+  const auto open = [&] {
+    if (item.index < 0) return;
+    token = token_blocks(args.attend, item.token);
+    chain = chain_blocks(args.attend, token, item.chain);
+    inside = 0;
+    count = max(chain.count, 1);  // a token without rows has one block of none
+    item_flags = (item_flags & kOddItem) | (token.num_chains == 1 ? kOnlyChain : 0u);
+  };
+  const auto place_of_row = [&]() -> RowPlace {
+    if (item.index < 0 || inside >= chain.count) return {-1, 0};
+    return place_of_chain(args.attend, token, chain, item.token, inside, row);
+  };
+  open();
+  RowPlace place = place_of_row();
+  for (int block = 0, ends = 0; ends < 2; ++block) {
+    // This block, then the load of the next one's place, then what needs this one's.
+    const int slot = block % kSlots;
+    BlockHeader header{-1, 0, 0};
+    const RowPlace here = place;
+    const RowSource& rows = source_of_chain(args.attend, chain, inside);
+    if (item.index >= 0) {
+      const bool last = inside + 1 == count;
+      header = {item.token, static_cast<uint16_t>(item.chain),
+                static_cast<uint16_t>(item_flags | (inside == 0 ? kFirstBlock : 0u) |
+                                      (last ? kLastBlock : 0u))};
+      if (last) {
+        item = next_item(args, item);
+        item_flags ^= kOddItem;
+        open();
+      } else {
+        ++inside;
+      }
+      place = place_of_row();
+    } else {
+      ++ends;  // one for either rows role
+    }
+    const RowRef found = row_address(rows, here);
+    if (block >= kSlots) {
+      mbarrier_poll(shared_address(&shared.barriers.freed[slot]), phase_of<kSlots>(block) ^ 1);
+    }
+    shared.addresses[slot][row] =
+        found.values == nullptr
+            ? 0
+            : RowAddress::of(found.values,
+                             Traits::kHasScales ? static_cast<int>(found.scales - found.values) : 0)
+                  .bits;
+    if (row == 0) shared.headers[slot] = header;
+    mbarrier_arrive(shared_address(&shared.barriers.known[slot]));
+  }
+}
+
+// ---- query
+
+/// Columns of a query for the operand of S^T: see RowsOfWarp. Two warps; each has half of the
+/// panels. Heads past the last one are copies of it; nobody stores what becomes of them.
+template <typename Traits>
+__device__ __forceinline__ void query_role(const AttendSm90Args& args,
+                                           SharedStorage<Traits>& shared, int warp, int lane) {
+  constexpr int kHeadGroups = Traits::kHeads / 8;
+  const int quad = lane & 3;
+  uint32_t phase = 0;
+  bool first = true;
+  for (Item item = find_item(args, static_cast<int>(blockIdx.x)); item.index >= 0;
+       item = next_item(args, item)) {
+#pragma unroll
+    for (int half = 0; half < kHeadGroups; half += 2) {  // 16 heads at a time
+      uint32_t values[4][2][2][4];                       // panel, group of 8 heads, columns
+      const uint16_t* q = args.attend.q + item.token * args.attend.q_token_stride;
+#pragma unroll
+      for (int group = 0; group < 2; ++group) {
+        const int head = min((half + group) * 8 + (lane >> 2), args.attend.num_heads - 1);
+        const uint16_t* of_head = q + head * args.attend.q_head_stride;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const int panel = warp * 4 + i;
+          const bool wide = panel >= Traits::kFp8Panels;
+#pragma unroll
+          for (int upper = 0; upper < 2; ++upper) {
+            const int column = wide ? 8 * quad + 32 * upper : 16 * quad + 8 * upper;
+            load_global_constant_16(of_head + panel * 64 + column, values[i][group][upper]);
+          }
+        }
+      }
+      if (half == 0 && !first) {
+        mbarrier_poll(shared_address(&shared.barriers.query_empty), phase);
+        phase ^= 1;
+      }
+#pragma unroll
+      for (int group = 0; group < 2; ++group) {
+        const int head = (half + group) * 8 + (lane >> 2);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const uint32_t to = shared_address(shared.query[warp * 4 + i]) + head * 128 + quad * 4;
+#pragma unroll
+          for (int upper = 0; upper < 2; ++upper) {
+#pragma unroll
+            for (int k = 0; k < 4; ++k) {  // step 2 upper + k / 2, columns 8 (k % 2) + 2 quad, + 1
+              store_shared(to + (((4 * upper + k) ^ (head & 7)) << 4), values[i][group][upper][k]);
+            }
+          }
+        }
+      }
+    }
+    first = false;
+    fence_proxy_async();
+    mbarrier_arrive(shared_address(&shared.barriers.query_full));
+  }
+}
+
+// ---- output
+
+/// What is left of an item: all dims, warp by warp 16 of every 64, of all heads. `sum` is that of
+/// head lane % kHeads.
+template <typename Traits>
+__device__ __forceinline__ void store_item(const AttendSm90Args& args,
+                                           SharedStorage<Traits>& shared, const BlockHeader& header,
+                                           int stage, int warp, int lane, float sum,
+                                           const float (&o)[8][Traits::kHeads / 2]) {
+  constexpr int kHeads = Traits::kHeads;
+  const AttendArgs& attend = args.attend;
+  const int quad = lane & 3, my_head = lane % kHeads;
+  const float max = shared.reference[stage][my_head];
+  const bool any = sum > 0.f || sum != sum;
+  if ((header.flags & kOnlyChain) == 0) {
+    const int64_t slot = static_cast<int64_t>(header.token) * attend.max_chains + header.chain;
+    if (warp == 0 && lane < kHeads) {
+      args.chains.sums[slot * kHeads + my_head] = make_float2(any ? max : -INFINITY, sum);
+    }
+    float* values = reinterpret_cast<float*>(args.chains.values) +
+                    (slot * kHeads + 2 * quad) * Traits::kHeadDim + warp * 16 + (lane >> 2);
+#pragma unroll
+    for (int panel = 0; panel < 8; ++panel) {
+#pragma unroll
+      for (int i = 0; i < kHeads / 2; ++i) {
+        const int head = i / 4 * 8 + i % 2, column = panel * 64 + i / 2 % 2 * 8;
+        __stcg(values + head * Traits::kHeadDim + column, o[panel][i]);
+      }
+    }
+    return;
+  }
+
+  float factor = 0.f;
+  if (my_head < attend.num_heads) {
+    const float sink = attend.sink != nullptr ? __ldg(attend.sink + my_head) : -INFINITY;
+    if (any) factor = inverse_denominator(max, sum, sink);
+    if (warp == 0 && lane < kHeads && attend.lse != nullptr) {
+      attend.lse[static_cast<int64_t>(header.token) * attend.num_heads + my_head] =
+          any ? log_sum_exp(max, sum) : -INFINITY;
+    }
+  }
+  float factors[kHeads / 4];
+#pragma unroll
+  for (int i = 0; i < kHeads / 4; ++i) {
+    factors[i] = __shfl_sync(~0u, factor, i / 2 * 8 + 2 * quad + i % 2);
+  }
+  // Transposed through the tile that has been used up: a panel is 16 columns of every head, 32
+  // bytes.
+  barrier_sync(3, 128);
+  const uint32_t staged = shared_address(shared.rows[stage][warp]);
+  constexpr int kStagedBytes = kHeads * 32;
+#pragma unroll
+  for (int panel = 0; panel < 8; ++panel) {
+#pragma unroll
+    for (int n = 0; n < kHeads / 8; n += 2) {
+      const float* of = o[panel] + 4 * n;
+      const float* by = factors + 2 * n;
+      const uint32_t to = staged + panel * kStagedBytes +
+                          (8 * n + (lane >> 4) * 8 + (lane & 7)) * 32 + (lane >> 3 & 1) * 16;
+      store_matrix_4_transposed(
+          to, pack_bf16x2(of[0] * by[0], of[1] * by[1]), pack_bf16x2(of[2] * by[0], of[3] * by[1]),
+          pack_bf16x2(of[4] * by[2], of[5] * by[3]), pack_bf16x2(of[6] * by[2], of[7] * by[3]));
+    }
+  }
+  __syncwarp();
+  uint16_t* out = attend.out + header.token * attend.out_token_stride + warp * 16 + (lane & 1) * 8;
+#pragma unroll
+  for (int n = 0; n < kHeads; n += 16) {
+    const int head = n + (lane >> 1);
+    if (head >= attend.num_heads) continue;
+    uint16_t* of_head = out + head * attend.out_head_stride;
+#pragma unroll
+    for (int panel = 0; panel < 8; ++panel) {
+      *reinterpret_cast<uint4*>(of_head + panel * 64) =
+          load_shared_16(staged + panel * kStagedBytes + n * 32 + lane * 16);
+    }
+  }
+}
+
+template <typename Traits>
+__device__ __forceinline__ void output_role(const AttendSm90Args& args,
+                                            SharedStorage<Traits>& shared, int warp, int lane) {
+  constexpr int kHeads = Traits::kHeads, kSlots = Traits::kSlots;
+  const int my_head = lane % kHeads, quad = lane & 3;
+  for (int block = 0;;) {
+    float o[8][kHeads / 2];  // by panel; o[p][4 n ...] as scores: columns instead of rows
+#pragma unroll
+    for (int i = 0; i < 8 * (kHeads / 2); ++i) o[i / (kHeads / 2)][i % (kHeads / 2)] = 0.f;
+    float sum = 0.f;
+    for (bool last = false; !last; ++block) {
+      const int stage = block & 1, slot = block % kSlots;
+      mbarrier_poll(shared_address(&shared.barriers.known[slot]), phase_of<kSlots>(block));
+      const BlockHeader header = read_header(shared.headers[slot]);
+      if (header.token < 0) return;
+      last = __any_sync(~0u, (header.flags & kLastBlock) != 0);
+      mbarrier_poll(shared_address(&shared.barriers.full[stage]), phase_of<2>(block));
+      const bool first = (header.flags & kFirstBlock) != 0;
+      const float alpha = first ? 1.f : shared.alpha[stage][my_head];
+      const float(&sums)[4][kHeads] = shared.sums[stage];
+      sum = fmaf(sum, alpha,
+                 (sums[0][my_head] + sums[1][my_head]) + (sums[2][my_head] + sums[3][my_head]));
+      if (__any_sync(~0u, alpha != 1.f)) {
+#pragma unroll
+        for (int i = 0; i < kHeads / 4; ++i) {
+          const float by = __shfl_sync(~0u, alpha, i / 2 * 8 + 2 * quad + i % 2);
+          const int at = 4 * (i / 2) + i % 2;
+#pragma unroll
+          for (int panel = 0; panel < 8; ++panel) {
+            o[panel][at] *= by;
+            o[panel][at + 2] *= by;
+          }
+        }
+      }
+      const uint64_t values =
+          swizzled_operand(shared_address(shared.rows[stage]), Traits::kPanelBytes, 1024);
+      const uint64_t p = swizzled_operand(shared_address(shared.p[stage]), 16, 1024);
+      wgmma_fence();
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+#pragma unroll
+        for (int panel = 0; panel < 8; ++panel) {
+          TransposedProduct<kHeads>::run(
+              o[panel], values + operand_offset(panel * Traits::kPanelBytes + k * 2048),
+              p + operand_offset(k * 32));
+        }
+      }
+      wgmma_commit();
+      wgmma_wait<0>();
+      if (last) store_item(args, shared, header, stage, warp, lane, sum, o);
+      mbarrier_arrive(shared_address(&shared.barriers.empty[stage]));
+      mbarrier_arrive(shared_address(&shared.barriers.freed[slot]));
+    }
+  }
+}
+
+/// By one thread.
+template <typename Traits>
+__device__ __forceinline__ void init_barriers(Barriers<Traits>& barriers) {
+  for (int i = 0; i < Traits::kSlots; ++i) {
+    mbarrier_init(shared_address(&barriers.known[i]), 64);
+    mbarrier_init(shared_address(&barriers.freed[i]), 128);
+  }
+  mbarrier_init(shared_address(&barriers.query_full), 64);
+  mbarrier_init(shared_address(&barriers.query_empty), 128);
+  for (int i = 0; i < 2; ++i) {
+    mbarrier_init(shared_address(&barriers.reference_known[i]), 128);
+    mbarrier_init(shared_address(&barriers.full[i]), 128);
+    mbarrier_init(shared_address(&barriers.empty[i]), 128);
+  }
+}
+
+template <typename Traits>
+__global__ void __launch_bounds__(Traits::kThreads, 1)
+    attend_kernel(const __grid_constant__ AttendSm90Args args) {
+  extern __shared__ __align__(1024) uint8_t storage[];
+  auto& shared = *reinterpret_cast<SharedStorage<Traits>*>(storage);
+  const int warp_of_cta = __shfl_sync(~0u, static_cast<int>(threadIdx.x) >> 5, 0);
+  const int role = warp_of_cta >> 2, warp = warp_of_cta & 3;
+  const int lane = static_cast<int>(threadIdx.x) & 31;
+  if (threadIdx.x == 0) init_barriers(shared.barriers);
+  __syncthreads();
+  if (role == 3) {
+    if (warp < 2) {
+      walk_role(args, shared, warp * 32 + lane);
+    } else {
+      query_role(args, shared, warp - 2, lane);
+    }
+  } else if (role == 2) {
+    output_role(args, shared, warp, lane);
+  } else {
+    rows_role(args, shared, role, warp, lane);
+  }
+}
+
+}  // namespace dsv4::nvidia::sm90_attend_heads
+
+namespace dsv4::nvidia {
+
+template <KvFormat kFormat, int kHeads>
+void launch_attend_sm90_heads(const AttendSm90Args& args, int grid, cudaStream_t stream) {
+  using Traits = sm90_attend_heads::Traits<kFormat, kHeads>;
+  constexpr int kBytes = sizeof(sm90_attend_heads::SharedStorage<Traits>);
+  const auto kernel = sm90_attend_heads::attend_kernel<Traits>;
+  DSV4_CUDA_CHECK(
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
+  kernel<<<grid, Traits::kThreads, kBytes, stream>>>(args);
+  DSV4_CUDA_CHECK_LAUNCH();
+}
+
+}  // namespace dsv4::nvidia

@@ -1,0 +1,391 @@
+// The rows roles of sm90_attend_heads: every other block of 64 rows each. A warp fetches 16 rows,
+// converts them once, keeps them as operands of S^T = K Q^T, writes them into the tile that O^T +=
+// V^T P^T reads, and turns its scores into P.
+#pragma once
+#include <cuda_fp16.h>
+
+#include "backends/nvidia/arch/sm90/wgmma.h"
+#include "backends/nvidia/ops/attend_sm90_heads_traits.h"
+#include "backends/nvidia/ops/attend_sm90_loader.cuh"
+
+namespace dsv4::nvidia::sm90_attend_heads {
+
+using namespace sm80;  // NOLINT: kernel code, not included by others
+using namespace sm90;  // NOLINT: kernel code, not included by others
+using sm90_attend::RowAddress;
+
+constexpr float kNoMaximum = -1e30f;  // finite: differences of it are numbers
+
+/// Phase parity of a barrier that serves every kEvery-th block.
+template <int kEvery>
+__device__ __forceinline__ uint32_t phase_of(int block) {
+  return static_cast<uint32_t>(block / kEvery) & 1;
+}
+
+__device__ __forceinline__ BlockHeader read_header(const BlockHeader& header) {
+  const uint2 words = load_shared_2(shared_address(&header));
+  return {static_cast<int32_t>(words.x), static_cast<uint16_t>(words.y),
+          static_cast<uint16_t>(words.y >> 16)};
+}
+
+/// Rows lane / 4 and lane / 4 + 8 of a warp. Of every 64 columns a lane copies, converts and
+/// multiplies the same 16 of either row, so that no other lane waits for it: chunk lane % 4 of 16
+/// codes, or chunks lane % 4 and lane % 4 + 4 of 8 bf16 values.
+template <typename Traits>
+struct RowsOfWarp {
+  const AttendSm90Args& args;
+  uint32_t raw;     // of this lane in the slots of the warp
+  uint32_t scales;  // of the warp
+  uint32_t tile;    // the first row in panel 0 of the tile; 16-byte units are added by XOR
+  int lane;
+
+  static constexpr int kFp8Panels = Traits::kFp8Panels;
+  static constexpr bool is_wide(int panel) { return panel >= kFp8Panels; }
+  static constexpr int row_bytes() { return kFp8Panels * 64 + (8 - kFp8Panels) * 128; }
+
+  __device__ __forceinline__ uint32_t slot_of(int panel) const {
+    const int slot = panel % Traits::kRing;
+    return raw + slot * (kFp8Panels == 0 ? Traits::kWideSlotBytes : Traits::kFp8SlotBytes);
+  }
+
+  /// Starts copies of a panel of two rows, in one group; masked rows become zeros.
+  template <bool kWide>
+  __device__ __forceinline__ void fetch(int panel, const RowAddress (&rows)[2]) const {
+    const int quad = lane & 3;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const bool valid = rows[r].valid();
+      const std::byte* from = rows[r].values() + quad * 16;
+      from += kWide ? kFp8Panels * 64 + (panel - kFp8Panels) * 128 : panel * 64;
+      asm volatile("" : "+l"(from));  // one address register, immediate offsets
+      const uint32_t to = slot_of(panel) + r * (kWide ? 1024 : 512);
+#pragma unroll
+      for (int c = 0; c < (kWide ? 2 : 1); ++c) {
+        if (args.wide_rows || !Traits::kHasScales) {
+          copy_async_stream(to + c * 512, from + c * 64, valid ? 16 : 0);
+        } else {
+          copy_async_8(to + c * 512, from + c * 64, valid ? 8 : 0);
+          copy_async_8(to + c * 512 + 8, from + c * 64 + 8, valid ? 8 : 0);
+        }
+      }
+    }
+    copy_async_commit();
+  }
+  /// The scale bytes of a row, in the group of the panel that is fetched next; lanes 0 and 1 of a
+  /// quad have one row each.
+  __device__ __forceinline__ void fetch_scales(const RowAddress (&rows)[2]) const {
+    if (!Traits::kHasScales || (lane & 2) != 0) return;
+    const RowAddress row = {(lane & 1) == 0 ? rows[0].bits : rows[1].bits};
+    copy_async_8(scales + (lane >> 2) * 8 + (lane & 1) * 64, row.values() + row.to_scales(),
+                 row.valid() ? 8 : 0);
+  }
+  __device__ __forceinline__ uint2 load_scales(int r) const {
+    if (!Traits::kHasScales) return {0x7f7f7f7fu, 0x7f7f7f7fu};
+    return load_shared_2(scales + (lane >> 2) * 8 + r * 64);
+  }
+
+  /// Where the 16-byte unit of row r lies in panel `panel` of the tile.
+  __device__ __forceinline__ uint32_t unit(int r, int panel, int index) const {
+    return (tile ^ (index << 4)) + r * 1024 + panel * Traits::kPanelBytes;
+  }
+
+  /// A panel of codes as operands (a[4 k] ...: step k of 16 columns) and in the tile. Column 16 t +
+  /// 4 k + c of the panel is column 2 t + c % 2 + 8 (c / 2) of step k: load_query deals the query
+  /// out alike.
+  __device__ __forceinline__ void convert_codes(int panel, const uint2 (&scales_of)[2],
+                                                uint32_t (&a)[16]) const {
+    const int quad = lane & 3;
+    uint32_t unusual = 0;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const uint4 codes = load_shared_16(slot_of(panel) + r * 512);
+      const uint32_t word = panel < 4 ? scales_of[r].x : scales_of[r].y;
+      const uint32_t scale = sm90_attend::scale_operand(word >> (panel & 3) * 8 & 0xff);
+      sm90_attend::convert_4(codes.x, scale, a[r], a[2 + r]);
+      sm90_attend::convert_4(codes.y, scale, a[4 + r], a[6 + r]);
+      sm90_attend::convert_4(codes.z, scale, a[8 + r], a[10 + r]);
+      sm90_attend::convert_4(codes.w, scale, a[12 + r], a[14 + r]);
+      store_shared_4(unit(r, panel, 2 * quad), a[r], a[2 + r], a[4 + r], a[6 + r]);
+      store_shared_4(unit(r, panel, 2 * quad + 1), a[8 + r], a[10 + r], a[12 + r], a[14 + r]);
+      unusual |= sm90_attend::nan_codes(codes.x) | sm90_attend::nan_codes(codes.y) |
+                 sm90_attend::nan_codes(codes.z) | sm90_attend::nan_codes(codes.w);
+      if (Traits::kHasScales) unusual |= sm90_attend::slow_scales(word);
+    }
+    if (__any_sync(~0u, (unusual & 0x80808080u) != 0)) convert_exactly(panel, scales_of, a);
+  }
+
+  /// NaN codes and scales of 2^8 and more: through f32, rounded once, over what convert_codes
+  /// wrote.
+  __device__ __forceinline__ void convert_exactly(int panel, const uint2 (&scales_of)[2],
+                                                  uint32_t (&a)[16]) const {
+#pragma unroll 1
+    for (int i = 0; i < 8; ++i) {
+      const int r = i >> 2, word = i & 3;
+      float scale = 1.f;
+      if (Traits::kHasScales) {
+        const uint32_t low = r == 0 ? scales_of[0].x : scales_of[1].x;
+        const uint32_t high = r == 0 ? scales_of[0].y : scales_of[1].y;
+        const uint32_t byte = (panel < 4 ? low : high) >> (panel & 3) * 8 & 0xff;
+        const uint32_t bits = byte == 0 ? 0x00400000u : byte == 255 ? 0x7fffffffu : byte << 23;
+        scale = __uint_as_float(bits);
+      }
+      const uint32_t codes = load_shared(slot_of(panel) + r * 512 + word * 4);
+      uint32_t packed[2];
+#pragma unroll
+      for (int k = 0; k < 2; ++k) {
+        const uint32_t halves = e4m3x2_to_f16x2(static_cast<uint16_t>(codes >> 16 * k));
+        const __half2 pair = *reinterpret_cast<const __half2*>(&halves);
+        packed[k] = pack_bf16x2(__low2float(pair) * scale, __high2float(pair) * scale);
+      }
+      const uint32_t low = unit(0, panel, 2 * (lane & 3) + (word >> 1));  // row + 8 is 1 KB on
+      store_shared_2(low + r * 1024 + (word & 1) * 8, packed[0], packed[1]);
+    }
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const uint4 values = load_shared_16(unit(r, panel, 2 * (lane & 3) + half));
+        a[8 * half + r] = values.x;
+        a[8 * half + 2 + r] = values.y;
+        a[8 * half + 4 + r] = values.z;
+        a[8 * half + 6 + r] = values.w;
+      }
+    }
+  }
+
+  /// A panel of bf16 values likewise. Column 8 t + 32 h + 4 k + c of the panel is column 2 t + c %
+  /// 2
+  /// + 8 (c / 2) of step 2 h + k.
+  __device__ __forceinline__ void take_values(int panel, uint32_t (&a)[16]) const {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const uint4 values = load_shared_16(slot_of(panel) + r * 1024 + half * 512);
+        a[8 * half + r] = values.x;
+        a[8 * half + 2 + r] = values.y;
+        a[8 * half + 4 + r] = values.z;
+        a[8 * half + 6 + r] = values.w;
+        store_shared_4(unit(r, panel, (lane & 3) + 4 * half), values.x, values.y, values.z,
+                       values.w);
+      }
+    }
+  }
+};
+
+/// The largest or the sum over lanes / 4 of x[2 n], x[2 n + 1]: heads 8 n + 2 (lane % 4), + 1.
+template <int kHeads, typename Join>
+__device__ __forceinline__ void store_over_rows(float* to, float (&x)[kHeads / 4], int lane,
+                                                const Join& join) {
+#pragma unroll
+  for (int i = 0; i < kHeads / 4; ++i) {
+#pragma unroll
+    for (int step = 4; step <= 16; step *= 2) {
+      x[i] = join(x[i], __shfl_xor_sync(~0u, x[i], step));
+    }
+  }
+  if (lane < 4) {
+#pragma unroll
+    for (int n = 0; n < kHeads / 8; ++n) {
+      *reinterpret_cast<float2*>(to + 8 * n + 2 * lane) = make_float2(x[2 * n], x[2 * n + 1]);
+    }
+  }
+}
+
+/// P of a block from its scores s[4 n ...] = (row lane / 4: heads 8 n + 2 (lane % 4), + 1), (row +
+/// 8: the same heads), into shared memory; what the next block and the output role need to know.
+template <typename Traits>
+__device__ __forceinline__ void softmax(const AttendSm90Args& args, SharedStorage<Traits>& shared,
+                                        int block, uint32_t flags, int warp, int lane,
+                                        float (&s)[Traits::kHeads / 2]) {
+  constexpr int kHeads = Traits::kHeads, kOfLane = kHeads / 4;
+  const int stage = block & 1, quad = lane & 3;
+  float largest[kOfLane];
+#pragma unroll
+  for (int i = 0; i < kOfLane; ++i) {
+    const int at = 4 * (i / 2) + i % 2;
+    largest[i] = fmaxf(s[at], s[at + 2]);
+  }
+  store_over_rows<kHeads>(shared.maxima[stage][warp], largest, lane,
+                          [](float a, float b) { return fmaxf(a, b); });
+  barrier_sync(1 + stage, 128);
+  if (block > 0) {
+    mbarrier_poll(shared_address(&shared.barriers.reference_known[stage ^ 1]),
+                  phase_of<2>(block - 1));
+  }
+
+  float reference[kOfLane], alpha[kOfLane];
+#pragma unroll
+  for (int n = 0; n < kHeads / 8; ++n) {
+    const int head = 8 * n + 2 * quad;
+    float2 max = *reinterpret_cast<const float2*>(&shared.maxima[stage][0][head]);
+#pragma unroll
+    for (int w = 1; w < 4; ++w) {
+      const float2 of_warp = *reinterpret_cast<const float2*>(&shared.maxima[stage][w][head]);
+      max.x = fmaxf(max.x, of_warp.x);
+      max.y = fmaxf(max.y, of_warp.y);
+    }
+    float2 before = {kNoMaximum, kNoMaximum};
+    if ((flags & kFirstBlock) == 0) {
+      before = *reinterpret_cast<const float2*>(&shared.reference[stage ^ 1][head]);
+    }
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      const float old = e == 0 ? before.x : before.y;
+      const float grown = (e == 0 ? max.x : max.y) * args.attend.scale_log2;
+      const bool moves = grown > old + 8.f;
+      reference[2 * n + e] = moves ? grown : old;
+      alpha[2 * n + e] = moves ? exp2_approx(old - grown) : 1.f;
+    }
+    if (warp == 0 && lane < 4) {
+      *reinterpret_cast<float2*>(&shared.reference[stage][head]) =
+          make_float2(reference[2 * n], reference[2 * n + 1]);
+      *reinterpret_cast<float2*>(&shared.alpha[stage][head]) =
+          make_float2(alpha[2 * n], alpha[2 * n + 1]);
+    }
+  }
+  mbarrier_arrive(shared_address(&shared.barriers.reference_known[stage]));
+  // The other role has told its reference, so that it is done with the query, too.
+  if ((flags & kLastBlock) != 0) mbarrier_arrive(shared_address(&shared.barriers.query_empty));
+
+  float sum[kOfLane];
+#pragma unroll
+  for (int i = 0; i < kOfLane; ++i) {
+    const int at = 4 * (i / 2) + i % 2;
+    s[at] = exp2_approx(fmaf(s[at], args.attend.scale_log2, -reference[i]));
+    s[at + 2] = exp2_approx(fmaf(s[at + 2], args.attend.scale_log2, -reference[i]));
+    sum[i] = s[at] + s[at + 2];
+  }
+  // Matrices of 8 rows x 8 heads, transposed: by head, 16-byte units of 8 rows.
+  const uint32_t p = shared_address(shared.p[stage]) + (lane & 7) * 128 +
+                     (((2 * warp + (lane >> 3 & 1)) ^ (lane & 7)) << 4) + (lane >> 4) * 1024;
+#pragma unroll
+  for (int n = 0; n < kHeads / 8; n += 2) {
+    const float* of = s + 4 * n;
+    store_matrix_4_transposed(p + n * 1024, pack_bf16x2(of[0], of[1]), pack_bf16x2(of[2], of[3]),
+                              pack_bf16x2(of[4], of[5]), pack_bf16x2(of[6], of[7]));
+  }
+  store_over_rows<kHeads>(shared.sums[stage][warp], sum, lane,
+                          [](float a, float b) { return a + b; });
+}
+
+template <typename Traits>
+__device__ __forceinline__ void rows_role(const AttendSm90Args& args, SharedStorage<Traits>& shared,
+                                          int role, int warp, int lane) {
+  constexpr int kHeads = Traits::kHeads, kSlots = Traits::kSlots, kRing = Traits::kRing;
+  constexpr int kFp8Panels = Traits::kFp8Panels;
+  const int row = warp * 16 + (lane >> 2);  // and row + 8
+  const uint32_t tile = shared_address(shared.rows[role]) + row * 128 + ((row & 7) << 4);
+  const RowsOfWarp<Traits> rows{args, shared_address(shared.raw[role][warp]) + lane * 16,
+                                shared_address(shared.scales[role][warp]), tile, lane};
+  const auto addresses_of = [&](int block, RowAddress(&out)[2]) {
+    mbarrier_poll(shared_address(&shared.barriers.known[block % kSlots]), phase_of<kSlots>(block));
+    const uint32_t at = shared_address(&shared.addresses[block % kSlots][row]);
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const uint2 bits = load_shared_2(at + r * 64);
+      out[r].bits = static_cast<uint64_t>(bits.y) << 32 | bits.x;
+    }
+  };
+  const auto fetch = [&](int panel, const RowAddress(&from)[2]) {
+    if (rows.is_wide(panel)) {
+      rows.template fetch<true>(panel, from);
+    } else {
+      rows.template fetch<false>(panel, from);
+    }
+  };
+
+  RowAddress here[2], next[2];
+  addresses_of(role, here);
+  rows.fetch_scales(here);
+  if constexpr (kFp8Panels >= kRing) {
+#pragma unroll 1
+    for (int panel = 0; panel < kRing; ++panel) fetch(panel, here);
+  } else {
+#pragma unroll
+    for (int panel = 0; panel < kRing; ++panel) fetch(panel, here);
+  }
+
+  for (int block = role;; block += 2) {
+    const BlockHeader header = read_header(shared.headers[block % kSlots]);
+    if (header.token < 0) break;
+    addresses_of(block + 2, next);
+    if (block > 1) {
+      mbarrier_poll(shared_address(&shared.barriers.empty[role]), phase_of<2>(block) ^ 1);
+    }
+    copy_async_wait<kRing - 1>();
+    __syncwarp();  // scales come through other lanes
+    const uint2 scales[2] = {rows.load_scales(0), rows.load_scales(1)};
+    mbarrier_poll(shared_address(&shared.barriers.query_full),
+                  (header.flags & kOddItem) != 0 ? 1 : 0);
+
+    // S^T = K Q^T, panel by panel; operands of two panels are in use.
+    float s[kHeads / 2];
+#pragma unroll
+    for (float& x : s) x = 0.f;
+    const uint64_t query = swizzled_operand(shared_address(shared.query), 16, 1024);
+    uint32_t a[2][16];
+    const auto panel_of = [&](int panel, auto wide, uint32_t(&operand)[16]) {
+      if (panel > 0) copy_async_wait<kRing - 1>();
+      if constexpr (wide.value) {
+        rows.take_values(panel, operand);
+      } else {
+        rows.convert_codes(panel, scales, operand);
+      }
+      [[maybe_unused]] const int coming = panel + kRing;
+      if (panel == 8 - kRing) {
+        __syncwarp();
+        rows.fetch_scales(next);
+      }
+      if constexpr (kRing == 8) {
+        rows.template fetch<wide.value>(panel, next);
+      } else if (coming < 8) {
+        fetch(coming, here);
+      } else {
+        fetch(coming & 7, next);
+      }
+      wgmma_fence();
+      const uint64_t at = query + operand_offset(panel * Traits::kHeadPanelBytes);
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        RegisterProduct<kHeads>::run(s, operand + 4 * k, at + operand_offset(32 * k));
+      }
+      wgmma_commit();
+      wgmma_wait<1>();
+    };
+    using Codes = std::false_type;
+    using Wide = std::true_type;
+#pragma unroll 1
+    for (int panel = 0; panel < kFp8Panels / 2 * 2; panel += 2) {
+      panel_of(panel, Codes{}, a[0]);
+      panel_of(panel + 1, Codes{}, a[1]);
+    }
+    if constexpr (kFp8Panels == 7) {
+      panel_of(6, Codes{}, a[0]);
+      panel_of(7, Wide{}, a[1]);
+    }
+    if constexpr (kFp8Panels == 0) {
+#pragma unroll 1
+      for (int panel = 0; panel < 8; panel += 2) {
+        panel_of(panel, Wide{}, a[0]);
+        panel_of(panel + 1, Wide{}, a[1]);
+      }
+    }
+    wgmma_wait<0>();
+
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      if (here[r].valid()) continue;
+#pragma unroll
+      for (int i = 0; i < kHeads / 2; i += 4) s[i + 2 * r] = s[i + 2 * r + 1] = -INFINITY;
+    }
+    softmax(args, shared, block, header.flags, warp, lane, s);
+    fence_proxy_async();
+    mbarrier_arrive(shared_address(&shared.barriers.full[role]));
+    here[0] = next[0];
+    here[1] = next[1];
+  }
+  copy_async_wait<0>();
+}
+
+}  // namespace dsv4::nvidia::sm90_attend_heads
