@@ -24,13 +24,17 @@ __global__ void __launch_bounds__(kMergeThreads)
   const TokenBlocks blocks = token_blocks(attend, token);
   if (blocks.num_chains == 1) return;
 
+  // Of dims 4 thread ... of the head; sm90_attend_heads keeps columns in another order.
+  const int first = thread / 16 * 32 + thread % 4 * 8 + thread / 4 % 4;
+
   float max = -INFINITY, sum = 0.f, values[4] = {};
   bool any = false;
   for (int chain = 0; chain < blocks.num_chains; ++chain) {
     if (chain > 0 && chain_blocks(attend, blocks, chain).count == 0) continue;
     const int64_t slot = static_cast<int64_t>(token) * attend.max_chains + chain;
     const int64_t at = slot * tile_heads + head;
-    const float4 add = __ldcg(args.chains.values + at * kMergeThreads + thread);
+    const auto* of_head = reinterpret_cast<const float2*>(args.chains.values) + at * kHeadDim / 2;
+    const float2 low = __ldcg(of_head + first), high = __ldcg(of_head + first + 4);
     const float2 partial = args.chains.sums[at];
     if (partial.y == 0.f) continue;
     MergeWeights merged = {partial.x, partial.y, 0.f, 1.f};
@@ -38,10 +42,10 @@ __global__ void __launch_bounds__(kMergeThreads)
     any = true;
     max = merged.max;
     sum = merged.sum;
-    values[0] = merge_values(values[0], add.x, merged.by_total, merged.by_chain);
-    values[1] = merge_values(values[1], add.y, merged.by_total, merged.by_chain);
-    values[2] = merge_values(values[2], add.z, merged.by_total, merged.by_chain);
-    values[3] = merge_values(values[3], add.w, merged.by_total, merged.by_chain);
+    values[0] = merge_values(values[0], low.x, merged.by_total, merged.by_chain);
+    values[1] = merge_values(values[1], low.y, merged.by_total, merged.by_chain);
+    values[2] = merge_values(values[2], high.x, merged.by_total, merged.by_chain);
+    values[3] = merge_values(values[3], high.y, merged.by_total, merged.by_chain);
   }
 
   const float sink = attend.sink != nullptr ? __ldg(attend.sink + head) : -INFINITY;

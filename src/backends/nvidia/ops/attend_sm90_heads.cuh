@@ -27,6 +27,8 @@
 
 namespace dsv4::nvidia::sm90_attend_heads {
 
+constexpr int kOutputBarrier = 3;  // named, within the output role; 1 and 2: within rows roles
+
 // ---- items
 
 /// A token's chain, or nothing.
@@ -152,12 +154,10 @@ __device__ __forceinline__ void query_role(const AttendSm90Args& args,
         const uint16_t* of_head = q + head * args.attend.q_head_stride;
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          const int panel = warp * 4 + i;
-          const bool wide = panel >= Traits::kFp8Panels;
 #pragma unroll
           for (int upper = 0; upper < 2; ++upper) {
-            const int column = wide ? 8 * quad + 32 * upper : 16 * quad + 8 * upper;
-            load_global_constant_16(of_head + panel * 64 + column, values[i][group][upper]);
+            load_global_constant_16(of_head + (warp * 4 + i) * 64 + 16 * quad + 8 * upper,
+                                    values[i][group][upper]);
           }
         }
       }
@@ -233,35 +233,37 @@ __device__ __forceinline__ void store_item(const AttendSm90Args& args,
   for (int i = 0; i < kHeads / 4; ++i) {
     factors[i] = __shfl_sync(~0u, factor, i / 2 * 8 + 2 * quad + i % 2);
   }
-  // Transposed through the tile that has been used up: a panel is 16 columns of every head, 32
-  // bytes.
-  barrier_sync(3, 128);
-  const uint32_t staged = shared_address(shared.rows[stage][warp]);
-  constexpr int kStagedBytes = kHeads * 32;
+  // Through the tile that has been used up: by head, 1 KB, 16-byte units mixed with the head.
+  barrier_sync(kOutputBarrier, 128);
+  const uint32_t staged = shared_address(shared.rows[stage]);
+  const uint32_t to = staged + (lane >> 4) * 8192 + (lane & 7) * 1024 +
+                      (((2 * warp + (lane >> 3 & 1)) ^ (lane & 7)) << 4);
 #pragma unroll
   for (int panel = 0; panel < 8; ++panel) {
 #pragma unroll
     for (int n = 0; n < kHeads / 8; n += 2) {
       const float* of = o[panel] + 4 * n;
       const float* by = factors + 2 * n;
-      const uint32_t to = staged + panel * kStagedBytes +
-                          (8 * n + (lane >> 4) * 8 + (lane & 7)) * 32 + (lane >> 3 & 1) * 16;
       store_matrix_4_transposed(
-          to, pack_bf16x2(of[0] * by[0], of[1] * by[1]), pack_bf16x2(of[2] * by[0], of[3] * by[1]),
-          pack_bf16x2(of[4] * by[2], of[5] * by[3]), pack_bf16x2(of[6] * by[2], of[7] * by[3]));
+          to + n * 8192 + panel * 128, pack_bf16x2(of[0] * by[0], of[1] * by[1]),
+          pack_bf16x2(of[2] * by[0], of[3] * by[1]), pack_bf16x2(of[4] * by[2], of[5] * by[3]),
+          pack_bf16x2(of[6] * by[2], of[7] * by[3]));
     }
   }
-  __syncwarp();
-  uint16_t* out = attend.out + header.token * attend.out_token_stride + warp * 16 + (lane & 1) * 8;
+  barrier_sync(kOutputBarrier, 128);
+  // Eight lanes have a panel of a head, 8 columns each, in their order again (RowsOfWarp).
+  uint16_t* out = attend.out + header.token * attend.out_token_stride + warp * 128 + (lane & 7) * 8;
+#pragma unroll 1
+  for (int head = lane >> 3; head < attend.num_heads; head += 4) {
 #pragma unroll
-  for (int n = 0; n < kHeads; n += 16) {
-    const int head = n + (lane >> 1);
-    if (head >= attend.num_heads) continue;
-    uint16_t* of_head = out + head * attend.out_head_stride;
+    for (int i = 0; i < 2; ++i) {
+      const uint32_t from = staged + head * 1024 + (2 * warp + i) * 128 + (lane >> 1 & 3) * 4;
+      const int unit = (lane & 1) * 4;
+      uint32_t x[4];
 #pragma unroll
-    for (int panel = 0; panel < 8; ++panel) {
-      *reinterpret_cast<uint4*>(of_head + panel * 64) =
-          load_shared_16(staged + panel * kStagedBytes + n * 32 + lane * 16);
+      for (int k = 0; k < 4; ++k) x[k] = load_shared(from + (((unit + k) ^ (head & 7)) << 4));
+      *reinterpret_cast<uint4*>(out + head * attend.out_head_stride + i * 64) =
+          make_uint4(x[0], x[1], x[2], x[3]);
     }
   }
 }

@@ -28,48 +28,70 @@ __device__ __forceinline__ BlockHeader read_header(const BlockHeader& header) {
           static_cast<uint16_t>(words.y >> 16)};
 }
 
-/// Rows lane / 4 and lane / 4 + 8 of a warp. Of every 64 columns a lane copies, converts and
-/// multiplies the same 16 of either row, so that no other lane waits for it: chunk lane % 4 of 16
-/// codes, or chunks lane % 4 and lane % 4 + 4 of 8 bf16 values.
+/// Rows lane / 4 and lane / 4 + 8 of a warp. Of every panel of 64 columns a lane has columns 16 t
+/// ..., t = lane % 4: it copies codes and converts them without waiting for other lanes.
+///
+/// Columns are dealt to products so that codes stay where they are: column 16 t + 4 k + c of a
+/// panel is column 16 k + 2 t + c % 2 + 8 (c / 2) of the operands, of the tile, of the query in
+/// shared memory (query_role) and of O (store_item).
 template <typename Traits>
 struct RowsOfWarp {
   const AttendSm90Args& args;
-  uint32_t raw;     // of this lane in the slots of the warp
+  uint32_t raw;     // slots of the warp
   uint32_t scales;  // of the warp
-  uint32_t tile;    // the first row in panel 0 of the tile; 16-byte units are added by XOR
+  uint32_t tile;    // what this lane addresses of step 0 in panel 0 [store_matrix_4]
   int lane;
 
   static constexpr int kFp8Panels = Traits::kFp8Panels;
-  static constexpr bool is_wide(int panel) { return panel >= kFp8Panels; }
-  static constexpr int row_bytes() { return kFp8Panels * 64 + (8 - kFp8Panels) * 128; }
+  static constexpr int kSlotBytes =
+      kFp8Panels == 0 ? Traits::kWideSlotBytes : Traits::kFp8SlotBytes;
 
-  __device__ __forceinline__ uint32_t slot_of(int panel) const {
-    const int slot = panel % Traits::kRing;
-    return raw + slot * (kFp8Panels == 0 ? Traits::kWideSlotBytes : Traits::kFp8SlotBytes);
-  }
-
-  /// Starts copies of a panel of two rows, in one group; masked rows become zeros.
-  template <bool kWide>
-  __device__ __forceinline__ void fetch(int panel, const RowAddress (&rows)[2]) const {
-    const int quad = lane & 3;
+  /// Where the lane's 16 columns of its rows lie.
+  struct Source {
+    const std::byte* from[2];
+    bool valid[2];
+  };
+  __device__ __forceinline__ Source source_of(const RowAddress (&rows)[2]) const {
+    Source out;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const bool valid = rows[r].valid();
-      const std::byte* from = rows[r].values() + quad * 16;
-      from += kWide ? kFp8Panels * 64 + (panel - kFp8Panels) * 128 : panel * 64;
-      asm volatile("" : "+l"(from));  // one address register, immediate offsets
-      const uint32_t to = slot_of(panel) + r * (kWide ? 1024 : 512);
+      out.from[r] = rows[r].values() + (lane & 3) * 16;
+      out.valid[r] = rows[r].valid();
+    }
+    return out;
+  }
+
+  __device__ __forceinline__ uint32_t slot_of(int panel) const {
+    return raw + panel % Traits::kRing * kSlotBytes;
+  }
+
+  /// Starts copies of a panel, in one group; masked rows become zeros. `offset` is that of the
+  /// panel in a row.
+  template <bool kWide>
+  __device__ __forceinline__ void fetch(uint32_t slot, const Source& source, int offset) const {
 #pragma unroll
-      for (int c = 0; c < (kWide ? 2 : 1); ++c) {
+    for (int r = 0; r < 2; ++r) {
+      const std::byte* from = source.from[r] + offset;
+      const bool valid = source.valid[r];
+#pragma unroll
+      for (int c = 0; c < (kWide ? 2 : 1); ++c) {  // of bf16 rows also 16-byte unit t + 4
+        const uint32_t to = slot + (kWide ? 2 * r + c : r) * 512 + ((lane ^ c) << 4);
         if (args.wide_rows || !Traits::kHasScales) {
-          copy_async_stream(to + c * 512, from + c * 64, valid ? 16 : 0);
+          copy_async_stream(to, from + c * 64, valid ? 16 : 0);
         } else {
-          copy_async_8(to + c * 512, from + c * 64, valid ? 8 : 0);
-          copy_async_8(to + c * 512 + 8, from + c * 64 + 8, valid ? 8 : 0);
+          copy_async_8(to, from + c * 64, valid ? 8 : 0);
+          copy_async_8(to + 8, from + c * 64 + 8, valid ? 8 : 0);
         }
       }
     }
     copy_async_commit();
+  }
+  __device__ __forceinline__ void fetch(int panel, const Source& source) const {
+    if (panel >= kFp8Panels) {
+      fetch<true>(slot_of(panel), source, kFp8Panels * 64 + (panel - kFp8Panels) * 128);
+    } else {
+      fetch<false>(slot_of(panel), source, panel * 64);
+    }
   }
   /// The scale bytes of a row, in the group of the panel that is fetched next; lanes 0 and 1 of a
   /// quad have one row each.
@@ -84,34 +106,40 @@ struct RowsOfWarp {
     return load_shared_2(scales + (lane >> 2) * 8 + r * 64);
   }
 
-  /// Where the 16-byte unit of row r lies in panel `panel` of the tile.
-  __device__ __forceinline__ uint32_t unit(int r, int panel, int index) const {
-    return (tile ^ (index << 4)) + r * 1024 + panel * Traits::kPanelBytes;
+  __device__ __forceinline__ uint32_t tile_of(int panel, int step) const {
+    return (tile ^ (step << 5)) + panel * Traits::kPanelBytes;
+  }
+  __device__ __forceinline__ void store(int panel, const uint32_t (&a)[16]) const {
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      store_matrix_4(tile_of(panel, k), a[4 * k], a[4 * k + 1], a[4 * k + 2], a[4 * k + 3]);
+    }
   }
 
-  /// A panel of codes as operands (a[4 k] ...: step k of 16 columns) and in the tile. Column 16 t +
-  /// 4 k + c of the panel is column 2 t + c % 2 + 8 (c / 2) of step k: load_query deals the query
-  /// out alike.
-  __device__ __forceinline__ void convert_codes(int panel, const uint2 (&scales_of)[2],
+  /// A panel of codes as operands, a[4 k] ... for step k of 16 columns, and in the tile. `slow`: of
+  /// the warp's rows some have scales that need convert_exactly.
+  __device__ __forceinline__ void convert_codes(int panel, uint32_t slow,
+                                                const uint2 (&scales_of)[2],
                                                 uint32_t (&a)[16]) const {
-    const int quad = lane & 3;
-    uint32_t unusual = 0;
+    uint32_t unusual = slow;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const uint4 codes = load_shared_16(slot_of(panel) + r * 512);
-      const uint32_t word = panel < 4 ? scales_of[r].x : scales_of[r].y;
-      const uint32_t scale = sm90_attend::scale_operand(word >> (panel & 3) * 8 & 0xff);
+      const uint4 codes = load_shared_16(slot_of(panel) + r * 512 + lane * 16);
+      const uint32_t scale = scale_of(scales_of[r], panel);
       sm90_attend::convert_4(codes.x, scale, a[r], a[2 + r]);
       sm90_attend::convert_4(codes.y, scale, a[4 + r], a[6 + r]);
       sm90_attend::convert_4(codes.z, scale, a[8 + r], a[10 + r]);
       sm90_attend::convert_4(codes.w, scale, a[12 + r], a[14 + r]);
-      store_shared_4(unit(r, panel, 2 * quad), a[r], a[2 + r], a[4 + r], a[6 + r]);
-      store_shared_4(unit(r, panel, 2 * quad + 1), a[8 + r], a[10 + r], a[12 + r], a[14 + r]);
       unusual |= sm90_attend::nan_codes(codes.x) | sm90_attend::nan_codes(codes.y) |
                  sm90_attend::nan_codes(codes.z) | sm90_attend::nan_codes(codes.w);
-      if (Traits::kHasScales) unusual |= sm90_attend::slow_scales(word);
     }
+    store(panel, a);
     if (__any_sync(~0u, (unusual & 0x80808080u) != 0)) convert_exactly(panel, scales_of, a);
+  }
+  /// As sm90_attend::scale_operand, for bytes that are not slow.
+  __device__ __forceinline__ static uint32_t scale_of(const uint2& bytes, int panel) {
+    const uint32_t four = __byte_perm(bytes.x, bytes.y, panel * 0x1111) + 0x78787878u;
+    return four >> 1 & 0x7f807f80u;
   }
 
   /// NaN codes and scales of 2^8 and more: through f32, rounded once, over what convert_codes
@@ -119,76 +147,73 @@ struct RowsOfWarp {
   __device__ __forceinline__ void convert_exactly(int panel, const uint2 (&scales_of)[2],
                                                   uint32_t (&a)[16]) const {
 #pragma unroll 1
-    for (int i = 0; i < 8; ++i) {
-      const int r = i >> 2, word = i & 3;
-      float scale = 1.f;
-      if (Traits::kHasScales) {
-        const uint32_t low = r == 0 ? scales_of[0].x : scales_of[1].x;
-        const uint32_t high = r == 0 ? scales_of[0].y : scales_of[1].y;
-        const uint32_t byte = (panel < 4 ? low : high) >> (panel & 3) * 8 & 0xff;
+    for (int k = 0; k < 4; ++k) {
+      uint32_t packed[4];
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const uint32_t byte =
+            (panel < 4 ? scales_of[r].x : scales_of[r].y) >> (panel & 3) * 8 & 0xff;
         const uint32_t bits = byte == 0 ? 0x00400000u : byte == 255 ? 0x7fffffffu : byte << 23;
-        scale = __uint_as_float(bits);
-      }
-      const uint32_t codes = load_shared(slot_of(panel) + r * 512 + word * 4);
-      uint32_t packed[2];
+        const float scale = Traits::kHasScales ? __uint_as_float(bits) : 1.f;
+        const uint32_t codes = load_shared(slot_of(panel) + r * 512 + lane * 16 + k * 4);
 #pragma unroll
-      for (int k = 0; k < 2; ++k) {
-        const uint32_t halves = e4m3x2_to_f16x2(static_cast<uint16_t>(codes >> 16 * k));
-        const __half2 pair = *reinterpret_cast<const __half2*>(&halves);
-        packed[k] = pack_bf16x2(__low2float(pair) * scale, __high2float(pair) * scale);
+        for (int half = 0; half < 2; ++half) {
+          const uint32_t halves = e4m3x2_to_f16x2(static_cast<uint16_t>(codes >> 16 * half));
+          const __half2 pair = *reinterpret_cast<const __half2*>(&halves);
+          packed[2 * half + r] = pack_bf16x2(__low2float(pair) * scale, __high2float(pair) * scale);
+        }
       }
-      const uint32_t low = unit(0, panel, 2 * (lane & 3) + (word >> 1));  // row + 8 is 1 KB on
-      store_shared_2(low + r * 1024 + (word & 1) * 8, packed[0], packed[1]);
+      store_matrix_4(tile_of(panel, k), packed[0], packed[1], packed[2], packed[3]);
     }
+    __syncwarp();
 #pragma unroll
-    for (int r = 0; r < 2; ++r) {
+    for (int k = 0; k < 4; ++k) {
+      uint32_t step[4];
+      load_matrix_x4(step, tile_of(panel, k));
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const uint4 values = load_shared_16(unit(r, panel, 2 * (lane & 3) + half));
-        a[8 * half + r] = values.x;
-        a[8 * half + 2 + r] = values.y;
-        a[8 * half + 4 + r] = values.z;
-        a[8 * half + 6 + r] = values.w;
-      }
+      for (int i = 0; i < 4; ++i) a[4 * k + i] = step[i];
     }
   }
 
-  /// A panel of bf16 values likewise. Column 8 t + 32 h + 4 k + c of the panel is column 2 t + c %
-  /// 2
-  /// + 8 (c / 2) of step 2 h + k.
+  /// A panel of bf16 values likewise. Other lanes copied them: around this, __syncwarp.
   __device__ __forceinline__ void take_values(int panel, uint32_t (&a)[16]) const {
+    const int quad = lane & 3;
+    const uint32_t at =
+        slot_of(panel) + (quad >> 1) * 512 +
+        (((lane & ~3) + (quad & 1) * 2 + (quad >> 1)) << 4);  // unit 2 t, and ^ 16: unit 2 t + 1
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const uint4 values = load_shared_16(slot_of(panel) + r * 1024 + half * 512);
+        const uint4 values = load_shared_16((at ^ half << 4) + r * 1024);
         a[8 * half + r] = values.x;
         a[8 * half + 2 + r] = values.y;
         a[8 * half + 4 + r] = values.z;
         a[8 * half + 6 + r] = values.w;
-        store_shared_4(unit(r, panel, (lane & 3) + 4 * half), values.x, values.y, values.z,
-                       values.w);
       }
     }
+    store(panel, a);
   }
 };
 
-/// The largest or the sum over lanes / 4 of x[2 n], x[2 n + 1]: heads 8 n + 2 (lane % 4), + 1.
+/// The largest or the sum over a warp's rows of x[2 n], x[2 n + 1]: heads 8 n + 2 (lane % 4), + 1.
+/// Lanes halve what they care for at every step.
 template <int kHeads, typename Join>
 __device__ __forceinline__ void store_over_rows(float* to, float (&x)[kHeads / 4], int lane,
                                                 const Join& join) {
+  static_assert(kHeads == 16 || kHeads == 32);
 #pragma unroll
-  for (int i = 0; i < kHeads / 4; ++i) {
-#pragma unroll
-    for (int step = 4; step <= 16; step *= 2) {
-      x[i] = join(x[i], __shfl_xor_sync(~0u, x[i], step));
-    }
-  }
-  if (lane < 4) {
-#pragma unroll
-    for (int n = 0; n < kHeads / 8; ++n) {
-      *reinterpret_cast<float2*>(to + 8 * n + 2 * lane) = make_float2(x[2 * n], x[2 * n + 1]);
-    }
+  for (int n = 0; n < kHeads / 8; n += 2) {
+    const bool upper = (lane & 16) != 0, odd = (lane & 8) != 0;
+    // Lanes with bit 4 take heads 8 n + 8 ..., those with bit 3 the odd head.
+    float even_head = join(upper ? x[2 * n + 2] : x[2 * n],
+                           __shfl_xor_sync(~0u, upper ? x[2 * n] : x[2 * n + 2], 16));
+    float odd_head = join(upper ? x[2 * n + 3] : x[2 * n + 1],
+                          __shfl_xor_sync(~0u, upper ? x[2 * n + 1] : x[2 * n + 3], 16));
+    float mine =
+        join(odd ? odd_head : even_head, __shfl_xor_sync(~0u, odd ? even_head : odd_head, 8));
+    mine = join(mine, __shfl_xor_sync(~0u, mine, 4));
+    if ((lane & 4) == 0) to[8 * n + (lane >> 1 & 8) + 2 * (lane & 3) + (lane >> 3 & 1)] = mine;
   }
 }
 
@@ -275,9 +300,11 @@ __device__ __forceinline__ void rows_role(const AttendSm90Args& args, SharedStor
   constexpr int kHeads = Traits::kHeads, kSlots = Traits::kSlots, kRing = Traits::kRing;
   constexpr int kFp8Panels = Traits::kFp8Panels;
   const int row = warp * 16 + (lane >> 2);  // and row + 8
-  const uint32_t tile = shared_address(shared.rows[role]) + row * 128 + ((row & 7) << 4);
-  const RowsOfWarp<Traits> rows{args, shared_address(shared.raw[role][warp]) + lane * 16,
-                                shared_address(shared.scales[role][warp]), tile, lane};
+  const RowsOfWarp<Traits> rows{
+      args, shared_address(shared.raw[role][warp]), shared_address(shared.scales[role][warp]),
+      shared_address(shared.rows[role]) + (warp * 16 + (lane & 15)) * 128 +
+          (((lane >> 4) ^ (lane & 7)) << 4),
+      lane};
   const auto addresses_of = [&](int block, RowAddress(&out)[2]) {
     mbarrier_poll(shared_address(&shared.barriers.known[block % kSlots]), phase_of<kSlots>(block));
     const uint32_t at = shared_address(&shared.addresses[block % kSlots][row]);
@@ -287,35 +314,31 @@ __device__ __forceinline__ void rows_role(const AttendSm90Args& args, SharedStor
       out[r].bits = static_cast<uint64_t>(bits.y) << 32 | bits.x;
     }
   };
-  const auto fetch = [&](int panel, const RowAddress(&from)[2]) {
-    if (rows.is_wide(panel)) {
-      rows.template fetch<true>(panel, from);
-    } else {
-      rows.template fetch<false>(panel, from);
-    }
-  };
 
-  RowAddress here[2], next[2];
-  addresses_of(role, here);
-  rows.fetch_scales(here);
-  if constexpr (kFp8Panels >= kRing) {
-#pragma unroll 1
-    for (int panel = 0; panel < kRing; ++panel) fetch(panel, here);
-  } else {
+  RowAddress addresses[2];
+  addresses_of(role, addresses);
+  auto here = rows.source_of(addresses);
+  rows.fetch_scales(addresses);
 #pragma unroll
-    for (int panel = 0; panel < kRing; ++panel) fetch(panel, here);
-  }
+  for (int panel = 0; panel < kRing; ++panel) rows.fetch(panel, here);
 
   for (int block = role;; block += 2) {
     const BlockHeader header = read_header(shared.headers[block % kSlots]);
     if (header.token < 0) break;
-    addresses_of(block + 2, next);
+    addresses_of(block + 2, addresses);
+    const auto next = rows.source_of(addresses);
     if (block > 1) {
       mbarrier_poll(shared_address(&shared.barriers.empty[role]), phase_of<2>(block) ^ 1);
     }
     copy_async_wait<kRing - 1>();
     __syncwarp();  // scales come through other lanes
     const uint2 scales[2] = {rows.load_scales(0), rows.load_scales(1)};
+    const uint32_t slow = Traits::kHasScales
+                              ? sm90_attend::slow_scales(scales[0].x) |
+                                    sm90_attend::slow_scales(scales[0].y & 0xffffffu) |
+                                    sm90_attend::slow_scales(scales[1].x) |
+                                    sm90_attend::slow_scales(scales[1].y & 0xffffffu)
+                              : 0;
     mbarrier_poll(shared_address(&shared.barriers.query_full),
                   (header.flags & kOddItem) != 0 ? 1 : 0);
 
@@ -326,23 +349,25 @@ __device__ __forceinline__ void rows_role(const AttendSm90Args& args, SharedStor
     const uint64_t query = swizzled_operand(shared_address(shared.query), 16, 1024);
     uint32_t a[2][16];
     const auto panel_of = [&](int panel, auto wide, uint32_t(&operand)[16]) {
-      if (panel > 0) copy_async_wait<kRing - 1>();
+      copy_async_wait<kRing - 1>();
       if constexpr (wide.value) {
+        __syncwarp();
         rows.take_values(panel, operand);
+        __syncwarp();
       } else {
-        rows.convert_codes(panel, scales, operand);
+        rows.convert_codes(panel, slow, scales, operand);
       }
-      [[maybe_unused]] const int coming = panel + kRing;
       if (panel == 8 - kRing) {
         __syncwarp();
-        rows.fetch_scales(next);
+        rows.fetch_scales(addresses);
       }
-      if constexpr (kRing == 8) {
-        rows.template fetch<wide.value>(panel, next);
-      } else if (coming < 8) {
-        fetch(coming, here);
+      // The copy of the panel kRing further on takes this one's place.
+      if (kRing < 8 && panel < 8 - kRing) {
+        rows.fetch(panel + kRing, here);
+      } else if constexpr (kRing < 8) {
+        rows.fetch(panel + kRing - 8, next);
       } else {
-        fetch(coming & 7, next);
+        rows.template fetch<wide.value>(rows.slot_of(panel), next, panel * 64);
       }
       wgmma_fence();
       const uint64_t at = query + operand_offset(panel * Traits::kHeadPanelBytes);
@@ -375,15 +400,14 @@ __device__ __forceinline__ void rows_role(const AttendSm90Args& args, SharedStor
 
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      if (here[r].valid()) continue;
+      if (here.valid[r]) continue;
 #pragma unroll
       for (int i = 0; i < kHeads / 2; i += 4) s[i + 2 * r] = s[i + 2 * r + 1] = -INFINITY;
     }
     softmax(args, shared, block, header.flags, warp, lane, s);
     fence_proxy_async();
     mbarrier_arrive(shared_address(&shared.barriers.full[role]));
-    here[0] = next[0];
-    here[1] = next[1];
+    here = next;
   }
   copy_async_wait<0>();
 }

@@ -65,7 +65,7 @@ struct SharedStorage {
   alignas(1024) uint8_t rows[2][Traits::kPanels][Traits::kPanelBytes];
   alignas(1024) uint8_t query[Traits::kPanels][Traits::kHeadPanelBytes];
   alignas(1024) uint8_t p[2][Traits::kHeadPanelBytes];                 // by head: 64 rows
-  alignas(16) uint8_t raw[2][4][Traits::kRawBytes];                    // rows role, warp
+  alignas(128) uint8_t raw[2][4][Traits::kRawBytes];                   // rows role, warp
   alignas(16) uint64_t addresses[Traits::kSlots][Traits::kBlockRows];  // RowAddress
   alignas(16) uint64_t scales[2][4][Traits::kHasScales ? 16 : 1];      // rows role, warp, row
   alignas(16) BlockHeader headers[Traits::kSlots];
