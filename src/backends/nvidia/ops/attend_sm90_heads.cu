@@ -63,26 +63,27 @@ __global__ void __launch_bounds__(kMergeThreads)
 }  // namespace
 
 int attend_sm90_heads_tile(int num_heads, KvFormat format) {
-  return num_heads <= 16 && format != KvFormat::kF32 ? 16 : 0;
+  if (num_heads > 32 || format == KvFormat::kF32) return 0;
+  return num_heads > 16 ? 32 : 16;
 }
 
 void attend_sm90_heads(const AttendSm90Args& args, KvFormat format, int grid, cudaStream_t stream) {
+  const int tile = attend_sm90_heads_tile(args.attend.num_heads, format);
   switch (format) {
     case KvFormat::kFp8DsMla:
-      launch_attend_sm90_heads<KvFormat::kFp8DsMla, 16>(args, grid, stream);
+      launch_attend_sm90_heads<KvFormat::kFp8DsMla>(args, tile, grid, stream);
       break;
     case KvFormat::kBf16:
-      launch_attend_sm90_heads<KvFormat::kBf16, 16>(args, grid, stream);
+      launch_attend_sm90_heads<KvFormat::kBf16>(args, tile, grid, stream);
       break;
     default:
-      launch_attend_sm90_heads<KvFormat::kFp8, 16>(args, grid, stream);
+      launch_attend_sm90_heads<KvFormat::kFp8>(args, tile, grid, stream);
       break;
   }
   if (args.attend.max_chains > 1) {
     const dim3 blocks(static_cast<unsigned>(args.attend.num_tokens),
                       static_cast<unsigned>(args.attend.num_heads));
-    merge_kernel<<<blocks, kMergeThreads, 0, stream>>>(
-        args, attend_sm90_heads_tile(args.attend.num_heads, format));
+    merge_kernel<<<blocks, kMergeThreads, 0, stream>>>(args, tile);
     DSV4_CUDA_CHECK_LAUNCH();
   }
 }

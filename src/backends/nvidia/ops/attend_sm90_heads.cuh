@@ -350,15 +350,19 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
   const int lane = static_cast<int>(threadIdx.x) & 31;
   if (threadIdx.x == 0) init_barriers(shared.barriers);
   __syncthreads();
+  constexpr bool kMovesRegisters = Traits::kOutputRegisters != 128;
   if (role == 3) {
+    if constexpr (kMovesRegisters) decrease_registers<Traits::kWalkRegisters>();
     if (warp < 2) {
       walk_role(args, shared, warp * 32 + lane);
     } else {
       query_role(args, shared, warp - 2, lane);
     }
   } else if (role == 2) {
+    if constexpr (kMovesRegisters) increase_registers<Traits::kOutputRegisters>();
     output_role(args, shared, warp, lane);
   } else {
+    if constexpr (kMovesRegisters) decrease_registers<Traits::kRowsRegisters>();
     rows_role(args, shared, role, warp, lane);
   }
 }
@@ -367,15 +371,19 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
 
 namespace dsv4::nvidia {
 
-template <KvFormat kFormat, int kHeads>
-void launch_attend_sm90_heads(const AttendSm90Args& args, int grid, cudaStream_t stream) {
-  using Traits = sm90_attend_heads::Traits<kFormat, kHeads>;
-  constexpr int kBytes = sizeof(sm90_attend_heads::SharedStorage<Traits>);
-  const auto kernel = sm90_attend_heads::attend_kernel<Traits>;
-  DSV4_CUDA_CHECK(
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
-  kernel<<<grid, Traits::kThreads, kBytes, stream>>>(args);
-  DSV4_CUDA_CHECK_LAUNCH();
+template <KvFormat kFormat>
+void launch_attend_sm90_heads(const AttendSm90Args& args, int tile_heads, int grid,
+                              cudaStream_t stream) {
+  const auto launch = [&]<int kHeads>() {
+    using Traits = sm90_attend_heads::Traits<kFormat, kHeads>;
+    constexpr int kBytes = sizeof(sm90_attend_heads::SharedStorage<Traits>);
+    const auto kernel = sm90_attend_heads::attend_kernel<Traits>;
+    DSV4_CUDA_CHECK(
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
+    kernel<<<grid, Traits::kThreads, kBytes, stream>>>(args);
+    DSV4_CUDA_CHECK_LAUNCH();
+  };
+  tile_heads == 16 ? launch.template operator()<16>() : launch.template operator()<32>();
 }
 
 }  // namespace dsv4::nvidia

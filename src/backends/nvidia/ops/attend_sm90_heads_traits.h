@@ -32,6 +32,12 @@ struct Traits {
                       : kRing * kFp8SlotBytes + (kHasScales ? kWideSlotBytes - kFp8SlotBytes : 0);
   static_assert(kPanels % kRing == 0);
 
+  // Registers a thread: the rows roles, the output role, walk and query.
+  static constexpr int kRowsRegisters = kHeads == 16 ? 128 : 112;
+  static constexpr int kOutputRegisters = kHeads == 16 ? 128 : 168;
+  static constexpr int kWalkRegisters = kHeads == 16 ? 128 : 120;
+  static_assert((2 * kRowsRegisters + kOutputRegisters + kWalkRegisters) * 128 <= 65536);
+
   static constexpr int kSlots = 8;  // blocks of which addresses and headers are known at a time
 };
 
