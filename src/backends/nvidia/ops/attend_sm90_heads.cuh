@@ -42,11 +42,11 @@ __device__ __forceinline__ Item item_of(const AttendSm90Args& args, int index) {
   return {index, index - chain * args.chain_items.divisor, chain};
 }
 
-/// The first item from `index` on, of this CTA's, that has rows to see (chain 0: always). Whole
-/// warps: lanes look at 32 items at once.
-__device__ __forceinline__ Item find_item(const AttendSm90Args& args, int index) {
+/// This CTA's next item after `index` that has rows to see (chain 0: always). Whole warps: lanes
+/// look at 32 items at once.
+__device__ __forceinline__ Item next_item(const AttendSm90Args& args, int index) {
   const int stride = static_cast<int>(gridDim.x), lane = static_cast<int>(threadIdx.x) & 31;
-  for (; index < args.num_items; index += 32 * stride) {
+  for (index += stride; index < args.num_items; index += 32 * stride) {
     const int looked_at = index + lane * stride;
     bool has_work = looked_at < args.num_items;
     if (has_work) {
@@ -65,67 +65,101 @@ __device__ __forceinline__ Item find_item(const AttendSm90Args& args, int index)
   }
   return {-1, 0, 0};
 }
-__device__ __forceinline__ Item next_item(const AttendSm90Args& args, const Item& item) {
-  return find_item(args, item.index + static_cast<int>(gridDim.x));
+__device__ __forceinline__ int before_first_item() {
+  return static_cast<int>(blockIdx.x) - static_cast<int>(gridDim.x);
 }
 
 // ---- walk: where the rows of coming blocks lie
 
+/// A row of a block: what is loaded to find it, and what is known of it.
+struct Place {
+  int32_t loaded;   // physical block, or slot of a list; negative: masked
+  int32_t row;      // of the physical block; of a list: -1
+  bool compressed;  // of the block
+};
+
+/// Asks for row `place` of the window or of the compressed rows.
+__device__ __forceinline__ Place place_of(const AttendSm90Args& args, const TokenBlocks& token,
+                                          int token_idx, bool compressed, int place) {
+  const RowSource& rows = compressed ? args.attend.compressed : args.attend.window;
+  const int begin = compressed ? token.compressed_begin : token.window_begin;
+  const int end = compressed ? token.compressed_end : token.window_end;
+  if (place < begin || place >= end) return {-1, -1, compressed};
+  if (rows.kind == RowSource::kList) {
+    return {__ldg(rows.slots + token_idx * rows.slots_stride + place), -1, compressed};
+  }
+  const FastDivisor& by_rows = compressed ? args.compressed_rows : args.window_rows;
+  const FastDivisor& by_columns = compressed ? args.compressed_columns : args.window_columns;
+  const int block = by_rows.divide(place);
+  const int column = block - by_columns.divide(block) * by_columns.divisor;
+  return {__ldg(rows.table + token.seq * rows.table_stride + column),
+          place - block * by_rows.divisor, compressed};
+}
+
+template <typename Traits>
+__device__ __forceinline__ uint64_t address_of(const AttendSm90Args& args, const Place& place) {
+  if (place.loaded < 0) return 0;
+  const RowSource& rows = place.compressed ? args.attend.compressed : args.attend.window;
+  int block = place.loaded, row = place.row;
+  if (row < 0) {
+    const FastDivisor& by_rows = place.compressed ? args.compressed_rows : args.window_rows;
+    block = by_rows.divide(place.loaded);
+    row = place.loaded - block * by_rows.divisor;
+  }
+  constexpr int kRowBytes = Traits::kRowBytes;
+  const int to_scales = rows.rows_per_block * kRowBytes - row * (kRowBytes - 8);
+  return RowAddress::of(rows.base + block * rows.block_stride_bytes + row * kRowBytes,
+                        Traits::kHasScales ? to_scales : 0)
+      .bits;
+}
+
+/// Two warps, a thread a row. The places of a block are asked for before those of the block before
+/// it are used.
 template <typename Traits>
 __device__ __forceinline__ void walk_role(const AttendSm90Args& args, SharedStorage<Traits>& shared,
                                           int row) {
   constexpr int kSlots = Traits::kSlots;
-  Item item = find_item(args, static_cast<int>(blockIdx.x));
-  uint32_t item_flags = 0;
+  Item item{before_first_item(), 0, 0};
   TokenBlocks token{};
   ChainBlocks chain{};
-  int inside = 0, count = 0;  // block of the item
-  const auto open = [&] {
-    if (item.index < 0) return;
-    token = token_blocks(args.attend, item.token);
-    chain = chain_blocks(args.attend, token, item.chain);
-    inside = 0;
-    count = max(chain.count, 1);  // a token without rows has one block of none
-    item_flags = (item_flags & kOddItem) | (token.num_chains == 1 ? kOnlyChain : 0u);
-  };
-  const auto place_of_row = [&]() -> RowPlace {
-    if (item.index < 0 || inside >= chain.count) return {-1, 0};
-    return place_of_chain(args.attend, token, chain, item.token, inside, row);
-  };
-  open();
-  RowPlace place = place_of_row();
-  for (int block = 0, ends = 0; ends < 2; ++block) {
-    // This block, then the load of the next one's place, then what needs this one's.
-    const int slot = block % kSlots;
-    BlockHeader header{-1, 0, 0};
-    const RowPlace here = place;
-    const RowSource& rows = source_of_chain(args.attend, chain, inside);
-    if (item.index >= 0) {
-      const bool last = inside + 1 == count;
-      header = {item.token, static_cast<uint16_t>(item.chain),
-                static_cast<uint16_t>(item_flags | (inside == 0 ? kFirstBlock : 0u) |
-                                      (last ? kLastBlock : 0u))};
+  uint32_t item_flags = kOddItem;
+  int inside = 0, count = 1;  // block of the item
+  Place place{};
+  // Block -1 only asks for block 0; two blocks that do not exist end the roles of the rows.
+  for (int block = -1, ends = 0; ends < 2; ++block) {
+    const Place here = place;
+    const bool exists = item.index >= 0, last = inside + 1 == count;
+    const BlockHeader header = {
+        exists ? item.token : -1, static_cast<uint16_t>(item.chain),
+        static_cast<uint16_t>(item_flags | (inside == 0 ? kFirstBlock : 0u) |
+                              (last ? kLastBlock : 0u))};
+    if (block >= 0 && !exists) ++ends;
+    place = {-1, -1, false};
+    if (exists || block < 0) {
+      ++inside;
       if (last) {
-        item = next_item(args, item);
-        item_flags ^= kOddItem;
-        open();
-      } else {
-        ++inside;
+        item = next_item(args, item.index);
+        if (item.index >= 0) {
+          token = token_blocks(args.attend, item.token);
+          chain = chain_blocks(args.attend, token, item.chain);
+          count = max(chain.count, 1);  // a token without rows has one block of none
+          item_flags =
+              ((item_flags ^ kOddItem) & kOddItem) | (token.num_chains == 1 ? kOnlyChain : 0u);
+        }
+        inside = 0;
       }
-      place = place_of_row();
-    } else {
-      ++ends;  // one for either rows role
+      if (item.index >= 0 && inside < chain.count) {
+        place = place_of(args, token, item.token, inside >= chain.window_blocks,
+                         first_place(args.attend, token, chain, inside) + row);
+      }
     }
-    const RowRef found = row_address(rows, here);
+    if (block < 0) continue;
+    const int slot = block % kSlots;
+    const uint64_t address = address_of<Traits>(args, here);
     if (block >= kSlots) {
       mbarrier_poll(shared_address(&shared.barriers.freed[slot]), phase_of<kSlots>(block) ^ 1);
     }
-    shared.addresses[slot][row] =
-        found.values == nullptr
-            ? 0
-            : RowAddress::of(found.values,
-                             Traits::kHasScales ? static_cast<int>(found.scales - found.values) : 0)
-                  .bits;
+    shared.addresses[slot][row] = address;
     if (row == 0) shared.headers[slot] = header;
     mbarrier_arrive(shared_address(&shared.barriers.known[slot]));
   }
@@ -142,8 +176,9 @@ __device__ __forceinline__ void query_role(const AttendSm90Args& args,
   const int quad = lane & 3;
   uint32_t phase = 0;
   bool first = true;
-  for (Item item = find_item(args, static_cast<int>(blockIdx.x)); item.index >= 0;
-       item = next_item(args, item)) {
+  for (Item item{before_first_item(), 0, 0};;) {
+    item = next_item(args, item.index);
+    if (item.index < 0) return;
 #pragma unroll
     for (int half = 0; half < kHeadGroups; half += 2) {  // 16 heads at a time
       uint32_t values[4][2][2][4];                       // panel, group of 8 heads, columns

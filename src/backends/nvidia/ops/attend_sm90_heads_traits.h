@@ -22,6 +22,8 @@ struct Traits {
   static constexpr bool kHasScales = kFormat == KvFormat::kFp8DsMla;
   static constexpr int kFp8Panels = kHasScales ? 7 : kFormat == KvFormat::kFp8 ? 8 : 0;
 
+  static constexpr int kRowBytes = kFp8Panels * 64 + (kPanels - kFp8Panels) * 128;
+
   // Rows under way between global memory and conversion, of one warp: 16 rows of kRing panels. The
   // copy of a panel starts when the one kRing before it has been converted.
   static constexpr int kRing = (kHeads == 16 ? 8 : 4) / (kFp8Panels > 0 ? 1 : 2);
