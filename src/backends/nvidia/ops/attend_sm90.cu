@@ -193,7 +193,7 @@ const char* attend_sm90_why_not(const AttendArgs& args) {
 void attend_sm90(const AttendParams& params, const OpContext& context) {
   const AttendArgs all = attend_args(params);
   if (*attend_sm90_why_not(all) != '\0') return attend_sm80(params, context);
-  const int few_heads = attend_sm90_heads_tile(all.num_heads, format_of(all));
+  const int few_heads = attend_sm90_heads_tile(all);
   const int tile_heads = few_heads > 0 ? few_heads : kTileHeads;
   const int log2_tiles = log2_tiles_of(all.num_heads);
   const int64_t wave = tokens_per_wave(all.num_tokens, log2_tiles, all.max_chains, tile_heads);

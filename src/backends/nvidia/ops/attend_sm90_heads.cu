@@ -62,13 +62,13 @@ __global__ void __launch_bounds__(kMergeThreads)
 
 }  // namespace
 
-int attend_sm90_heads_tile(int num_heads, KvFormat format) {
-  if (num_heads > 32 || format == KvFormat::kF32) return 0;
-  return num_heads > 16 ? 32 : 16;
+int attend_sm90_heads_tile(const AttendArgs& args) {
+  if (args.num_heads > 32 || !is_aligned_16(args)) return 0;
+  return args.num_heads > 16 ? 32 : 16;
 }
 
 void attend_sm90_heads(const AttendSm90Args& args, KvFormat format, int grid, cudaStream_t stream) {
-  const int tile = attend_sm90_heads_tile(args.attend.num_heads, format);
+  const int tile = attend_sm90_heads_tile(args.attend);
   switch (format) {
     case KvFormat::kFp8DsMla:
       launch_attend_sm90_heads<KvFormat::kFp8DsMla>(args, tile, grid, stream);

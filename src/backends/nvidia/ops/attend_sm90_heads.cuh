@@ -71,40 +71,44 @@ __device__ __forceinline__ int before_first_item() {
 
 // ---- walk: where the rows of coming blocks lie
 
-/// A row of a block: what is loaded to find it, and what is known of it.
-struct Place {
-  int32_t loaded;   // physical block, or slot of a list; negative: masked
-  int32_t row;      // of the physical block; of a list: -1
-  bool compressed;  // of the block
-};
+// What is known of a row before its place has come: the row of its page, or kListRow where the
+// place is a slot; kCompressedRow tells the source; kNoRow: masked.
+constexpr int kNoRow = -1;
+constexpr int kCompressedRow = 1 << 30;
+constexpr int kListRow = kCompressedRow - 1;
 
-/// Asks for row `place` of the window or of the compressed rows.
-__device__ __forceinline__ Place place_of(const AttendSm90Args& args, const TokenBlocks& token,
-                                          int token_idx, bool compressed, int place) {
+/// Asks for the place of row `place` of a source, in 4 bytes at `to`; what is known of it.
+__device__ __forceinline__ int fetch_place(const AttendSm90Args& args, const TokenBlocks& token,
+                                           int token_idx, bool compressed, int place, uint32_t to) {
   const RowSource& rows = compressed ? args.attend.compressed : args.attend.window;
   const int begin = compressed ? token.compressed_begin : token.window_begin;
   const int end = compressed ? token.compressed_end : token.window_end;
-  if (place < begin || place >= end) return {-1, -1, compressed};
-  if (rows.kind == RowSource::kList) {
-    return {__ldg(rows.slots + token_idx * rows.slots_stride + place), -1, compressed};
+  if (place < begin || place >= end) return kNoRow;
+  const int32_t* from = rows.slots + token_idx * rows.slots_stride + place;
+  int known = kListRow;
+  if (rows.kind == RowSource::kRange) {
+    const FastDivisor& by_rows = compressed ? args.compressed_rows : args.window_rows;
+    const FastDivisor& by_columns = compressed ? args.compressed_columns : args.window_columns;
+    const int block = by_rows.divide(place);
+    from = rows.table + token.seq * rows.table_stride + block -
+           by_columns.divide(block) * by_columns.divisor;
+    known = place - block * by_rows.divisor;
   }
-  const FastDivisor& by_rows = compressed ? args.compressed_rows : args.window_rows;
-  const FastDivisor& by_columns = compressed ? args.compressed_columns : args.window_columns;
-  const int block = by_rows.divide(place);
-  const int column = block - by_columns.divide(block) * by_columns.divisor;
-  return {__ldg(rows.table + token.seq * rows.table_stride + column),
-          place - block * by_rows.divisor, compressed};
+  copy_async_4(to, from, 4);
+  return compressed ? known | kCompressedRow : known;
 }
 
+/// RowAddress of a row whose place has come.
 template <typename Traits>
-__device__ __forceinline__ uint64_t address_of(const AttendSm90Args& args, const Place& place) {
-  if (place.loaded < 0) return 0;
-  const RowSource& rows = place.compressed ? args.attend.compressed : args.attend.window;
-  int block = place.loaded, row = place.row;
-  if (row < 0) {
-    const FastDivisor& by_rows = place.compressed ? args.compressed_rows : args.window_rows;
-    block = by_rows.divide(place.loaded);
-    row = place.loaded - block * by_rows.divisor;
+__device__ __forceinline__ uint64_t address_of(const AttendSm90Args& args, int place, int known) {
+  if (known < 0 || place < 0) return 0;
+  const bool compressed = (known & kCompressedRow) != 0;
+  const RowSource& rows = compressed ? args.attend.compressed : args.attend.window;
+  int block = place, row = known & kListRow;
+  if (row == kListRow) {
+    const FastDivisor& by_rows = compressed ? args.compressed_rows : args.window_rows;
+    block = by_rows.divide(place);
+    row = place - block * by_rows.divisor;
   }
   constexpr int kRowBytes = Traits::kRowBytes;
   const int to_scales = rows.rows_per_block * kRowBytes - row * (kRowBytes - 8);
@@ -113,54 +117,64 @@ __device__ __forceinline__ uint64_t address_of(const AttendSm90Args& args, const
       .bits;
 }
 
-/// Two warps, a thread a row. The places of a block are asked for before those of the block before
-/// it are used.
+/// Two warps, a thread a row. Places are asked for kAhead blocks before they are used.
 template <typename Traits>
 __device__ __forceinline__ void walk_role(const AttendSm90Args& args, SharedStorage<Traits>& shared,
                                           int row) {
-  constexpr int kSlots = Traits::kSlots;
+  constexpr int kSlots = Traits::kSlots, kAhead = 2;
   Item item{before_first_item(), 0, 0};
   TokenBlocks token{};
   ChainBlocks chain{};
   uint32_t item_flags = kOddItem;
   int inside = 0, count = 1;  // block of the item
-  Place place{};
-  // Block -1 only asks for block 0; two blocks that do not exist end the roles of the rows.
-  for (int block = -1, ends = 0; ends < 2; ++block) {
-    const Place here = place;
-    const bool exists = item.index >= 0, last = inside + 1 == count;
-    const BlockHeader header = {
-        exists ? item.token : -1, static_cast<uint16_t>(item.chain),
-        static_cast<uint16_t>(item_flags | (inside == 0 ? kFirstBlock : 0u) |
-                              (last ? kLastBlock : 0u))};
-    if (block >= 0 && !exists) ++ends;
-    place = {-1, -1, false};
-    if (exists || block < 0) {
+  int ends = 0, end = 0;      // two blocks that do not exist end the roles of the rows
+  for (int block = 0;; ++block) {
+    if (ends < 2) {
+      const int slot = block % kSlots;
       ++inside;
-      if (last) {
+      if (inside >= count && ends == 0) {
         item = next_item(args, item.index);
-        if (item.index >= 0) {
+        inside = 0;
+        if (item.index < 0) {
+          chain.count = 0;
+        } else {
           token = token_blocks(args.attend, item.token);
           chain = chain_blocks(args.attend, token, item.chain);
           count = max(chain.count, 1);  // a token without rows has one block of none
           item_flags =
               ((item_flags ^ kOddItem) & kOddItem) | (token.num_chains == 1 ? kOnlyChain : 0u);
         }
-        inside = 0;
       }
-      if (item.index >= 0 && inside < chain.count) {
-        place = place_of(args, token, item.token, inside >= chain.window_blocks,
-                         first_place(args.attend, token, chain, inside) + row);
+      if (block >= kSlots) {
+        mbarrier_wait(shared_address(&shared.barriers.freed[slot]), phase_of<kSlots>(block) ^ 1);
       }
+      const uint32_t at = shared_address(&shared.addresses[slot][row]);
+      int known = kNoRow;
+      if (inside < chain.count) {
+        known = fetch_place(args, token, item.token, inside >= chain.window_blocks,
+                            first_place(args.attend, token, chain, inside) + row, at);
+      }
+      store_shared(at + 4, static_cast<uint32_t>(known));
+      if (row == 0) {
+        shared.headers[slot] = {
+            item.index < 0 ? -1 : item.token, static_cast<uint16_t>(item.chain),
+            static_cast<uint16_t>(item_flags | (inside == 0 ? kFirstBlock : 0u) |
+                                  (inside + 1 == count ? kLastBlock : 0u))};
+      }
+      if (item.index < 0) ++ends;
+      end = block + 1;
     }
-    if (block < 0) continue;
-    const int slot = block % kSlots;
-    const uint64_t address = address_of<Traits>(args, here);
-    if (block >= kSlots) {
-      mbarrier_poll(shared_address(&shared.barriers.freed[slot]), phase_of<kSlots>(block) ^ 1);
-    }
-    shared.addresses[slot][row] = address;
-    if (row == 0) shared.headers[slot] = header;
+    copy_async_commit();
+    const int ready = block - kAhead;
+    if (ready < 0) continue;
+    if (ready >= end) return;
+    copy_async_wait<kAhead>();
+    const int slot = ready % kSlots;
+    const uint32_t at = shared_address(&shared.addresses[slot][row]);
+    const uint2 place = load_shared_2(at);
+    const uint64_t address =
+        address_of<Traits>(args, static_cast<int>(place.x), static_cast<int>(place.y));
+    store_shared_2(at, static_cast<uint32_t>(address), static_cast<uint32_t>(address >> 32));
     mbarrier_arrive(shared_address(&shared.barriers.known[slot]));
   }
 }
@@ -197,7 +211,7 @@ __device__ __forceinline__ void query_role(const AttendSm90Args& args,
         }
       }
       if (half == 0 && !first) {
-        mbarrier_poll(shared_address(&shared.barriers.query_empty), phase);
+        mbarrier_wait(shared_address(&shared.barriers.query_empty), phase);
         phase ^= 1;
       }
 #pragma unroll
@@ -315,11 +329,11 @@ __device__ __forceinline__ void output_role(const AttendSm90Args& args,
     float sum = 0.f;
     for (bool last = false; !last; ++block) {
       const int stage = block & 1, slot = block % kSlots;
-      mbarrier_poll(shared_address(&shared.barriers.known[slot]), phase_of<kSlots>(block));
+      mbarrier_wait(shared_address(&shared.barriers.known[slot]), phase_of<kSlots>(block));
       const BlockHeader header = read_header(shared.headers[slot]);
       if (header.token < 0) return;
       last = __any_sync(~0u, (header.flags & kLastBlock) != 0);
-      mbarrier_poll(shared_address(&shared.barriers.full[stage]), phase_of<2>(block));
+      mbarrier_wait(shared_address(&shared.barriers.full[stage]), phase_of<2>(block));
       const bool first = (header.flags & kFirstBlock) != 0;
       const float alpha = first ? 1.f : shared.alpha[stage][my_head];
       const float(&sums)[4][kHeads] = shared.sums[stage];
@@ -359,6 +373,16 @@ __device__ __forceinline__ void output_role(const AttendSm90Args& args,
   }
 }
 
+/// From the 128 that a thread is launched with.
+template <int kRegisters>
+__device__ __forceinline__ void set_registers() {
+  if constexpr (kRegisters > 128) {
+    increase_registers<kRegisters>();
+  } else if constexpr (kRegisters < 128) {
+    decrease_registers<kRegisters>();
+  }
+}
+
 /// By one thread.
 template <typename Traits>
 __device__ __forceinline__ void init_barriers(Barriers<Traits>& barriers) {
@@ -385,19 +409,18 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
   const int lane = static_cast<int>(threadIdx.x) & 31;
   if (threadIdx.x == 0) init_barriers(shared.barriers);
   __syncthreads();
-  constexpr bool kMovesRegisters = Traits::kOutputRegisters != 128;
   if (role == 3) {
-    if constexpr (kMovesRegisters) decrease_registers<Traits::kWalkRegisters>();
+    set_registers<Traits::kWalkRegisters>();
     if (warp < 2) {
       walk_role(args, shared, warp * 32 + lane);
     } else {
       query_role(args, shared, warp - 2, lane);
     }
   } else if (role == 2) {
-    if constexpr (kMovesRegisters) increase_registers<Traits::kOutputRegisters>();
+    set_registers<Traits::kOutputRegisters>();
     output_role(args, shared, warp, lane);
   } else {
-    if constexpr (kMovesRegisters) decrease_registers<Traits::kRowsRegisters>();
+    set_registers<Traits::kRowsRegisters>();
     rows_role(args, shared, role, warp, lane);
   }
 }

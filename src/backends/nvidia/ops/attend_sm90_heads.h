@@ -7,8 +7,8 @@
 namespace dsv4::nvidia {
 
 /// Heads of a tile for a call that attend_sm90 takes, or 0: such calls are better off with the
-/// kernel of 64 heads. Looks at heads and format alone.
-int attend_sm90_heads_tile(int num_heads, KvFormat format);
+/// kernel of 64 heads. Looks at heads, addresses and strides alone.
+int attend_sm90_heads_tile(const AttendArgs& args);
 
 /// Launches the kernel, and the merge of chains; args.log2_tiles is 0.
 void attend_sm90_heads(const AttendSm90Args& args, KvFormat format, int grid, cudaStream_t stream);

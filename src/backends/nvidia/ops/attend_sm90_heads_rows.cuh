@@ -36,7 +36,6 @@ __device__ __forceinline__ BlockHeader read_header(const BlockHeader& header) {
 /// shared memory (query_role) and of O (store_item).
 template <typename Traits>
 struct RowsOfWarp {
-  const AttendSm90Args& args;
   uint32_t raw;     // slots of the warp
   uint32_t scales;  // of the warp
   uint32_t tile;    // what this lane addresses of step 0 in panel 0 [store_matrix_4]
@@ -76,12 +75,7 @@ struct RowsOfWarp {
 #pragma unroll
       for (int c = 0; c < (kWide ? 2 : 1); ++c) {  // of bf16 rows also 16-byte unit t + 4
         const uint32_t to = slot + (kWide ? 2 * r + c : r) * 512 + ((lane ^ c) << 4);
-        if (args.wide_rows || !Traits::kHasScales) {
-          copy_async_stream(to, from + c * 64, valid ? 16 : 0);
-        } else {
-          copy_async_8(to, from + c * 64, valid ? 8 : 0);
-          copy_async_8(to + 8, from + c * 64 + 8, valid ? 8 : 0);
-        }
+        copy_async_stream(to, from + c * 64, valid ? 16 : 0);
       }
     }
     copy_async_commit();
@@ -116,67 +110,19 @@ struct RowsOfWarp {
     }
   }
 
-  /// A panel of codes as operands, a[4 k] ... for step k of 16 columns, and in the tile. `slow`: of
-  /// the warp's rows some have scales that need convert_exactly.
-  __device__ __forceinline__ void convert_codes(int panel, uint32_t slow,
-                                                const uint2 (&scales_of)[2],
-                                                uint32_t (&a)[16]) const {
-    uint32_t unusual = slow;
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      const uint4 codes = load_shared_16(slot_of(panel) + r * 512 + lane * 16);
-      const uint32_t scale = scale_of(scales_of[r], panel);
-      sm90_attend::convert_4(codes.x, scale, a[r], a[2 + r]);
-      sm90_attend::convert_4(codes.y, scale, a[4 + r], a[6 + r]);
-      sm90_attend::convert_4(codes.z, scale, a[8 + r], a[10 + r]);
-      sm90_attend::convert_4(codes.w, scale, a[12 + r], a[14 + r]);
-      unusual |= sm90_attend::nan_codes(codes.x) | sm90_attend::nan_codes(codes.y) |
-                 sm90_attend::nan_codes(codes.z) | sm90_attend::nan_codes(codes.w);
-    }
-    store(panel, a);
-    if (__any_sync(~0u, (unusual & 0x80808080u) != 0)) convert_exactly(panel, scales_of, a);
-  }
-  /// As sm90_attend::scale_operand, for bytes that are not slow.
-  __device__ __forceinline__ static uint32_t scale_of(const uint2& bytes, int panel) {
-    const uint32_t four = __byte_perm(bytes.x, bytes.y, panel * 0x1111) + 0x78787878u;
-    return four >> 1 & 0x7f807f80u;
-  }
-
-  /// NaN codes and scales of 2^8 and more: through f32, rounded once, over what convert_codes
-  /// wrote.
-  __device__ __forceinline__ void convert_exactly(int panel, const uint2 (&scales_of)[2],
-                                                  uint32_t (&a)[16]) const {
-#pragma unroll 1
-    for (int k = 0; k < 4; ++k) {
-      uint32_t packed[4];
+  /// What lies in a slot of this lane's columns. Other lanes copied bf16 values: before and after
+  /// this, __syncwarp.
+  struct Raw {
+    uint4 words[2][2];  // row, 16 bytes; of codes only the first ones
+  };
+  __device__ __forceinline__ void load(int panel, Raw& out) const {
+    if (panel < kFp8Panels) {
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
-        const uint32_t byte =
-            (panel < 4 ? scales_of[r].x : scales_of[r].y) >> (panel & 3) * 8 & 0xff;
-        const uint32_t bits = byte == 0 ? 0x00400000u : byte == 255 ? 0x7fffffffu : byte << 23;
-        const float scale = Traits::kHasScales ? __uint_as_float(bits) : 1.f;
-        const uint32_t codes = load_shared(slot_of(panel) + r * 512 + lane * 16 + k * 4);
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          const uint32_t halves = e4m3x2_to_f16x2(static_cast<uint16_t>(codes >> 16 * half));
-          const __half2 pair = *reinterpret_cast<const __half2*>(&halves);
-          packed[2 * half + r] = pack_bf16x2(__low2float(pair) * scale, __high2float(pair) * scale);
-        }
+        out.words[r][0] = load_shared_16(slot_of(panel) + r * 512 + lane * 16);
       }
-      store_matrix_4(tile_of(panel, k), packed[0], packed[1], packed[2], packed[3]);
+      return;
     }
-    __syncwarp();
-#pragma unroll
-    for (int k = 0; k < 4; ++k) {
-      uint32_t step[4];
-      load_matrix_x4(step, tile_of(panel, k));
-#pragma unroll
-      for (int i = 0; i < 4; ++i) a[4 * k + i] = step[i];
-    }
-  }
-
-  /// A panel of bf16 values likewise. Other lanes copied them: around this, __syncwarp.
-  __device__ __forceinline__ void take_values(int panel, uint32_t (&a)[16]) const {
     const int quad = lane & 3;
     const uint32_t at =
         slot_of(panel) + (quad >> 1) * 512 +
@@ -185,14 +131,88 @@ struct RowsOfWarp {
     for (int r = 0; r < 2; ++r) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const uint4 values = load_shared_16((at ^ half << 4) + r * 1024);
-        a[8 * half + r] = values.x;
-        a[8 * half + 2 + r] = values.y;
-        a[8 * half + 4 + r] = values.z;
-        a[8 * half + 6 + r] = values.w;
+        out.words[r][half] = load_shared_16((at ^ half << 4) + r * 1024);
       }
     }
-    store(panel, a);
+  }
+
+  /// A panel as operands, a[4 k] ... for step k of 16 columns. Bits 7, 15, ... of `unusual`: there
+  /// are NaN codes, so that multiply_exactly has to follow.
+  __device__ __forceinline__ void convert(int panel, const Raw& raw_words,
+                                          const uint2 (&scales_of)[2], uint32_t& unusual,
+                                          uint32_t (&a)[16]) const {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const uint4 x = raw_words.words[r][0], y = raw_words.words[r][1];
+      if (panel < kFp8Panels) {
+        const uint32_t scale = scale_of(scales_of[r], panel);
+        sm90_attend::convert_4(x.x, scale, a[r], a[2 + r]);
+        sm90_attend::convert_4(x.y, scale, a[4 + r], a[6 + r]);
+        sm90_attend::convert_4(x.z, scale, a[8 + r], a[10 + r]);
+        sm90_attend::convert_4(x.w, scale, a[12 + r], a[14 + r]);
+        unusual |= sm90_attend::nan_codes(x.x) | sm90_attend::nan_codes(x.y) |
+                   sm90_attend::nan_codes(x.z) | sm90_attend::nan_codes(x.w);
+      } else {
+        a[r] = x.x, a[2 + r] = x.y, a[4 + r] = x.z, a[6 + r] = x.w;
+        a[8 + r] = y.x, a[10 + r] = y.y, a[12 + r] = y.z, a[14 + r] = y.w;
+      }
+    }
+  }
+  /// As sm90_attend::scale_operand, for bytes that are not slow.
+  __device__ __forceinline__ static uint32_t scale_of(const uint2& bytes, int panel) {
+    const uint32_t four = __byte_perm(bytes.x, bytes.y, panel * 0x1111) + 0x78787878u;
+    return four >> 1 & 0x7f807f80u;
+  }
+  __device__ __forceinline__ static uint32_t slow_scales(const uint2& bytes) {
+    return sm90_attend::slow_scales(bytes.x) | sm90_attend::slow_scales(bytes.y & 0xffffff);
+  }
+
+  /// S^T of a block once more, and its tile, for rows with NaN codes or scales of 2^8 and more:
+  /// through f32, rounded once, from global memory. Rare, so as short as can be. All warps.
+  template <int kScores>
+  __device__ __forceinline__ void multiply_exactly(const Source& source,
+                                                   const uint2 (&scales_of)[2], uint64_t query,
+                                                   float (&s)[kScores]) const {
+#pragma unroll
+    for (float& x : s) x = 0.f;
+#pragma unroll 1
+    for (int step = 0; step < 32; ++step) {
+      const int panel = step >> 2, k = step & 3;
+      uint32_t a[4];
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        if (panel < kFp8Panels) {
+          const uint32_t byte =
+              (panel < 4 ? scales_of[r].x : scales_of[r].y) >> (panel & 3) * 8 & 0xff;
+          const uint32_t bits = byte == 0 ? 0x00400000u : byte == 255 ? 0x7fffffffu : byte << 23;
+          const float scale = Traits::kHasScales ? __uint_as_float(bits) : 1.f;
+          uint32_t codes = 0;
+          if (source.valid[r]) {
+            codes = __ldg(reinterpret_cast<const uint32_t*>(source.from[r] + panel * 64 + k * 4));
+          }
+#pragma unroll
+          for (int half = 0; half < 2; ++half) {
+            const uint32_t halves = e4m3x2_to_f16x2(static_cast<uint16_t>(codes >> 16 * half));
+            const __half2 pair = *reinterpret_cast<const __half2*>(&halves);
+            a[2 * half + r] = pack_bf16x2(__low2float(pair) * scale, __high2float(pair) * scale);
+          }
+        } else {
+          uint2 values = {0, 0};
+          if (source.valid[r]) {
+            values = __ldg(reinterpret_cast<const uint2*>(source.from[r] + kFp8Panels * 64 +
+                                                          (lane & 3) * 16 + k * 8));
+          }
+          a[r] = values.x;
+          a[2 + r] = values.y;
+        }
+      }
+      store_matrix_4(tile_of(panel, k), a[0], a[1], a[2], a[3]);
+      wgmma_fence();
+      RegisterProduct<Traits::kHeads>::run(
+          s, a, query + operand_offset(panel * Traits::kHeadPanelBytes + k * 32));
+      wgmma_commit();
+      wgmma_wait<0>();
+    }
   }
 };
 
@@ -217,23 +237,34 @@ __device__ __forceinline__ void store_over_rows(float* to, float (&x)[kHeads / 4
   }
 }
 
-/// P of a block from its scores s[4 n ...] = (row lane / 4: heads 8 n + 2 (lane % 4), + 1), (row +
-/// 8: the same heads), into shared memory; what the next block and the output role need to know.
+/// Scores s[4 n ...] = (row lane / 4: heads 8 n + 2 (lane % 4), + 1), (row + 8: the same heads) of
+/// a warp: masks them, and tells the largest ones to the other warps of the role.
+template <typename Traits>
+__device__ __forceinline__ void share_maxima(SharedStorage<Traits>& shared, int stage, int warp,
+                                             int lane, const bool (&valid)[2],
+                                             float (&s)[Traits::kHeads / 2]) {
+  constexpr int kHeads = Traits::kHeads;
+  float largest[kHeads / 4];
+#pragma unroll
+  for (int i = 0; i < kHeads / 4; ++i) {
+    const int at = 4 * (i / 2) + i % 2;
+    if (!valid[0]) s[at] = -INFINITY;
+    if (!valid[1]) s[at + 2] = -INFINITY;
+    largest[i] = fmaxf(s[at], s[at + 2]);
+  }
+  store_over_rows<kHeads>(shared.maxima[stage][warp], largest, lane,
+                          [](float a, float b) { return fmaxf(a, b); });
+  barrier_sync(1 + stage, 128);
+}
+
+/// P of a block from its scores, into shared memory; what the next block and the output role need
+/// to know.
 template <typename Traits>
 __device__ __forceinline__ void softmax(const AttendSm90Args& args, SharedStorage<Traits>& shared,
                                         int block, uint32_t flags, int warp, int lane,
                                         float (&s)[Traits::kHeads / 2]) {
   constexpr int kHeads = Traits::kHeads, kOfLane = kHeads / 4;
   const int stage = block & 1, quad = lane & 3;
-  float largest[kOfLane];
-#pragma unroll
-  for (int i = 0; i < kOfLane; ++i) {
-    const int at = 4 * (i / 2) + i % 2;
-    largest[i] = fmaxf(s[at], s[at + 2]);
-  }
-  store_over_rows<kHeads>(shared.maxima[stage][warp], largest, lane,
-                          [](float a, float b) { return fmaxf(a, b); });
-  barrier_sync(1 + stage, 128);
   if (block > 0) {
     mbarrier_poll(shared_address(&shared.barriers.reference_known[stage ^ 1]),
                   phase_of<2>(block - 1));
@@ -301,10 +332,11 @@ __device__ __forceinline__ void rows_role(const AttendSm90Args& args, SharedStor
   constexpr int kFp8Panels = Traits::kFp8Panels;
   const int row = warp * 16 + (lane >> 2);  // and row + 8
   const RowsOfWarp<Traits> rows{
-      args, shared_address(shared.raw[role][warp]), shared_address(shared.scales[role][warp]),
+      shared_address(shared.raw[role][warp]), shared_address(shared.scales[role][warp]),
       shared_address(shared.rows[role]) + (warp * 16 + (lane & 15)) * 128 +
           (((lane >> 4) ^ (lane & 7)) << 4),
       lane};
+  const uint64_t query = swizzled_operand(shared_address(shared.query), 16, 1024);
   const auto addresses_of = [&](int block, RowAddress(&out)[2]) {
     mbarrier_poll(shared_address(&shared.barriers.known[block % kSlots]), phase_of<kSlots>(block));
     const uint32_t at = shared_address(&shared.addresses[block % kSlots][row]);
@@ -333,12 +365,10 @@ __device__ __forceinline__ void rows_role(const AttendSm90Args& args, SharedStor
     copy_async_wait<kRing - 1>();
     __syncwarp();  // scales come through other lanes
     const uint2 scales[2] = {rows.load_scales(0), rows.load_scales(1)};
-    const uint32_t slow = Traits::kHasScales
-                              ? sm90_attend::slow_scales(scales[0].x) |
-                                    sm90_attend::slow_scales(scales[0].y & 0xffffffu) |
-                                    sm90_attend::slow_scales(scales[1].x) |
-                                    sm90_attend::slow_scales(scales[1].y & 0xffffffu)
-                              : 0;
+    typename RowsOfWarp<Traits>::Raw raw[2];
+    rows.load(0, raw[0]);
+    uint32_t unusual = 0;
+    if (Traits::kHasScales) unusual = rows.slow_scales(scales[0]) | rows.slow_scales(scales[1]);
     mbarrier_poll(shared_address(&shared.barriers.query_full),
                   (header.flags & kOddItem) != 0 ? 1 : 0);
 
@@ -346,63 +376,47 @@ __device__ __forceinline__ void rows_role(const AttendSm90Args& args, SharedStor
     float s[kHeads / 2];
 #pragma unroll
     for (float& x : s) x = 0.f;
-    const uint64_t query = swizzled_operand(shared_address(shared.query), 16, 1024);
     uint32_t a[2][16];
-    const auto panel_of = [&](int panel, auto wide, uint32_t(&operand)[16]) {
-      copy_async_wait<kRing - 1>();
-      if constexpr (wide.value) {
-        __syncwarp();
-        rows.take_values(panel, operand);
-        __syncwarp();
-      } else {
-        rows.convert_codes(panel, slow, scales, operand);
+#pragma unroll
+    for (int panel = 0; panel < 8; ++panel) {
+      if (panel < 7) {  // the next panel, while this one is converted
+        copy_async_wait<kRing - 2>();
+        if (panel + 1 >= kFp8Panels) __syncwarp();
+        rows.load(panel + 1, raw[(panel + 1) & 1]);
       }
-      if (panel == 8 - kRing) {
-        __syncwarp();
-        rows.fetch_scales(addresses);
-      }
+      rows.convert(panel, raw[panel & 1], scales, unusual, a[panel & 1]);
+      rows.store(panel, a[panel & 1]);
+      if (panel >= kFp8Panels || panel == 8 - kRing) __syncwarp();
+      if (panel == 8 - kRing) rows.fetch_scales(addresses);
       // The copy of the panel kRing further on takes this one's place.
-      if (kRing < 8 && panel < 8 - kRing) {
+      if (panel < 8 - kRing) {
         rows.fetch(panel + kRing, here);
-      } else if constexpr (kRing < 8) {
-        rows.fetch(panel + kRing - 8, next);
       } else {
-        rows.template fetch<wide.value>(rows.slot_of(panel), next, panel * 64);
+        rows.fetch(panel + kRing - 8, next);
       }
       wgmma_fence();
-      const uint64_t at = query + operand_offset(panel * Traits::kHeadPanelBytes);
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
-        RegisterProduct<kHeads>::run(s, operand + 4 * k, at + operand_offset(32 * k));
+        RegisterProduct<kHeads>::run(
+            s, a[panel & 1] + 4 * k,
+            query + operand_offset(panel * Traits::kHeadPanelBytes + 32 * k));
       }
       wgmma_commit();
       wgmma_wait<1>();
-    };
-    using Codes = std::false_type;
-    using Wide = std::true_type;
-#pragma unroll 1
-    for (int panel = 0; panel < kFp8Panels / 2 * 2; panel += 2) {
-      panel_of(panel, Codes{}, a[0]);
-      panel_of(panel + 1, Codes{}, a[1]);
-    }
-    if constexpr (kFp8Panels == 7) {
-      panel_of(6, Codes{}, a[0]);
-      panel_of(7, Wide{}, a[1]);
-    }
-    if constexpr (kFp8Panels == 0) {
-#pragma unroll 1
-      for (int panel = 0; panel < 8; panel += 2) {
-        panel_of(panel, Wide{}, a[0]);
-        panel_of(panel + 1, Wide{}, a[1]);
-      }
     }
     wgmma_wait<0>();
 
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      if (here.valid[r]) continue;
-#pragma unroll
-      for (int i = 0; i < kHeads / 2; i += 4) s[i + 2 * r] = s[i + 2 * r + 1] = -INFINITY;
+    if constexpr (kFp8Panels > 0) {
+      const bool any = __any_sync(~0u, (unusual & 0x80808080u) != 0);
+      if (lane == 0) shared.unusual[role][warp] = any;
+    }
+    share_maxima(shared, role, warp, lane, here.valid, s);
+    if constexpr (kFp8Panels > 0) {
+      const uint4 any = load_shared_16(shared_address(shared.unusual[role]));
+      if ((any.x | any.y | any.z | any.w) != 0) {
+        rows.multiply_exactly(here, scales, query, s);
+        share_maxima(shared, role, warp, lane, here.valid, s);
+      }
     }
     softmax(args, shared, block, header.flags, warp, lane, s);
     fence_proxy_async();

@@ -35,8 +35,8 @@ struct Traits {
   static_assert(kPanels % kRing == 0);
 
   // Registers a thread: the rows roles, the output role, walk and query.
-  static constexpr int kRowsRegisters = kHeads == 16 ? 128 : 112;
-  static constexpr int kOutputRegisters = kHeads == 16 ? 128 : 168;
+  static constexpr int kRowsRegisters = kHeads == 16 ? 136 : 112;
+  static constexpr int kOutputRegisters = kHeads == 16 ? 112 : 168;
   static constexpr int kWalkRegisters = kHeads == 16 ? 128 : 120;
   static_assert((2 * kRowsRegisters + kOutputRegisters + kWalkRegisters) * 128 <= 65536);
 
@@ -80,7 +80,8 @@ struct SharedStorage {
   Barriers<Traits> barriers;
   // By parity of the block.
   alignas(16) float maxima[2][4][Traits::kHeads];  // of a warp's rows
-  alignas(16) float sums[2][4][Traits::kHeads];    // of p over a warp's rows
+  alignas(16) uint32_t unusual[2][4];            // whether a warp's rows must be converted exactly
+  alignas(16) float sums[2][4][Traits::kHeads];  // of p over a warp's rows
   alignas(16) float reference[2][Traits::kHeads];  // maximum that p refers to, base 2
   alignas(16) float alpha[2][Traits::kHeads];      // 2^(reference before - reference)
 };
