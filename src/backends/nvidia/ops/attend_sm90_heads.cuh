@@ -356,18 +356,21 @@ __device__ __forceinline__ void output_role(const AttendSm90Args& args,
       const uint64_t p = swizzled_operand(shared_address(shared.p[stage]), 16, 1024);
       wgmma_fence();
 #pragma unroll
-      for (int k = 0; k < 4; ++k) {
+      for (int panel = 0; panel < 8; ++panel) {
 #pragma unroll
-        for (int panel = 0; panel < 8; ++panel) {
+        for (int k = 0; k < 4; ++k) {
           TransposedProduct<kHeads>::run(
               o[panel], values + operand_offset(panel * Traits::kPanelBytes + k * 2048),
               p + operand_offset(k * 32));
         }
+        if (panel % 4 == 3) wgmma_commit();
       }
-      wgmma_commit();
+      wgmma_wait<1>();
+      if (!last) mbarrier_arrive(shared_address(&shared.barriers.empty[stage][0]));
       wgmma_wait<0>();
       if (last) store_item(args, shared, header, stage, warp, lane, sum, o);
-      mbarrier_arrive(shared_address(&shared.barriers.empty[stage]));
+      if (last) mbarrier_arrive(shared_address(&shared.barriers.empty[stage][0]));
+      mbarrier_arrive(shared_address(&shared.barriers.empty[stage][1]));
       mbarrier_arrive(shared_address(&shared.barriers.freed[slot]));
     }
   }
@@ -395,7 +398,8 @@ __device__ __forceinline__ void init_barriers(Barriers<Traits>& barriers) {
   for (int i = 0; i < 2; ++i) {
     mbarrier_init(shared_address(&barriers.reference_known[i]), 128);
     mbarrier_init(shared_address(&barriers.full[i]), 128);
-    mbarrier_init(shared_address(&barriers.empty[i]), 128);
+    mbarrier_init(shared_address(&barriers.empty[i][0]), 128);
+    mbarrier_init(shared_address(&barriers.empty[i][1]), 128);
   }
 }
 

@@ -136,83 +136,49 @@ struct RowsOfWarp {
     }
   }
 
-  /// A panel as operands, a[4 k] ... for step k of 16 columns. Bits 7, 15, ... of `unusual`: there
-  /// are NaN codes, so that multiply_exactly has to follow.
+  /// A panel as operands, a[4 k] ... for step k of 16 columns. Codes through f32: that takes half
+  /// of what the integer pipe has to do for the bits themselves (attend_sm90_loader.cuh), and NaN
+  /// codes and all finite scales come out right.
   __device__ __forceinline__ void convert(int panel, const Raw& raw_words,
-                                          const uint2 (&scales_of)[2], uint32_t& unusual,
-                                          uint32_t (&a)[16]) const {
+                                          const uint2 (&scales_of)[2], uint32_t (&a)[16]) const {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const uint4 x = raw_words.words[r][0], y = raw_words.words[r][1];
       if (panel < kFp8Panels) {
         const uint32_t scale = scale_of(scales_of[r], panel);
-        sm90_attend::convert_4(x.x, scale, a[r], a[2 + r]);
-        sm90_attend::convert_4(x.y, scale, a[4 + r], a[6 + r]);
-        sm90_attend::convert_4(x.z, scale, a[8 + r], a[10 + r]);
-        sm90_attend::convert_4(x.w, scale, a[12 + r], a[14 + r]);
-        unusual |= sm90_attend::nan_codes(x.x) | sm90_attend::nan_codes(x.y) |
-                   sm90_attend::nan_codes(x.z) | sm90_attend::nan_codes(x.w);
+        convert_4(x.x, scale, a[r], a[2 + r]);
+        convert_4(x.y, scale, a[4 + r], a[6 + r]);
+        convert_4(x.z, scale, a[8 + r], a[10 + r]);
+        convert_4(x.w, scale, a[12 + r], a[14 + r]);
       } else {
         a[r] = x.x, a[2 + r] = x.y, a[4 + r] = x.z, a[6 + r] = x.w;
         a[8 + r] = y.x, a[10 + r] = y.y, a[12 + r] = y.z, a[14 + r] = y.w;
       }
     }
   }
-  /// As sm90_attend::scale_operand, for bytes that are not slow.
-  __device__ __forceinline__ static uint32_t scale_of(const uint2& bytes, int panel) {
-    const uint32_t four = __byte_perm(bytes.x, bytes.y, panel * 0x1111) + 0x78787878u;
-    return four >> 1 & 0x7f807f80u;
-  }
-  __device__ __forceinline__ static uint32_t slow_scales(const uint2& bytes) {
-    return sm90_attend::slow_scales(bytes.x) | sm90_attend::slow_scales(bytes.y & 0xffffff);
-  }
-
-  /// S^T of a block once more, and its tile, for rows with NaN codes or scales of 2^8 and more:
-  /// through f32, rounded once, from global memory. Rare, so as short as can be. All warps.
-  template <int kScores>
-  __device__ __forceinline__ void multiply_exactly(const Source& source,
-                                                   const uint2 (&scales_of)[2], uint64_t query,
-                                                   float (&s)[kScores]) const {
+  /// Exact but for the rounding of the product, which there is only beyond 2^127 and below 2^-126.
+  __device__ __forceinline__ static void convert_4(uint32_t codes, uint32_t scale, uint32_t& low,
+                                                   uint32_t& high) {
+    uint32_t pairs[2];
+    e4m3x4_to_f16x4(codes, pairs[0], pairs[1]);
 #pragma unroll
-    for (float& x : s) x = 0.f;
-#pragma unroll 1
-    for (int step = 0; step < 32; ++step) {
-      const int panel = step >> 2, k = step & 3;
-      uint32_t a[4];
-#pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        if (panel < kFp8Panels) {
-          const uint32_t byte =
-              (panel < 4 ? scales_of[r].x : scales_of[r].y) >> (panel & 3) * 8 & 0xff;
-          const uint32_t bits = byte == 0 ? 0x00400000u : byte == 255 ? 0x7fffffffu : byte << 23;
-          const float scale = Traits::kHasScales ? __uint_as_float(bits) : 1.f;
-          uint32_t codes = 0;
-          if (source.valid[r]) {
-            codes = __ldg(reinterpret_cast<const uint32_t*>(source.from[r] + panel * 64 + k * 4));
-          }
-#pragma unroll
-          for (int half = 0; half < 2; ++half) {
-            const uint32_t halves = e4m3x2_to_f16x2(static_cast<uint16_t>(codes >> 16 * half));
-            const __half2 pair = *reinterpret_cast<const __half2*>(&halves);
-            a[2 * half + r] = pack_bf16x2(__low2float(pair) * scale, __high2float(pair) * scale);
-          }
-        } else {
-          uint2 values = {0, 0};
-          if (source.valid[r]) {
-            values = __ldg(reinterpret_cast<const uint2*>(source.from[r] + kFp8Panels * 64 +
-                                                          (lane & 3) * 16 + k * 8));
-          }
-          a[r] = values.x;
-          a[2 + r] = values.y;
-        }
-      }
-      store_matrix_4(tile_of(panel, k), a[0], a[1], a[2], a[3]);
-      wgmma_fence();
-      RegisterProduct<Traits::kHeads>::run(
-          s, a, query + operand_offset(panel * Traits::kHeadPanelBytes + k * 32));
-      wgmma_commit();
-      wgmma_wait<0>();
+    for (int i = 0; i < 2; ++i) {
+      const __half2 pair = *reinterpret_cast<const __half2*>(&pairs[i]);
+      const uint32_t values = pack_bf16x2(__low2float(pair), __high2float(pair));
+      (i == 0 ? low : high) = Traits::kHasScales ? multiply_bf16x2(values, scale) : values;
     }
+  }
+  /// 2^(byte - 127) in both halves; byte 255 gives infinity, see is_nan.
+  __device__ __forceinline__ static uint32_t scale_of(const uint2& bytes, int panel) {
+    const uint32_t four = __byte_perm(bytes.x, bytes.y, panel * 0x1111);
+    return __vmaxu2(four >> 1 & 0x7f807f80u, 0x00400040u);
+  }
+  /// Whether a row has the scale byte 255, so that all of its scores are NaN.
+  __device__ __forceinline__ static bool is_nan(const uint2& bytes) {
+    const uint32_t x = bytes.x, y = bytes.y & 0xffffff;
+    return Traits::kHasScales &&
+           ((x & ((x & 0x7f7f7f7fu) + 0x01010101u)) | (y & ((y & 0x7f7f7f7fu) + 0x01010101u))) &
+               0x80808080u;
   }
 };
 
@@ -241,15 +207,12 @@ __device__ __forceinline__ void store_over_rows(float* to, float (&x)[kHeads / 4
 /// a warp: masks them, and tells the largest ones to the other warps of the role.
 template <typename Traits>
 __device__ __forceinline__ void share_maxima(SharedStorage<Traits>& shared, int stage, int warp,
-                                             int lane, const bool (&valid)[2],
-                                             float (&s)[Traits::kHeads / 2]) {
+                                             int lane, float (&s)[Traits::kHeads / 2]) {
   constexpr int kHeads = Traits::kHeads;
   float largest[kHeads / 4];
 #pragma unroll
   for (int i = 0; i < kHeads / 4; ++i) {
     const int at = 4 * (i / 2) + i % 2;
-    if (!valid[0]) s[at] = -INFINITY;
-    if (!valid[1]) s[at + 2] = -INFINITY;
     largest[i] = fmaxf(s[at], s[at + 2]);
   }
   store_over_rows<kHeads>(shared.maxima[stage][warp], largest, lane,
@@ -359,16 +322,11 @@ __device__ __forceinline__ void rows_role(const AttendSm90Args& args, SharedStor
     if (header.token < 0) break;
     addresses_of(block + 2, addresses);
     const auto next = rows.source_of(addresses);
-    if (block > 1) {
-      mbarrier_poll(shared_address(&shared.barriers.empty[role]), phase_of<2>(block) ^ 1);
-    }
     copy_async_wait<kRing - 1>();
     __syncwarp();  // scales come through other lanes
     const uint2 scales[2] = {rows.load_scales(0), rows.load_scales(1)};
     typename RowsOfWarp<Traits>::Raw raw[2];
     rows.load(0, raw[0]);
-    uint32_t unusual = 0;
-    if (Traits::kHasScales) unusual = rows.slow_scales(scales[0]) | rows.slow_scales(scales[1]);
     mbarrier_poll(shared_address(&shared.barriers.query_full),
                   (header.flags & kOddItem) != 0 ? 1 : 0);
 
@@ -384,7 +342,11 @@ __device__ __forceinline__ void rows_role(const AttendSm90Args& args, SharedStor
         if (panel + 1 >= kFp8Panels) __syncwarp();
         rows.load(panel + 1, raw[(panel + 1) & 1]);
       }
-      rows.convert(panel, raw[panel & 1], scales, unusual, a[panel & 1]);
+      rows.convert(panel, raw[panel & 1], scales, a[panel & 1]);
+      if (panel % 4 == 0 && block > 1) {
+        mbarrier_poll(shared_address(&shared.barriers.empty[role][panel / 4]),
+                      phase_of<2>(block) ^ 1);
+      }
       rows.store(panel, a[panel & 1]);
       if (panel >= kFp8Panels || panel == 8 - kRing) __syncwarp();
       if (panel == 8 - kRing) rows.fetch_scales(addresses);
@@ -406,18 +368,15 @@ __device__ __forceinline__ void rows_role(const AttendSm90Args& args, SharedStor
     }
     wgmma_wait<0>();
 
-    if constexpr (kFp8Panels > 0) {
-      const bool any = __any_sync(~0u, (unusual & 0x80808080u) != 0);
-      if (lane == 0) shared.unusual[role][warp] = any;
-    }
-    share_maxima(shared, role, warp, lane, here.valid, s);
-    if constexpr (kFp8Panels > 0) {
-      const uint4 any = load_shared_16(shared_address(shared.unusual[role]));
-      if ((any.x | any.y | any.z | any.w) != 0) {
-        rows.multiply_exactly(here, scales, query, s);
-        share_maxima(shared, role, warp, lane, here.valid, s);
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      if (here.valid[r] && !rows.is_nan(scales[r])) continue;
+#pragma unroll
+      for (int i = 0; i < kHeads / 2; i += 4) {
+        s[i + 2 * r] = s[i + 2 * r + 1] = here.valid[r] ? NAN : -INFINITY;
       }
     }
+    share_maxima(shared, role, warp, lane, s);
     softmax(args, shared, block, header.flags, warp, lane, s);
     fence_proxy_async();
     mbarrier_arrive(shared_address(&shared.barriers.full[role]));

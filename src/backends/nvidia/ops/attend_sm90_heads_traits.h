@@ -65,7 +65,7 @@ struct Barriers {
   // By parity of the block:
   uint64_t reference_known[2];  // rows role -> the other rows role
   uint64_t full[2];             // rows role -> output role
-  uint64_t empty[2];            // output role -> rows role
+  uint64_t empty[2][2];         // output role -> rows role, halves of the tile
 };
 
 template <typename Traits>
@@ -80,8 +80,7 @@ struct SharedStorage {
   Barriers<Traits> barriers;
   // By parity of the block.
   alignas(16) float maxima[2][4][Traits::kHeads];  // of a warp's rows
-  alignas(16) uint32_t unusual[2][4];            // whether a warp's rows must be converted exactly
-  alignas(16) float sums[2][4][Traits::kHeads];  // of p over a warp's rows
+  alignas(16) float sums[2][4][Traits::kHeads];    // of p over a warp's rows
   alignas(16) float reference[2][Traits::kHeads];  // maximum that p refers to, base 2
   alignas(16) float alpha[2][Traits::kHeads];      // 2^(reference before - reference)
 };

@@ -93,6 +93,13 @@ __device__ __forceinline__ uint32_t e4m3x2_to_f16x2(uint16_t codes) {
   asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(halves) : "h"(codes));
   return halves;
 }
+/// Four of them.
+__device__ __forceinline__ void e4m3x4_to_f16x4(uint32_t codes, uint32_t& low, uint32_t& high) {
+  asm("{\n.reg .b16 x, y;\nmov.b32 {x, y}, %2;\n"
+      "cvt.rn.f16x2.e4m3x2 %0, x;\ncvt.rn.f16x2.e4m3x2 %1, y;\n}\n"
+      : "=r"(low), "=r"(high)
+      : "r"(codes));
+}
 
 /// Two floats -> two E4M3 codes, the first one in the low byte [9.7.9.22, sm_89 and later].
 __device__ __forceinline__ uint32_t e4m3x2(float low, float high) {
