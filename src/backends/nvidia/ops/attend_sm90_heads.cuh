@@ -433,19 +433,15 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
 
 namespace dsv4::nvidia {
 
-template <KvFormat kFormat>
-void launch_attend_sm90_heads(const AttendSm90Args& args, int tile_heads, int grid,
-                              cudaStream_t stream) {
-  const auto launch = [&]<int kHeads>() {
-    using Traits = sm90_attend_heads::Traits<kFormat, kHeads>;
-    constexpr int kBytes = sizeof(sm90_attend_heads::SharedStorage<Traits>);
-    const auto kernel = sm90_attend_heads::attend_kernel<Traits>;
-    DSV4_CUDA_CHECK(
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
-    kernel<<<grid, Traits::kThreads, kBytes, stream>>>(args);
-    DSV4_CUDA_CHECK_LAUNCH();
-  };
-  tile_heads == 16 ? launch.template operator()<16>() : launch.template operator()<32>();
+template <KvFormat kFormat, int kHeads>
+void launch_attend_sm90_heads(const AttendSm90Args& args, int grid, cudaStream_t stream) {
+  using Traits = sm90_attend_heads::Traits<kFormat, kHeads>;
+  constexpr int kBytes = sizeof(sm90_attend_heads::SharedStorage<Traits>);
+  const auto kernel = sm90_attend_heads::attend_kernel<Traits>;
+  DSV4_CUDA_CHECK(
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
+  kernel<<<grid, Traits::kThreads, kBytes, stream>>>(args);
+  DSV4_CUDA_CHECK_LAUNCH();
 }
 
 }  // namespace dsv4::nvidia

@@ -14,8 +14,7 @@ int attend_sm90_heads_tile(const AttendArgs& args);
 void attend_sm90_heads(const AttendSm90Args& args, KvFormat format, int grid, cudaStream_t stream);
 
 /// The kernel for one row format and tiles of 16 or 32 heads; `grid` CTAs.
-template <KvFormat kFormat>
-void launch_attend_sm90_heads(const AttendSm90Args& args, int tile_heads, int grid,
-                              cudaStream_t stream);
+template <KvFormat kFormat, int kHeads>
+void launch_attend_sm90_heads(const AttendSm90Args& args, int grid, cudaStream_t stream);
 
 }  // namespace dsv4::nvidia

@@ -357,7 +357,10 @@ __device__ __forceinline__ void rows_role(const AttendSm90Args& args, SharedStor
                       phase_of<2>(block) ^ 1);
       }
       rows.store(panel, a[panel & 1]);
-      if (panel >= kFp8Panels || panel == 8 - kRing) __syncwarp();
+      // bf16 values are read by other lanes than copy them, as are scales.
+      if (panel >= kFp8Panels || (panel + kRing) % 8 >= kFp8Panels || panel == 8 - kRing) {
+        __syncwarp();
+      }
       if (panel == 8 - kRing) rows.fetch_scales(addresses);
       // The copy of the panel kRing further on takes this one's place.
       if (panel < 8 - kRing) {

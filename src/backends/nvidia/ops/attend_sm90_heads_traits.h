@@ -8,6 +8,7 @@ namespace dsv4::nvidia::sm90_attend_heads {
 
 template <KvFormat kFormatOfRows, int kHeadsOfTile>
 struct Traits {
+  static_assert(kHeadsOfTile == 16 || (kHeadsOfTile == 32 && kFormatOfRows != KvFormat::kBf16));
   static constexpr KvFormat kFormat = kFormatOfRows;
   static constexpr int kHeads = kHeadsOfTile;
   static constexpr int kHeadDim = 512;
@@ -86,6 +87,6 @@ struct SharedStorage {
 };
 static_assert(sizeof(SharedStorage<Traits<KvFormat::kFp8DsMla, 16>>) <= 232448, "227 KB a CTA");
 static_assert(sizeof(SharedStorage<Traits<KvFormat::kFp8DsMla, 32>>) <= 232448, "227 KB a CTA");
-static_assert(sizeof(SharedStorage<Traits<KvFormat::kBf16, 32>>) <= 232448, "227 KB a CTA");
+static_assert(sizeof(SharedStorage<Traits<KvFormat::kBf16, 16>>) <= 232448, "227 KB a CTA");
 
 }  // namespace dsv4::nvidia::sm90_attend_heads
