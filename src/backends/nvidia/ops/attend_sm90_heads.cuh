@@ -355,19 +355,15 @@ __device__ __forceinline__ void output_role(const AttendSm90Args& args,
           swizzled_operand(shared_address(shared.rows[stage]), Traits::kPanelBytes, 1024);
       const uint64_t p = swizzled_operand(shared_address(shared.p[stage]), 16, 1024);
       wgmma_fence();
-      // Products in a row go to different accumulators: one waits for the one before it there.
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
+      for (int panel = 0; panel < 8; ++panel) {
 #pragma unroll
         for (int k = 0; k < 4; ++k) {
-#pragma unroll
-          for (int panel = 4 * half; panel < 4 * half + 4; ++panel) {
-            TransposedProduct<kHeads>::run(
-                o[panel], values + operand_offset(panel * Traits::kPanelBytes + k * 2048),
-                p + operand_offset(k * 32));
-          }
+          TransposedProduct<kHeads>::run(
+              o[panel], values + operand_offset(panel * Traits::kPanelBytes + k * 2048),
+              p + operand_offset(k * 32));
         }
-        wgmma_commit();
+        if (panel % 4 == 3) wgmma_commit();
       }
       wgmma_wait<1>();
       if (!last) mbarrier_arrive(shared_address(&shared.barriers.empty[stage][0]));

@@ -340,14 +340,10 @@ __device__ __forceinline__ void rows_role(const AttendSm90Args& args, SharedStor
     mbarrier_poll(shared_address(&shared.barriers.query_full),
                   (header.flags & kOddItem) != 0 ? 1 : 0);
 
-    // S^T = K Q^T, panel by panel; operands of two panels are in use. Steps take turns between two
-    // accumulators: a product waits for the one before it in the same.
-    float s[kHeads / 2], s_odd[kHeads / 2];
+    // S^T = K Q^T, panel by panel; operands of two panels are in use.
+    float s[kHeads / 2];
 #pragma unroll
-    for (int i = 0; i < kHeads / 2; ++i) {
-      s[i] = s_odd[i] = 0.f;
-      asm volatile("" : "+f"(s[i]), "+f"(s_odd[i]));  // in registers before the first product
-    }
+    for (float& x : s) x = 0.f;
 #pragma unroll
     for (int panel = 0; panel < 8; ++panel) {
       if (panel < 7) {  // the next panel, while this one is converted
@@ -376,7 +372,7 @@ __device__ __forceinline__ void rows_role(const AttendSm90Args& args, SharedStor
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
         RegisterProduct<kHeads>::run(
-            k % 2 == 0 ? s : s_odd, a[panel & 1] + 4 * k,
+            s, a[panel & 1] + 4 * k,
             query + operand_offset(panel * Traits::kHeadPanelBytes + 32 * k));
       }
       wgmma_commit();
@@ -384,8 +380,6 @@ __device__ __forceinline__ void rows_role(const AttendSm90Args& args, SharedStor
     }
     wgmma_wait<0>();
 
-#pragma unroll
-    for (int i = 0; i < kHeads / 2; ++i) s[i] += s_odd[i];
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       if (here.valid[r] && !rows.is_nan(scales[r])) continue;
