@@ -217,6 +217,7 @@ __device__ __forceinline__ void share_maxima(SharedStorage<Traits>& shared, int 
   }
   store_over_rows<kHeads>(shared.maxima[stage][warp], largest, lane,
                           [](float a, float b) { return fmaxf(a, b); });
+  barrier_sync(1 + stage, 128);
 }
 
 /// P of a block from its scores, into shared memory; what the next block and the output role need
@@ -227,7 +228,6 @@ __device__ __forceinline__ void softmax(const AttendSm90Args& args, SharedStorag
                                         float (&s)[Traits::kHeads / 2]) {
   constexpr int kHeads = Traits::kHeads, kOfLane = kHeads / 4;
   const int stage = block & 1, quad = lane & 3;
-  barrier_sync(1 + stage, 128);
   if (block > 0) {
     mbarrier_poll(shared_address(&shared.barriers.reference_known[stage ^ 1]),
                   phase_of<2>(block - 1));
@@ -317,26 +317,16 @@ __device__ __forceinline__ void rows_role(const AttendSm90Args& args, SharedStor
 #pragma unroll
   for (int panel = 0; panel < kRing; ++panel) rows.fetch(panel, here);
 
-  // The first panel of a block is converted during the softmax of the one before, which waits for
-  // others most of the time.
-  uint2 scales[2];
-  typename RowsOfWarp<Traits>::Raw raw[2];
-  uint32_t a[2][16];
-  const auto begin_block = [&] {
-    copy_async_wait<kRing - 1>();
-    __syncwarp();  // scales come through other lanes
-    scales[0] = rows.load_scales(0);
-    scales[1] = rows.load_scales(1);
-    rows.load(0, raw[0]);
-    rows.convert(0, raw[0], scales, a[0]);
-  };
-  begin_block();
-
   for (int block = role;; block += 2) {
     const BlockHeader header = read_header(shared.headers[block % kSlots]);
     if (header.token < 0) break;
     addresses_of(block + 2, addresses);
     const auto next = rows.source_of(addresses);
+    copy_async_wait<kRing - 1>();
+    __syncwarp();  // scales come through other lanes
+    const uint2 scales[2] = {rows.load_scales(0), rows.load_scales(1)};
+    typename RowsOfWarp<Traits>::Raw raw[2];
+    rows.load(0, raw[0]);
     mbarrier_poll(shared_address(&shared.barriers.query_full),
                   (header.flags & kOddItem) != 0 ? 1 : 0);
 
@@ -344,6 +334,7 @@ __device__ __forceinline__ void rows_role(const AttendSm90Args& args, SharedStor
     float s[kHeads / 2];
 #pragma unroll
     for (float& x : s) x = 0.f;
+    uint32_t a[2][16];
 #pragma unroll
     for (int panel = 0; panel < 8; ++panel) {
       if (panel < 7) {  // the next panel, while this one is converted
@@ -351,7 +342,7 @@ __device__ __forceinline__ void rows_role(const AttendSm90Args& args, SharedStor
         if (panel + 1 >= kFp8Panels) __syncwarp();
         rows.load(panel + 1, raw[(panel + 1) & 1]);
       }
-      if (panel > 0) rows.convert(panel, raw[panel & 1], scales, a[panel & 1]);
+      rows.convert(panel, raw[panel & 1], scales, a[panel & 1]);
       if (panel % 4 == 0 && block > 1) {
         mbarrier_poll(shared_address(&shared.barriers.empty[role][panel / 4]),
                       phase_of<2>(block) ^ 1);
@@ -389,7 +380,6 @@ __device__ __forceinline__ void rows_role(const AttendSm90Args& args, SharedStor
       }
     }
     share_maxima(shared, role, warp, lane, s);
-    begin_block();
     softmax(args, shared, block, header.flags, warp, lane, s);
     fence_proxy_async();
     mbarrier_arrive(shared_address(&shared.barriers.full[role]));
