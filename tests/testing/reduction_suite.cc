@@ -649,12 +649,31 @@ std::vector<AttendCase> attend_cases(const std::vector<KvFormat>& formats, bool 
        .long_entries = 2500,
        .grid = {64, 1}},
       first);
-  for (int heads : {2, 16, 17, 40, 128}) {
+  // Kernels may take other ways for few heads than for many.
+  const auto add_csa_heads = [&](int heads, KvFormat format) {
     add({.name = "csa_heads",
          .heads = heads,
          .compressed = CompressedKind::kList,
          .few_tokens = true},
-        heads == 40 && all.size() > 1 ? all[1] : first);
+        format);
+  };
+  for (int heads : {2, 16, 17, 128}) add_csa_heads(heads, first);
+  for (KvFormat format : formats) add_csa_heads(40, format);
+  for (int heads : {24, 40}) {
+    add({.name = "sliding", .heads = heads, .few_tokens = true}, first);
+    add({.name = "hca_chains",
+         .heads = heads,
+         .compressed = CompressedKind::kRange,
+         .ratio = 4,
+         .few_tokens = true,
+         .grid = {64, 1}},
+        first);
+    add({.name = "sharp",
+         .heads = heads,
+         .compressed = CompressedKind::kList,
+         .few_tokens = true,
+         .magnitude = 12},
+        first);
   }
   add({.name = "flash_csa", .heads = 64, .compressed = CompressedKind::kList, .topk = 512}, first);
   return cases;

@@ -8,6 +8,7 @@
 #include <atomic>
 
 #include "backends/nvidia/ops/attend_rows.cuh"
+#include "backends/nvidia/ops/attend_sm90_heads.h"
 #include "backends/nvidia/ops/launch.h"
 #include "backends/nvidia/ops/tensor_map.h"
 #include "core/checked_math.h"
@@ -20,7 +21,7 @@ constexpr int kHeadDim = 512;
 constexpr int kTileThreads = 256;                                // of the two output roles
 constexpr int kThreadVectors = kTileHeads * kHeadDim / 4 / 256;  // float4 of a thread
 constexpr int64_t kChainBytes = kTileHeads * kHeadDim * 4;
-/// Most partial results at a time, 128 MiB of them; more tokens go in waves.
+/// Most partial results of 64 heads at a time, 128 MiB of them; more tokens go in waves.
 constexpr int64_t kMaxChainResults = 1024;
 
 // sm90_merge_chains: the chains of one token and 64 heads, in ascending order.
@@ -118,9 +119,10 @@ int log2_tiles_of(int num_heads) {
   return num_heads > kTileHeads ? 1 : 0;
 }
 
-int64_t tokens_per_wave(int64_t num_tokens, int log2_tiles, int64_t max_chains) {
+int64_t tokens_per_wave(int64_t num_tokens, int log2_tiles, int64_t max_chains, int tile_heads) {
   if (max_chains == 1) return num_tokens;
-  return std::clamp<int64_t>(kMaxChainResults / (max_chains << log2_tiles), 1, num_tokens);
+  const int64_t results = kMaxChainResults * (kTileHeads / tile_heads);
+  return std::clamp<int64_t>(results / (max_chains << log2_tiles), 1, num_tokens);
 }
 
 // The same call for tokens [begin, begin + count).
@@ -204,15 +206,17 @@ const char* attend_sm90_why_not(const AttendArgs& args) {
 void attend_sm90(const AttendParams& params, const OpContext& context) {
   const AttendArgs all = attend_args(params);
   if (*attend_sm90_why_not(all) != '\0') return attend_sm80(params, context);
+  const int few_heads = attend_sm90_heads_tile(all);
+  const int tile_heads = few_heads > 0 ? few_heads : kTileHeads;
   const int log2_tiles = log2_tiles_of(all.num_heads);
-  const int64_t wave = tokens_per_wave(all.num_tokens, log2_tiles, all.max_chains);
+  const int64_t wave = tokens_per_wave(all.num_tokens, log2_tiles, all.max_chains, tile_heads);
   Arena::Scope scope(*context.scratch);
   AttendSm90Args args;
   args.log2_tiles = log2_tiles;
   if (all.max_chains > 1) {
-    const int64_t results = (wave << log2_tiles) * all.max_chains;
-    args.chains.values = context.scratch->take_array<float4>(results * kChainBytes / 16);
-    args.chains.sums = context.scratch->take_array<float2>(results * kTileHeads);
+    const int64_t heads = (wave << log2_tiles) * all.max_chains * tile_heads;
+    args.chains.values = context.scratch->take_array<float4>(heads * kHeadDim / 4);
+    args.chains.sums = context.scratch->take_array<float2>(heads);
   }
   if (context.scratch->measuring() || all.num_tokens == 0) return;
 
@@ -225,12 +229,17 @@ void attend_sm90(const AttendParams& params, const OpContext& context) {
   for (int64_t begin = 0; begin < all.num_tokens; begin += wave) {
     const int64_t count = std::min(wave, all.num_tokens - begin);
     args.attend = tokens_of(all, begin, count);
+    args.chain_items = FastDivisor(static_cast<int32_t>(count << log2_tiles));
+    args.num_items = static_cast<int32_t>((count << log2_tiles) * all.max_chains);
+    if (few_heads > 0) {
+      attend_sm90_heads(args, format_of(all), std::min(args.num_items, num_multiprocessors()),
+                        stream);
+      continue;
+    }
     args.q_map = byte_map_3d(args.attend.q, 2 * all.q_head_stride, 2 * all.q_token_stride, count,
                              all.num_heads, 2 * kHeadDim, kTileHeads);
     args.out_map = byte_map_3d(args.attend.out, 2 * all.out_head_stride, 2 * all.out_token_stride,
                                count, all.num_heads, 2 * kHeadDim, kTileHeads);
-    args.chain_items = FastDivisor(static_cast<int32_t>(count << log2_tiles));
-    args.num_items = static_cast<int32_t>((count << log2_tiles) * all.max_chains);
     launch(args, format_of(all), stream);
     if (all.max_chains > 1) {
       const dim3 grid(static_cast<unsigned>(count << log2_tiles), kMergeParts);

@@ -72,6 +72,14 @@ __device__ __forceinline__ void store_matrix_4(uint32_t address, uint32_t x, uin
                "r"(x), "r"(y), "r"(z), "r"(w)
                : "memory");
 }
+/// The same, each matrix transposed: the address is that of column j of matrix i.
+__device__ __forceinline__ void store_matrix_4_transposed(uint32_t address, uint32_t x, uint32_t y,
+                                                          uint32_t z, uint32_t w) {
+  asm volatile(
+      "stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address),
+      "r"(x), "r"(y), "r"(z), "r"(w)
+      : "memory");
+}
 
 __device__ __forceinline__ uint32_t multiply_add(uint32_t a, uint32_t b, uint32_t c) {
   uint32_t sum;
@@ -91,6 +99,13 @@ __device__ __forceinline__ uint32_t e4m3x2_to_f16x2(uint16_t codes) {
   uint32_t halves;
   asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(halves) : "h"(codes));
   return halves;
+}
+/// Four of them.
+__device__ __forceinline__ void e4m3x4_to_f16x4(uint32_t codes, uint32_t& low, uint32_t& high) {
+  asm("{\n.reg .b16 x, y;\nmov.b32 {x, y}, %2;\n"
+      "cvt.rn.f16x2.e4m3x2 %0, x;\ncvt.rn.f16x2.e4m3x2 %1, y;\n}\n"
+      : "=r"(low), "=r"(high)
+      : "r"(codes));
 }
 
 /// Two floats -> two E4M3 codes, the first one in the low byte [9.7.9.22, sm_89 and later].

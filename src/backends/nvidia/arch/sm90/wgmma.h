@@ -194,6 +194,31 @@ struct RegisterProduct<128> {
   }
 };
 
+/// d[64, kN] += a[16, 64]^T b[kN, 16]^T; a MN-major (one 64-column panel), b K-major, both in
+/// shared memory; d as above.
+template <int kN>
+struct TransposedProduct;
+
+template <>
+struct TransposedProduct<16> {
+  __device__ static __forceinline__ void run(float (&d)[8], uint64_t a, uint64_t b) {
+    asm volatile("wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16 {" DSV4_REGS8
+                 "}, %8, %9, 1, 1, 1, 1, 0;\n"
+                 : DSV4_ACC8(d, 0)
+                 : "l"(a), "l"(b));
+  }
+};
+
+template <>
+struct TransposedProduct<32> {
+  __device__ static __forceinline__ void run(float (&d)[16], uint64_t a, uint64_t b) {
+    asm volatile("wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {" DSV4_REGS16
+                 "}, %16, %17, 1, 1, 1, 1, 0;\n"
+                 : DSV4_ACC8(d, 0), DSV4_ACC8(d, 8)
+                 : "l"(a), "l"(b));
+  }
+};
+
 #undef DSV4_ACC8
 #undef DSV4_ACC32
 #undef DSV4_REGS8

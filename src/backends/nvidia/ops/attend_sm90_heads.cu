@@ -1,0 +1,98 @@
+// Host side of sm90_attend_heads, and the kernel that merges the chains of long lists.
+#include "backends/nvidia/ops/attend_sm90_heads.h"
+
+#include <cuda_bf16.h>
+
+#include "backends/nvidia/ops/attend_rows.cuh"
+#include "backends/nvidia/ops/launch.h"
+
+namespace dsv4::nvidia {
+namespace {
+
+constexpr int kHeadDim = 512;
+constexpr int kMergeThreads = kHeadDim / 4;
+
+// sm90_merge_heads: the chains of one token and head, in ascending order.
+//
+// Tiling    CTA = (token, head), a thread 4 dims
+// Contract  tokens with one chain are left alone
+__global__ void __launch_bounds__(kMergeThreads)
+    merge_kernel(const __grid_constant__ AttendSm90Args args, int tile_heads) {
+  follow_kernels_before();
+  const AttendArgs& attend = args.attend;
+  const int token = static_cast<int>(blockIdx.x), head = static_cast<int>(blockIdx.y);
+  const int thread = static_cast<int>(threadIdx.x);
+  const TokenBlocks blocks = token_blocks(attend, token);
+  if (blocks.num_chains == 1) return;
+
+  // Of dims 4 thread ... of the head; sm90_attend_heads keeps columns in another order.
+  const int first = thread / 16 * 32 + thread % 4 * 8 + thread / 4 % 4;
+
+  float max = -INFINITY, sum = 0.f, values[4] = {};
+  bool any = false;
+  for (int chain = 0; chain < blocks.num_chains; ++chain) {
+    if (chain > 0 && chain_blocks(attend, blocks, chain).count == 0) continue;
+    const int64_t slot = static_cast<int64_t>(token) * attend.max_chains + chain;
+    const int64_t at = slot * tile_heads + head;
+    const auto* of_head = reinterpret_cast<const float2*>(args.chains.values) + at * kHeadDim / 2;
+    const float2 low = __ldcg(of_head + first), high = __ldcg(of_head + first + 4);
+    const float2 partial = args.chains.sums[at];
+    if (partial.y == 0.f) continue;
+    MergeWeights merged = {partial.x, partial.y, 0.f, 1.f};
+    if (any) merged = merge_chains(max, sum, partial.x, partial.y);
+    any = true;
+    max = merged.max;
+    sum = merged.sum;
+    values[0] = merge_values(values[0], low.x, merged.by_total, merged.by_chain);
+    values[1] = merge_values(values[1], low.y, merged.by_total, merged.by_chain);
+    values[2] = merge_values(values[2], high.x, merged.by_total, merged.by_chain);
+    values[3] = merge_values(values[3], high.y, merged.by_total, merged.by_chain);
+  }
+
+  const float sink = attend.sink != nullptr ? __ldg(attend.sink + head) : -INFINITY;
+  const float factor = any ? inverse_denominator(max, sum, sink) : 0.f;
+  auto* out = reinterpret_cast<__nv_bfloat162*>(attend.out + token * attend.out_token_stride +
+                                                head * attend.out_head_stride + 4 * thread);
+  out[0] = __floats2bfloat162_rn(values[0] * factor, values[1] * factor);
+  out[1] = __floats2bfloat162_rn(values[2] * factor, values[3] * factor);
+  if (thread == 0 && attend.lse != nullptr) {
+    attend.lse[static_cast<int64_t>(token) * attend.num_heads + head] =
+        any ? log_sum_exp(max, sum) : -INFINITY;
+  }
+}
+
+}  // namespace
+
+int attend_sm90_heads_tile(const AttendArgs& args) {
+  if (args.num_heads > 32 || !is_aligned_16(args)) return 0;
+  if (args.num_heads <= 16) return 16;
+  // Of bf16 rows, shared memory has room for a quarter of a block under way: 42 us where the kernel
+  // of 64 heads takes 35 (128 + 512 rows, 128 tokens).
+  const bool bf16 =
+      args.window.format == KvFormat::kBf16 || args.compressed.format == KvFormat::kBf16;
+  return bf16 ? 0 : 32;
+}
+
+void attend_sm90_heads(const AttendSm90Args& args, KvFormat format, int grid, cudaStream_t stream) {
+  const int tile = attend_sm90_heads_tile(args.attend);
+  switch (format) {
+    case KvFormat::kFp8DsMla:
+      tile == 16 ? launch_attend_sm90_heads<KvFormat::kFp8DsMla, 16>(args, grid, stream)
+                 : launch_attend_sm90_heads<KvFormat::kFp8DsMla, 32>(args, grid, stream);
+      break;
+    case KvFormat::kBf16:
+      launch_attend_sm90_heads<KvFormat::kBf16, 16>(args, grid, stream);
+      break;
+    default:
+      tile == 16 ? launch_attend_sm90_heads<KvFormat::kFp8, 16>(args, grid, stream)
+                 : launch_attend_sm90_heads<KvFormat::kFp8, 32>(args, grid, stream);
+      break;
+  }
+  if (args.attend.max_chains > 1) {
+    const dim3 blocks(static_cast<unsigned>(args.attend.num_tokens),
+                      static_cast<unsigned>(args.attend.num_heads));
+    launch<merge_kernel>({blocks, kMergeThreads}, stream, args, tile);
+  }
+}
+
+}  // namespace dsv4::nvidia

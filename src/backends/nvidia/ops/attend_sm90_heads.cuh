@@ -1,0 +1,446 @@
+// sm90_attend_heads: one token x up to 16 (32) heads against a chain of row blocks.
+//
+// Problem   attend.h; rows of 512 dims, blocks of 64 rows
+// Tiling    item = (token, chain), dealt out to persistent CTAs, first chains first. Rows of keys
+//           and columns of values are the long side of the products, heads the short one. Four
+//           warpgroups:
+//             0, 1  even and odd blocks: fetch, convert, S^T = K Q^T [64 x heads] with K in
+//                   registers as it comes from the conversion, softmax, P; rows and P to shared
+//                   memory (attend_sm90_heads_rows.cuh)
+//             2     O^T[512 x heads] += V^T P^T, epilogue
+//             3     two warps say where rows lie, two load queries
+// Budget    a block and 16 heads: 64 x 584 B = 37 KB; shared memory: rows in and out 74 KB, tile
+//           written and read 128 KB, query 16 KB = 1700 clocks; about 1000 instructions a warp of a
+//           rows role. Limits and measurements: docs/kernels/attend_sm90_heads.md
+// Launch    min(items, SMs) CTAs of 512 threads, smem = sizeof(SharedStorage), 1 CTA/SM
+// Contract  as sm90_attend: q, out, rows 16-byte aligned (fp8_ds_mla: 8); masked rows are never
+// read
+//           and contribute exactly nothing: their tile rows are zeros, their P is 0; a token
+//           without rows gets 0 and lse -inf; bits depend on the token's own rows only
+// Numerics  as sm90_attend: f32 sums, p rounded to bf16, sums of unrounded p, a reference maximum
+//           that moves only when the true one has grown by more than 2^8
+#pragma once
+#include "backends/nvidia/ops/attend_rows.cuh"
+#include "backends/nvidia/ops/attend_sm90_heads.h"
+#include "backends/nvidia/ops/attend_sm90_heads_rows.cuh"
+#include "backends/nvidia/ops/launch.h"
+
+namespace dsv4::nvidia::sm90_attend_heads {
+
+constexpr int kOutputBarrier = 3;  // named, within the output role; 1 and 2: within rows roles
+
+// ---- items
+
+/// A token's chain, or nothing.
+struct Item {
+  int32_t index;  // -1: none
+  int32_t token, chain;
+};
+
+__device__ __forceinline__ Item item_of(const AttendSm90Args& args, int index) {
+  const int chain = args.chain_items.divide(index);
+  return {index, index - chain * args.chain_items.divisor, chain};
+}
+
+/// This CTA's next item after `index` that has rows to see (chain 0: always). Whole warps: lanes
+/// look at 32 items at once.
+__device__ __forceinline__ Item next_item(const AttendSm90Args& args, int index) {
+  const int stride = static_cast<int>(gridDim.x), lane = static_cast<int>(threadIdx.x) & 31;
+  for (index += stride; index < args.num_items; index += 32 * stride) {
+    const int looked_at = index + lane * stride;
+    bool has_work = looked_at < args.num_items;
+    if (has_work) {
+      const Item item = item_of(args, looked_at);
+      if (item.chain > 0) {
+        const RowSource& rows = args.attend.compressed;
+        const int rows_per_chain = args.attend.blocks_per_chain * 64;
+        const int begin = rows.kind == RowSource::kRange ? __ldg(rows.begin + item.token) : 0;
+        const int end = __ldg(rows.end + item.token);
+        has_work = begin < end && end > item.chain * rows_per_chain &&
+                   begin < (item.chain + 1) * rows_per_chain;
+      }
+    }
+    const uint32_t found = __ballot_sync(~0u, has_work);
+    if (found != 0) return item_of(args, index + (__ffs(found) - 1) * stride);
+  }
+  return {-1, 0, 0};
+}
+__device__ __forceinline__ int before_first_item() {
+  return static_cast<int>(blockIdx.x) - static_cast<int>(gridDim.x);
+}
+
+// ---- walk: where the rows of coming blocks lie
+
+// What is known of a row before its place has come: the row of its page, or kListRow where the
+// place is a slot; kCompressedRow tells the source; kNoRow: masked.
+constexpr int kNoRow = -1;
+constexpr int kCompressedRow = 1 << 30;
+constexpr int kListRow = kCompressedRow - 1;
+
+/// Asks for the place of row `place` of a source, in 4 bytes at `to`; what is known of it.
+__device__ __forceinline__ int fetch_place(const AttendSm90Args& args, const TokenBlocks& token,
+                                           int token_idx, bool compressed, int place, uint32_t to) {
+  const RowSource& rows = compressed ? args.attend.compressed : args.attend.window;
+  const int begin = compressed ? token.compressed_begin : token.window_begin;
+  const int end = compressed ? token.compressed_end : token.window_end;
+  if (place < begin || place >= end) return kNoRow;
+  const int32_t* from = rows.slots + token_idx * rows.slots_stride + place;
+  int known = kListRow;
+  if (rows.kind == RowSource::kRange) {
+    const FastDivisor& by_rows = compressed ? args.compressed_rows : args.window_rows;
+    const FastDivisor& by_columns = compressed ? args.compressed_columns : args.window_columns;
+    const int block = by_rows.divide(place);
+    from = rows.table + token.seq * rows.table_stride + block -
+           by_columns.divide(block) * by_columns.divisor;
+    known = place - block * by_rows.divisor;
+  }
+  copy_async_4(to, from, 4);
+  return compressed ? known | kCompressedRow : known;
+}
+
+/// RowAddress of a row whose place has come.
+template <typename Traits>
+__device__ __forceinline__ uint64_t address_of(const AttendSm90Args& args, int place, int known) {
+  if (known < 0 || place < 0) return 0;
+  const bool compressed = (known & kCompressedRow) != 0;
+  const RowSource& rows = compressed ? args.attend.compressed : args.attend.window;
+  int block = place, row = known & kListRow;
+  if (row == kListRow) {
+    const FastDivisor& by_rows = compressed ? args.compressed_rows : args.window_rows;
+    block = by_rows.divide(place);
+    row = place - block * by_rows.divisor;
+  }
+  constexpr int kRowBytes = Traits::kRowBytes;
+  const int to_scales = rows.rows_per_block * kRowBytes - row * (kRowBytes - 8);
+  return RowAddress::of(rows.base + block * rows.block_stride_bytes + row * kRowBytes,
+                        Traits::kHasScales ? to_scales : 0)
+      .bits;
+}
+
+/// Two warps, a thread a row. Places are asked for kAhead blocks before they are used.
+template <typename Traits>
+__device__ __forceinline__ void walk_role(const AttendSm90Args& args, SharedStorage<Traits>& shared,
+                                          int row) {
+  constexpr int kSlots = Traits::kSlots, kAhead = 2;
+  Item item{before_first_item(), 0, 0};
+  TokenBlocks token{};
+  ChainBlocks chain{};
+  uint32_t item_flags = kOddItem;
+  int inside = 0, count = 1;  // block of the item
+  int ends = 0, end = 0;      // two blocks that do not exist end the roles of the rows
+  for (int block = 0;; ++block) {
+    if (ends < 2) {
+      const int slot = block % kSlots;
+      ++inside;
+      if (inside >= count && ends == 0) {
+        item = next_item(args, item.index);
+        inside = 0;
+        if (item.index < 0) {
+          chain.count = 0;
+        } else {
+          token = token_blocks(args.attend, item.token);
+          chain = chain_blocks(args.attend, token, item.chain);
+          count = max(chain.count, 1);  // a token without rows has one block of none
+          item_flags =
+              ((item_flags ^ kOddItem) & kOddItem) | (token.num_chains == 1 ? kOnlyChain : 0u);
+        }
+      }
+      if (block >= kSlots) {
+        mbarrier_wait(shared_address(&shared.barriers.freed[slot]), phase_of<kSlots>(block) ^ 1);
+      }
+      const uint32_t at = shared_address(&shared.addresses[slot][row]);
+      int known = kNoRow;
+      if (inside < chain.count) {
+        known = fetch_place(args, token, item.token, inside >= chain.window_blocks,
+                            first_place(args.attend, token, chain, inside) + row, at);
+      }
+      store_shared(at + 4, static_cast<uint32_t>(known));
+      if (row == 0) {
+        shared.headers[slot] = {
+            item.index < 0 ? -1 : item.token, static_cast<uint16_t>(item.chain),
+            static_cast<uint16_t>(item_flags | (inside == 0 ? kFirstBlock : 0u) |
+                                  (inside + 1 == count ? kLastBlock : 0u))};
+      }
+      if (item.index < 0) ++ends;
+      end = block + 1;
+    }
+    copy_async_commit();
+    const int ready = block - kAhead;
+    if (ready < 0) continue;
+    if (ready >= end) return;
+    copy_async_wait<kAhead>();
+    const int slot = ready % kSlots;
+    const uint32_t at = shared_address(&shared.addresses[slot][row]);
+    const uint2 place = load_shared_2(at);
+    const uint64_t address =
+        address_of<Traits>(args, static_cast<int>(place.x), static_cast<int>(place.y));
+    store_shared_2(at, static_cast<uint32_t>(address), static_cast<uint32_t>(address >> 32));
+    mbarrier_arrive(shared_address(&shared.barriers.known[slot]));
+  }
+}
+
+// ---- query
+
+/// Columns of a query for the operand of S^T: see RowsOfWarp. Two warps; each has half of the
+/// panels. Heads past the last one are copies of it; nobody stores what becomes of them.
+template <typename Traits>
+__device__ __forceinline__ void query_role(const AttendSm90Args& args,
+                                           SharedStorage<Traits>& shared, int warp, int lane) {
+  constexpr int kHeadGroups = Traits::kHeads / 8;
+  const int quad = lane & 3;
+  uint32_t phase = 0;
+  bool first = true;
+  for (Item item{before_first_item(), 0, 0};;) {
+    item = next_item(args, item.index);
+    if (item.index < 0) return;
+#pragma unroll
+    for (int half = 0; half < kHeadGroups; half += 2) {  // 16 heads at a time
+      uint32_t values[4][2][2][4];                       // panel, group of 8 heads, columns
+      const uint16_t* q = args.attend.q + item.token * args.attend.q_token_stride;
+#pragma unroll
+      for (int group = 0; group < 2; ++group) {
+        const int head = min((half + group) * 8 + (lane >> 2), args.attend.num_heads - 1);
+        const uint16_t* of_head = q + head * args.attend.q_head_stride;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+#pragma unroll
+          for (int upper = 0; upper < 2; ++upper) {
+            load_global_constant_16(of_head + (warp * 4 + i) * 64 + 16 * quad + 8 * upper,
+                                    values[i][group][upper]);
+          }
+        }
+      }
+      if (half == 0 && !first) {
+        mbarrier_wait(shared_address(&shared.barriers.query_empty), phase);
+        phase ^= 1;
+      }
+#pragma unroll
+      for (int group = 0; group < 2; ++group) {
+        const int head = (half + group) * 8 + (lane >> 2);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const uint32_t to = shared_address(shared.query[warp * 4 + i]) + head * 128 + quad * 4;
+#pragma unroll
+          for (int upper = 0; upper < 2; ++upper) {
+#pragma unroll
+            for (int k = 0; k < 4; ++k) {  // step 2 upper + k / 2, columns 8 (k % 2) + 2 quad, + 1
+              store_shared(to + (((4 * upper + k) ^ (head & 7)) << 4), values[i][group][upper][k]);
+            }
+          }
+        }
+      }
+    }
+    first = false;
+    fence_proxy_async();
+    mbarrier_arrive(shared_address(&shared.barriers.query_full));
+  }
+}
+
+// ---- output
+
+/// What is left of an item: all dims, warp by warp 16 of every 64, of all heads. `sum` is that of
+/// head lane % kHeads.
+template <typename Traits>
+__device__ __forceinline__ void store_item(const AttendSm90Args& args,
+                                           SharedStorage<Traits>& shared, const BlockHeader& header,
+                                           int stage, int warp, int lane, float sum,
+                                           const float (&o)[8][Traits::kHeads / 2]) {
+  constexpr int kHeads = Traits::kHeads;
+  const AttendArgs& attend = args.attend;
+  const int quad = lane & 3, my_head = lane % kHeads;
+  const float max = shared.reference[stage][my_head];
+  const bool any = sum > 0.f || sum != sum;
+  if ((header.flags & kOnlyChain) == 0) {
+    const int64_t slot = static_cast<int64_t>(header.token) * attend.max_chains + header.chain;
+    if (warp == 0 && lane < kHeads) {
+      args.chains.sums[slot * kHeads + my_head] = make_float2(any ? max : -INFINITY, sum);
+    }
+    float* values = reinterpret_cast<float*>(args.chains.values) +
+                    (slot * kHeads + 2 * quad) * Traits::kHeadDim + warp * 16 + (lane >> 2);
+#pragma unroll
+    for (int panel = 0; panel < 8; ++panel) {
+#pragma unroll
+      for (int i = 0; i < kHeads / 2; ++i) {
+        const int head = i / 4 * 8 + i % 2, column = panel * 64 + i / 2 % 2 * 8;
+        __stcg(values + head * Traits::kHeadDim + column, o[panel][i]);
+      }
+    }
+    return;
+  }
+
+  float factor = 0.f;
+  if (my_head < attend.num_heads) {
+    const float sink = attend.sink != nullptr ? __ldg(attend.sink + my_head) : -INFINITY;
+    if (any) factor = inverse_denominator(max, sum, sink);
+    if (warp == 0 && lane < kHeads && attend.lse != nullptr) {
+      attend.lse[static_cast<int64_t>(header.token) * attend.num_heads + my_head] =
+          any ? log_sum_exp(max, sum) : -INFINITY;
+    }
+  }
+  float factors[kHeads / 4];
+#pragma unroll
+  for (int i = 0; i < kHeads / 4; ++i) {
+    factors[i] = __shfl_sync(~0u, factor, i / 2 * 8 + 2 * quad + i % 2);
+  }
+  // Through the tile that has been used up: by head, 1 KB, 16-byte units mixed with the head.
+  barrier_sync(kOutputBarrier, 128);
+  const uint32_t staged = shared_address(shared.rows[stage]);
+  const uint32_t to = staged + (lane >> 4) * 8192 + (lane & 7) * 1024 +
+                      (((2 * warp + (lane >> 3 & 1)) ^ (lane & 7)) << 4);
+#pragma unroll
+  for (int panel = 0; panel < 8; ++panel) {
+#pragma unroll
+    for (int n = 0; n < kHeads / 8; n += 2) {
+      const float* of = o[panel] + 4 * n;
+      const float* by = factors + 2 * n;
+      store_matrix_4_transposed(
+          to + n * 8192 + panel * 128, pack_bf16x2(of[0] * by[0], of[1] * by[1]),
+          pack_bf16x2(of[2] * by[0], of[3] * by[1]), pack_bf16x2(of[4] * by[2], of[5] * by[3]),
+          pack_bf16x2(of[6] * by[2], of[7] * by[3]));
+    }
+  }
+  barrier_sync(kOutputBarrier, 128);
+  // Eight lanes have a panel of a head, 8 columns each, in their order again (RowsOfWarp).
+  uint16_t* out = attend.out + header.token * attend.out_token_stride + warp * 128 + (lane & 7) * 8;
+#pragma unroll 1
+  for (int head = lane >> 3; head < attend.num_heads; head += 4) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const uint32_t from = staged + head * 1024 + (2 * warp + i) * 128 + (lane >> 1 & 3) * 4;
+      const int unit = (lane & 1) * 4;
+      uint32_t x[4];
+#pragma unroll
+      for (int k = 0; k < 4; ++k) x[k] = load_shared(from + (((unit + k) ^ (head & 7)) << 4));
+      *reinterpret_cast<uint4*>(out + head * attend.out_head_stride + i * 64) =
+          make_uint4(x[0], x[1], x[2], x[3]);
+    }
+  }
+}
+
+template <typename Traits>
+__device__ __forceinline__ void output_role(const AttendSm90Args& args,
+                                            SharedStorage<Traits>& shared, int warp, int lane) {
+  constexpr int kHeads = Traits::kHeads, kSlots = Traits::kSlots;
+  const int my_head = lane % kHeads, quad = lane & 3;
+  for (int block = 0;;) {
+    float o[8][kHeads / 2];  // by panel; o[p][4 n ...] as scores: columns instead of rows
+#pragma unroll
+    for (int i = 0; i < 8 * (kHeads / 2); ++i) o[i / (kHeads / 2)][i % (kHeads / 2)] = 0.f;
+    float sum = 0.f;
+    for (bool last = false; !last; ++block) {
+      const int stage = block & 1, slot = block % kSlots;
+      mbarrier_wait(shared_address(&shared.barriers.known[slot]), phase_of<kSlots>(block));
+      const BlockHeader header = read_header(shared.headers[slot]);
+      if (header.token < 0) return;
+      last = __any_sync(~0u, (header.flags & kLastBlock) != 0);
+      mbarrier_wait(shared_address(&shared.barriers.full[stage]), phase_of<2>(block));
+      const bool first = (header.flags & kFirstBlock) != 0;
+      const float alpha = first ? 1.f : shared.alpha[stage][my_head];
+      const float(&sums)[4][kHeads] = shared.sums[stage];
+      sum = fmaf(sum, alpha,
+                 (sums[0][my_head] + sums[1][my_head]) + (sums[2][my_head] + sums[3][my_head]));
+      if (__any_sync(~0u, alpha != 1.f)) {
+#pragma unroll
+        for (int i = 0; i < kHeads / 4; ++i) {
+          const float by = __shfl_sync(~0u, alpha, i / 2 * 8 + 2 * quad + i % 2);
+          const int at = 4 * (i / 2) + i % 2;
+#pragma unroll
+          for (int panel = 0; panel < 8; ++panel) {
+            o[panel][at] *= by;
+            o[panel][at + 2] *= by;
+          }
+        }
+      }
+      const uint64_t values =
+          swizzled_operand(shared_address(shared.rows[stage]), Traits::kPanelBytes, 1024);
+      const uint64_t p = swizzled_operand(shared_address(shared.p[stage]), 16, 1024);
+      wgmma_fence();
+#pragma unroll
+      for (int panel = 0; panel < 8; ++panel) {
+#pragma unroll
+        for (int k = 0; k < 4; ++k) {
+          TransposedProduct<kHeads>::run(
+              o[panel], values + operand_offset(panel * Traits::kPanelBytes + k * 2048),
+              p + operand_offset(k * 32));
+        }
+        if (panel % 4 == 3) wgmma_commit();
+      }
+      wgmma_wait<1>();
+      if (!last) mbarrier_arrive(shared_address(&shared.barriers.empty[stage][0]));
+      wgmma_wait<0>();
+      if (last) store_item(args, shared, header, stage, warp, lane, sum, o);
+      if (last) mbarrier_arrive(shared_address(&shared.barriers.empty[stage][0]));
+      mbarrier_arrive(shared_address(&shared.barriers.empty[stage][1]));
+      mbarrier_arrive(shared_address(&shared.barriers.freed[slot]));
+    }
+  }
+}
+
+/// From the 128 that a thread is launched with.
+template <int kRegisters>
+__device__ __forceinline__ void set_registers() {
+  if constexpr (kRegisters > 128) {
+    increase_registers<kRegisters>();
+  } else if constexpr (kRegisters < 128) {
+    decrease_registers<kRegisters>();
+  }
+}
+
+/// By one thread.
+template <typename Traits>
+__device__ __forceinline__ void init_barriers(Barriers<Traits>& barriers) {
+  for (int i = 0; i < Traits::kSlots; ++i) {
+    mbarrier_init(shared_address(&barriers.known[i]), 64);
+    mbarrier_init(shared_address(&barriers.freed[i]), 128);
+  }
+  mbarrier_init(shared_address(&barriers.query_full), 64);
+  mbarrier_init(shared_address(&barriers.query_empty), 128);
+  for (int i = 0; i < 2; ++i) {
+    mbarrier_init(shared_address(&barriers.reference_known[i]), 128);
+    mbarrier_init(shared_address(&barriers.full[i]), 128);
+    mbarrier_init(shared_address(&barriers.empty[i][0]), 128);
+    mbarrier_init(shared_address(&barriers.empty[i][1]), 128);
+  }
+}
+
+template <typename Traits>
+__global__ void __launch_bounds__(Traits::kThreads, 1)
+    attend_kernel(const __grid_constant__ AttendSm90Args args) {
+  extern __shared__ __align__(1024) uint8_t storage[];
+  auto& shared = *reinterpret_cast<SharedStorage<Traits>*>(storage);
+  const int warp_of_cta = __shfl_sync(~0u, static_cast<int>(threadIdx.x) >> 5, 0);
+  const int role = warp_of_cta >> 2, warp = warp_of_cta & 3;
+  const int lane = static_cast<int>(threadIdx.x) & 31;
+  if (threadIdx.x == 0) init_barriers(shared.barriers);
+  follow_kernels_before();
+  __syncthreads();
+  if (role == 3) {
+    set_registers<Traits::kWalkRegisters>();
+    if (warp < 2) {
+      walk_role(args, shared, warp * 32 + lane);
+    } else {
+      query_role(args, shared, warp - 2, lane);
+    }
+  } else if (role == 2) {
+    set_registers<Traits::kOutputRegisters>();
+    output_role(args, shared, warp, lane);
+  } else {
+    set_registers<Traits::kRowsRegisters>();
+    rows_role(args, shared, role, warp, lane);
+  }
+}
+
+}  // namespace dsv4::nvidia::sm90_attend_heads
+
+namespace dsv4::nvidia {
+
+template <KvFormat kFormat, int kHeads>
+void launch_attend_sm90_heads(const AttendSm90Args& args, int grid, cudaStream_t stream) {
+  using Traits = sm90_attend_heads::Traits<kFormat, kHeads>;
+  launch<sm90_attend_heads::attend_kernel<Traits>>(
+      {dim3(static_cast<unsigned>(grid)), Traits::kThreads,
+       sizeof(sm90_attend_heads::SharedStorage<Traits>)},
+      stream, args);
+}
+
+}  // namespace dsv4::nvidia

@@ -1,0 +1,5 @@
+// sm90_attend_heads for bf16 rows.
+#include "backends/nvidia/ops/attend_sm90_heads.cuh"
+
+template void dsv4::nvidia::launch_attend_sm90_heads<dsv4::KvFormat::kBf16, 16>(
+    const AttendSm90Args&, int, cudaStream_t);

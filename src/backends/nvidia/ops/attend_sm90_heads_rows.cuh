@@ -1,0 +1,391 @@
+// The rows roles of sm90_attend_heads: every other block of 64 rows each. A warp fetches 16 rows,
+// converts them once, keeps them as operands of S^T = K Q^T, writes them into the tile that O^T +=
+// V^T P^T reads, and turns its scores into P.
+#pragma once
+#include <cuda_fp16.h>
+
+#include "backends/nvidia/arch/sm90/wgmma.h"
+#include "backends/nvidia/ops/attend_sm90_heads_traits.h"
+#include "backends/nvidia/ops/attend_sm90_loader.cuh"
+
+namespace dsv4::nvidia::sm90_attend_heads {
+
+using namespace sm80;  // NOLINT: kernel code, not included by others
+using namespace sm90;  // NOLINT: kernel code, not included by others
+using sm90_attend::RowAddress;
+
+constexpr float kNoMaximum = -1e30f;  // finite: differences of it are numbers
+
+/// Phase parity of a barrier that serves every kEvery-th block.
+template <int kEvery>
+__device__ __forceinline__ uint32_t phase_of(int block) {
+  return static_cast<uint32_t>(block / kEvery) & 1;
+}
+
+__device__ __forceinline__ BlockHeader read_header(const BlockHeader& header) {
+  const uint2 words = load_shared_2(shared_address(&header));
+  return {static_cast<int32_t>(words.x), static_cast<uint16_t>(words.y),
+          static_cast<uint16_t>(words.y >> 16)};
+}
+
+/// Rows lane / 4 and lane / 4 + 8 of a warp. Of every panel of 64 columns a lane has columns 16 t
+/// ..., t = lane % 4: it copies codes and converts them without waiting for other lanes.
+///
+/// Columns are dealt to products so that codes stay where they are: column 16 t + 4 k + c of a
+/// panel is column 16 k + 2 t + c % 2 + 8 (c / 2) of the operands, of the tile, of the query in
+/// shared memory (query_role) and of O (store_item).
+template <typename Traits>
+struct RowsOfWarp {
+  uint32_t raw;     // slots of the warp
+  uint32_t scales;  // of the warp
+  uint32_t tile;    // what this lane addresses of step 0 in panel 0 [store_matrix_4]
+  int lane;
+
+  static constexpr int kFp8Panels = Traits::kFp8Panels;
+  static constexpr int kSlotBytes =
+      kFp8Panels == 0 ? Traits::kWideSlotBytes : Traits::kFp8SlotBytes;
+
+  /// Where the lane's 16 columns of its rows lie.
+  struct Source {
+    const std::byte* from[2];
+    bool valid[2];
+  };
+  __device__ __forceinline__ Source source_of(const RowAddress (&rows)[2]) const {
+    Source out;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      out.from[r] = rows[r].values() + (lane & 3) * 16;
+      out.valid[r] = rows[r].valid();
+    }
+    return out;
+  }
+
+  __device__ __forceinline__ uint32_t slot_of(int panel) const {
+    return raw + panel % Traits::kRing * kSlotBytes;
+  }
+
+  /// Starts copies of a panel, in one group; masked rows become zeros. `offset` is that of the
+  /// panel in a row.
+  template <bool kWide>
+  __device__ __forceinline__ void fetch(uint32_t slot, const Source& source, int offset) const {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const std::byte* from = source.from[r] + offset;
+      const bool valid = source.valid[r];
+#pragma unroll
+      for (int c = 0; c < (kWide ? 2 : 1); ++c) {  // of bf16 rows also 16-byte unit t + 4
+        const uint32_t to = slot + (kWide ? 2 * r + c : r) * 512 + ((lane ^ c) << 4);
+        copy_async_stream(to, from + c * 64, valid ? 16 : 0);
+      }
+    }
+    copy_async_commit();
+  }
+  __device__ __forceinline__ void fetch(int panel, const Source& source) const {
+    if (panel >= kFp8Panels) {
+      fetch<true>(slot_of(panel), source, kFp8Panels * 64 + (panel - kFp8Panels) * 128);
+    } else {
+      fetch<false>(slot_of(panel), source, panel * 64);
+    }
+  }
+  /// The scale bytes of a row, in the group of the panel that is fetched next; lanes 0 and 1 of a
+  /// quad have one row each.
+  __device__ __forceinline__ void fetch_scales(const RowAddress (&rows)[2]) const {
+    if (!Traits::kHasScales || (lane & 2) != 0) return;
+    const RowAddress row = {(lane & 1) == 0 ? rows[0].bits : rows[1].bits};
+    copy_async_8(scales + (lane >> 2) * 8 + (lane & 1) * 64, row.values() + row.to_scales(),
+                 row.valid() ? 8 : 0);
+  }
+  __device__ __forceinline__ uint2 load_scales(int r) const {
+    if (!Traits::kHasScales) return {0x7f7f7f7fu, 0x7f7f7f7fu};
+    return load_shared_2(scales + (lane >> 2) * 8 + r * 64);
+  }
+
+  __device__ __forceinline__ uint32_t tile_of(int panel, int step) const {
+    return (tile ^ (step << 5)) + panel * Traits::kPanelBytes;
+  }
+  __device__ __forceinline__ void store(int panel, const uint32_t (&a)[16]) const {
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      store_matrix_4(tile_of(panel, k), a[4 * k], a[4 * k + 1], a[4 * k + 2], a[4 * k + 3]);
+    }
+  }
+
+  /// What lies in a slot of this lane's columns. Other lanes copied bf16 values: before and after
+  /// this, __syncwarp.
+  struct Raw {
+    uint4 words[2][2];  // row, 16 bytes; of codes only the first ones
+  };
+  __device__ __forceinline__ void load(int panel, Raw& out) const {
+    if (panel < kFp8Panels) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        out.words[r][0] = load_shared_16(slot_of(panel) + r * 512 + lane * 16);
+      }
+      return;
+    }
+    const int quad = lane & 3;
+    const uint32_t at =
+        slot_of(panel) + (quad >> 1) * 512 +
+        (((lane & ~3) + (quad & 1) * 2 + (quad >> 1)) << 4);  // unit 2 t, and ^ 16: unit 2 t + 1
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        out.words[r][half] = load_shared_16((at ^ half << 4) + r * 1024);
+      }
+    }
+  }
+
+  /// A panel as operands, a[4 k] ... for step k of 16 columns. Codes through f32: that takes half
+  /// of what the integer pipe has to do for the bits themselves (attend_sm90_loader.cuh), and NaN
+  /// codes and all finite scales come out right.
+  __device__ __forceinline__ void convert(int panel, const Raw& raw_words,
+                                          const uint2 (&scales_of)[2], uint32_t (&a)[16]) const {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const uint4 x = raw_words.words[r][0], y = raw_words.words[r][1];
+      if (panel < kFp8Panels) {
+        const uint32_t scale = scale_of(scales_of[r], panel);
+        convert_4(x.x, scale, a[r], a[2 + r]);
+        convert_4(x.y, scale, a[4 + r], a[6 + r]);
+        convert_4(x.z, scale, a[8 + r], a[10 + r]);
+        convert_4(x.w, scale, a[12 + r], a[14 + r]);
+      } else {
+        a[r] = x.x, a[2 + r] = x.y, a[4 + r] = x.z, a[6 + r] = x.w;
+        a[8 + r] = y.x, a[10 + r] = y.y, a[12 + r] = y.z, a[14 + r] = y.w;
+      }
+    }
+  }
+  /// Exact but for the rounding of the product, which there is only beyond 2^127 and below 2^-126.
+  __device__ __forceinline__ static void convert_4(uint32_t codes, uint32_t scale, uint32_t& low,
+                                                   uint32_t& high) {
+    uint32_t pairs[2];
+    e4m3x4_to_f16x4(codes, pairs[0], pairs[1]);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const __half2 pair = *reinterpret_cast<const __half2*>(&pairs[i]);
+      const uint32_t values = pack_bf16x2(__low2float(pair), __high2float(pair));
+      (i == 0 ? low : high) = Traits::kHasScales ? multiply_bf16x2(values, scale) : values;
+    }
+  }
+  /// 2^(byte - 127) in both halves; byte 255 gives infinity, see is_nan.
+  __device__ __forceinline__ static uint32_t scale_of(const uint2& bytes, int panel) {
+    const uint32_t four = __byte_perm(bytes.x, bytes.y, panel * 0x1111);
+    return __vmaxu2(four >> 1 & 0x7f807f80u, 0x00400040u);
+  }
+  /// Whether a row has the scale byte 255, so that all of its scores are NaN.
+  __device__ __forceinline__ static bool is_nan(const uint2& bytes) {
+    const uint32_t x = bytes.x, y = bytes.y & 0xffffff;
+    return Traits::kHasScales &&
+           ((x & ((x & 0x7f7f7f7fu) + 0x01010101u)) | (y & ((y & 0x7f7f7f7fu) + 0x01010101u))) &
+               0x80808080u;
+  }
+};
+
+/// The largest or the sum over a warp's rows of x[2 n], x[2 n + 1]: heads 8 n + 2 (lane % 4), + 1.
+/// Lanes halve what they care for at every step.
+template <int kHeads, typename Join>
+__device__ __forceinline__ void store_over_rows(float* to, float (&x)[kHeads / 4], int lane,
+                                                const Join& join) {
+  static_assert(kHeads == 16 || kHeads == 32);
+#pragma unroll
+  for (int n = 0; n < kHeads / 8; n += 2) {
+    const bool upper = (lane & 16) != 0, odd = (lane & 8) != 0;
+    // Lanes with bit 4 take heads 8 n + 8 ..., those with bit 3 the odd head.
+    float even_head = join(upper ? x[2 * n + 2] : x[2 * n],
+                           __shfl_xor_sync(~0u, upper ? x[2 * n] : x[2 * n + 2], 16));
+    float odd_head = join(upper ? x[2 * n + 3] : x[2 * n + 1],
+                          __shfl_xor_sync(~0u, upper ? x[2 * n + 1] : x[2 * n + 3], 16));
+    float mine =
+        join(odd ? odd_head : even_head, __shfl_xor_sync(~0u, odd ? even_head : odd_head, 8));
+    mine = join(mine, __shfl_xor_sync(~0u, mine, 4));
+    if ((lane & 4) == 0) to[8 * n + (lane >> 1 & 8) + 2 * (lane & 3) + (lane >> 3 & 1)] = mine;
+  }
+}
+
+/// Scores s[4 n ...] = (row lane / 4: heads 8 n + 2 (lane % 4), + 1), (row + 8: the same heads) of
+/// a warp: masks them, and tells the largest ones to the other warps of the role.
+template <typename Traits>
+__device__ __forceinline__ void share_maxima(SharedStorage<Traits>& shared, int stage, int warp,
+                                             int lane, float (&s)[Traits::kHeads / 2]) {
+  constexpr int kHeads = Traits::kHeads;
+  float largest[kHeads / 4];
+#pragma unroll
+  for (int i = 0; i < kHeads / 4; ++i) {
+    const int at = 4 * (i / 2) + i % 2;
+    largest[i] = fmaxf(s[at], s[at + 2]);
+  }
+  store_over_rows<kHeads>(shared.maxima[stage][warp], largest, lane,
+                          [](float a, float b) { return fmaxf(a, b); });
+  barrier_sync(1 + stage, 128);
+}
+
+/// P of a block from its scores, into shared memory; what the next block and the output role need
+/// to know.
+template <typename Traits>
+__device__ __forceinline__ void softmax(const AttendSm90Args& args, SharedStorage<Traits>& shared,
+                                        int block, uint32_t flags, int warp, int lane,
+                                        float (&s)[Traits::kHeads / 2]) {
+  constexpr int kHeads = Traits::kHeads, kOfLane = kHeads / 4;
+  const int stage = block & 1, quad = lane & 3;
+  if (block > 0) {
+    mbarrier_poll(shared_address(&shared.barriers.reference_known[stage ^ 1]),
+                  phase_of<2>(block - 1));
+  }
+
+  float reference[kOfLane], alpha[kOfLane];
+#pragma unroll
+  for (int n = 0; n < kHeads / 8; ++n) {
+    const int head = 8 * n + 2 * quad;
+    float2 max = *reinterpret_cast<const float2*>(&shared.maxima[stage][0][head]);
+#pragma unroll
+    for (int w = 1; w < 4; ++w) {
+      const float2 of_warp = *reinterpret_cast<const float2*>(&shared.maxima[stage][w][head]);
+      max.x = fmaxf(max.x, of_warp.x);
+      max.y = fmaxf(max.y, of_warp.y);
+    }
+    float2 before = {kNoMaximum, kNoMaximum};
+    if ((flags & kFirstBlock) == 0) {
+      before = *reinterpret_cast<const float2*>(&shared.reference[stage ^ 1][head]);
+    }
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      const float old = e == 0 ? before.x : before.y;
+      const float grown = (e == 0 ? max.x : max.y) * args.attend.scale_log2;
+      const bool moves = grown > old + 8.f;
+      reference[2 * n + e] = moves ? grown : old;
+      alpha[2 * n + e] = moves ? exp2_approx(old - grown) : 1.f;
+    }
+    if (warp == 0 && lane < 4) {
+      *reinterpret_cast<float2*>(&shared.reference[stage][head]) =
+          make_float2(reference[2 * n], reference[2 * n + 1]);
+      *reinterpret_cast<float2*>(&shared.alpha[stage][head]) =
+          make_float2(alpha[2 * n], alpha[2 * n + 1]);
+    }
+  }
+  mbarrier_arrive(shared_address(&shared.barriers.reference_known[stage]));
+  // The other role has told its reference, so that it is done with the query, too.
+  if ((flags & kLastBlock) != 0) mbarrier_arrive(shared_address(&shared.barriers.query_empty));
+
+  float sum[kOfLane];
+#pragma unroll
+  for (int i = 0; i < kOfLane; ++i) {
+    const int at = 4 * (i / 2) + i % 2;
+    s[at] = exp2_approx(fmaf(s[at], args.attend.scale_log2, -reference[i]));
+    s[at + 2] = exp2_approx(fmaf(s[at + 2], args.attend.scale_log2, -reference[i]));
+    sum[i] = s[at] + s[at + 2];
+  }
+  // Matrices of 8 rows x 8 heads, transposed: by head, 16-byte units of 8 rows.
+  const uint32_t p = shared_address(shared.p[stage]) + (lane & 7) * 128 +
+                     (((2 * warp + (lane >> 3 & 1)) ^ (lane & 7)) << 4) + (lane >> 4) * 1024;
+#pragma unroll
+  for (int n = 0; n < kHeads / 8; n += 2) {
+    const float* of = s + 4 * n;
+    store_matrix_4_transposed(p + n * 1024, pack_bf16x2(of[0], of[1]), pack_bf16x2(of[2], of[3]),
+                              pack_bf16x2(of[4], of[5]), pack_bf16x2(of[6], of[7]));
+  }
+  store_over_rows<kHeads>(shared.sums[stage][warp], sum, lane,
+                          [](float a, float b) { return a + b; });
+}
+
+template <typename Traits>
+__device__ __forceinline__ void rows_role(const AttendSm90Args& args, SharedStorage<Traits>& shared,
+                                          int role, int warp, int lane) {
+  constexpr int kHeads = Traits::kHeads, kSlots = Traits::kSlots, kRing = Traits::kRing;
+  constexpr int kFp8Panels = Traits::kFp8Panels;
+  const int row = warp * 16 + (lane >> 2);  // and row + 8
+  const RowsOfWarp<Traits> rows{
+      shared_address(shared.raw[role][warp]), shared_address(shared.scales[role][warp]),
+      shared_address(shared.rows[role]) + (warp * 16 + (lane & 15)) * 128 +
+          (((lane >> 4) ^ (lane & 7)) << 4),
+      lane};
+  const uint64_t query = swizzled_operand(shared_address(shared.query), 16, 1024);
+  const auto addresses_of = [&](int block, RowAddress(&out)[2]) {
+    mbarrier_poll(shared_address(&shared.barriers.known[block % kSlots]), phase_of<kSlots>(block));
+    const uint32_t at = shared_address(&shared.addresses[block % kSlots][row]);
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const uint2 bits = load_shared_2(at + r * 64);
+      out[r].bits = static_cast<uint64_t>(bits.y) << 32 | bits.x;
+    }
+  };
+
+  RowAddress addresses[2];
+  addresses_of(role, addresses);
+  auto here = rows.source_of(addresses);
+  rows.fetch_scales(addresses);
+#pragma unroll
+  for (int panel = 0; panel < kRing; ++panel) rows.fetch(panel, here);
+
+  for (int block = role;; block += 2) {
+    const BlockHeader header = read_header(shared.headers[block % kSlots]);
+    if (header.token < 0) break;
+    addresses_of(block + 2, addresses);
+    const auto next = rows.source_of(addresses);
+    copy_async_wait<kRing - 1>();
+    __syncwarp();  // scales come through other lanes
+    const uint2 scales[2] = {rows.load_scales(0), rows.load_scales(1)};
+    typename RowsOfWarp<Traits>::Raw raw[2];
+    rows.load(0, raw[0]);
+    mbarrier_poll(shared_address(&shared.barriers.query_full),
+                  (header.flags & kOddItem) != 0 ? 1 : 0);
+
+    // S^T = K Q^T, panel by panel; operands of two panels are in use.
+    float s[kHeads / 2];
+#pragma unroll
+    for (float& x : s) x = 0.f;
+    uint32_t a[2][16];
+#pragma unroll
+    for (int panel = 0; panel < 8; ++panel) {
+      if (panel < 7) {  // the next panel, while this one is converted
+        copy_async_wait<kRing - 2>();
+        if (panel + 1 >= kFp8Panels) __syncwarp();
+        rows.load(panel + 1, raw[(panel + 1) & 1]);
+      }
+      rows.convert(panel, raw[panel & 1], scales, a[panel & 1]);
+      if (panel % 4 == 0 && block > 1) {
+        mbarrier_poll(shared_address(&shared.barriers.empty[role][panel / 4]),
+                      phase_of<2>(block) ^ 1);
+      }
+      rows.store(panel, a[panel & 1]);
+      // bf16 values are read by other lanes than copy them, as are scales.
+      if (panel >= kFp8Panels || (panel + kRing) % 8 >= kFp8Panels || panel == 8 - kRing) {
+        __syncwarp();
+      }
+      if (panel == 8 - kRing) rows.fetch_scales(addresses);
+      // The copy of the panel kRing further on takes this one's place.
+      if (panel < 8 - kRing) {
+        rows.fetch(panel + kRing, here);
+      } else {
+        rows.fetch(panel + kRing - 8, next);
+      }
+      wgmma_fence();
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        RegisterProduct<kHeads>::run(
+            s, a[panel & 1] + 4 * k,
+            query + operand_offset(panel * Traits::kHeadPanelBytes + 32 * k));
+      }
+      wgmma_commit();
+      wgmma_wait<1>();
+    }
+    wgmma_wait<0>();
+
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      if (here.valid[r] && !rows.is_nan(scales[r])) continue;
+#pragma unroll
+      for (int i = 0; i < kHeads / 2; i += 4) {
+        s[i + 2 * r] = s[i + 2 * r + 1] = here.valid[r] ? NAN : -INFINITY;
+      }
+    }
+    share_maxima(shared, role, warp, lane, s);
+    softmax(args, shared, block, header.flags, warp, lane, s);
+    fence_proxy_async();
+    mbarrier_arrive(shared_address(&shared.barriers.full[role]));
+    here = next;
+  }
+  copy_async_wait<0>();
+}
+
+}  // namespace dsv4::nvidia::sm90_attend_heads

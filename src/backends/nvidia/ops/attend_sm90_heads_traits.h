@@ -1,0 +1,92 @@
+// Sizes and shared memory of sm90_attend_heads, and what its roles hand to each other.
+#pragma once
+#include <cstdint>
+
+#include "dsv4/cache.h"
+
+namespace dsv4::nvidia::sm90_attend_heads {
+
+template <KvFormat kFormatOfRows, int kHeadsOfTile>
+struct Traits {
+  static_assert(kHeadsOfTile == 16 || (kHeadsOfTile == 32 && kFormatOfRows != KvFormat::kBf16));
+  static constexpr KvFormat kFormat = kFormatOfRows;
+  static constexpr int kHeads = kHeadsOfTile;
+  static constexpr int kHeadDim = 512;
+  static constexpr int kBlockRows = 64;
+  static constexpr int kThreads = 512;
+
+  // Panels of 64 columns: rows of 128 bytes with the 128-byte swizzle.
+  static constexpr int kPanels = kHeadDim / 64;
+  static constexpr int kPanelBytes = kBlockRows * 128;
+  static constexpr int kHeadPanelBytes = kHeads * 128;  // of the query, or of P
+
+  static constexpr bool kHasScales = kFormat == KvFormat::kFp8DsMla;
+  static constexpr int kFp8Panels = kHasScales ? 7 : kFormat == KvFormat::kFp8 ? 8 : 0;
+
+  static constexpr int kRowBytes = kFp8Panels * 64 + (kPanels - kFp8Panels) * 128;
+
+  // Rows under way between global memory and conversion, of one warp: 16 rows of kRing panels. The
+  // copy of a panel starts when the one kRing before it has been converted.
+  static constexpr int kRing = (kHeads == 16 ? 8 : 4) / (kFp8Panels > 0 ? 1 : 2);
+  static constexpr int kFp8SlotBytes = 16 * 64;
+  static constexpr int kWideSlotBytes = 16 * 128;
+  static constexpr int kRawBytes =
+      kFp8Panels == 0 ? kRing * kWideSlotBytes
+                      : kRing * kFp8SlotBytes + (kHasScales ? kWideSlotBytes - kFp8SlotBytes : 0);
+  static_assert(kPanels % kRing == 0);
+
+  // Registers a thread: the rows roles, the output role, walk and query.
+  static constexpr int kRowsRegisters = kHeads == 16 ? 136 : 112;
+  static constexpr int kOutputRegisters = kHeads == 16 ? 112 : 168;
+  static constexpr int kWalkRegisters = kHeads == 16 ? 128 : 120;
+  static_assert((2 * kRowsRegisters + kOutputRegisters + kWalkRegisters) * 128 <= 65536);
+
+  static constexpr int kSlots = 8;  // blocks of which addresses and headers are known at a time
+};
+
+/// What the walk tells about a block.
+struct BlockHeader {
+  int32_t token;  // -1: there is no such block, the CTA is done
+  uint16_t chain, flags;
+};
+enum BlockFlags : uint32_t {
+  kFirstBlock = 1,  // of the item
+  kLastBlock = 2,   // of the item
+  kOnlyChain = 4,   // the token has one chain: its output is final
+  kOddItem = 8,     // phase of the query
+};
+
+/// mbarriers between roles: all threads of the giving role arrive, all of the taking one wait.
+template <typename Traits>
+struct Barriers {
+  uint64_t known[Traits::kSlots];  // walk -> rows and output roles
+  uint64_t freed[Traits::kSlots];  // output role -> walk
+  uint64_t query_full;             // query role -> rows roles, once an item
+  uint64_t query_empty;            // the rows role of an item's last block -> query role
+  // By parity of the block:
+  uint64_t reference_known[2];  // rows role -> the other rows role
+  uint64_t full[2];             // rows role -> output role
+  uint64_t empty[2][2];         // output role -> rows role, halves of the tile
+};
+
+template <typename Traits>
+struct SharedStorage {
+  alignas(1024) uint8_t rows[2][Traits::kPanels][Traits::kPanelBytes];
+  alignas(1024) uint8_t query[Traits::kPanels][Traits::kHeadPanelBytes];
+  alignas(1024) uint8_t p[2][Traits::kHeadPanelBytes];                 // by head: 64 rows
+  alignas(128) uint8_t raw[2][4][Traits::kRawBytes];                   // rows role, warp
+  alignas(16) uint64_t addresses[Traits::kSlots][Traits::kBlockRows];  // RowAddress
+  alignas(16) uint64_t scales[2][4][Traits::kHasScales ? 16 : 1];      // rows role, warp, row
+  alignas(16) BlockHeader headers[Traits::kSlots];
+  Barriers<Traits> barriers;
+  // By parity of the block.
+  alignas(16) float maxima[2][4][Traits::kHeads];  // of a warp's rows
+  alignas(16) float sums[2][4][Traits::kHeads];    // of p over a warp's rows
+  alignas(16) float reference[2][Traits::kHeads];  // maximum that p refers to, base 2
+  alignas(16) float alpha[2][Traits::kHeads];      // 2^(reference before - reference)
+};
+static_assert(sizeof(SharedStorage<Traits<KvFormat::kFp8DsMla, 16>>) <= 232448, "227 KB a CTA");
+static_assert(sizeof(SharedStorage<Traits<KvFormat::kFp8DsMla, 32>>) <= 232448, "227 KB a CTA");
+static_assert(sizeof(SharedStorage<Traits<KvFormat::kBf16, 16>>) <= 232448, "227 KB a CTA");
+
+}  // namespace dsv4::nvidia::sm90_attend_heads
