@@ -40,6 +40,13 @@ struct Sm90Tile {
   static_assert(kStages >= 2 && (kWalks || kStages * kStageBytes >= kSumBytes));
 };
 
+/// What a warpgroup needs to know of its ring.
+template <typename Tile>
+struct Sm90Ring {
+  std::byte (*stages)[Tile::kStageBytes];
+  uint64_t *full, *empty;
+};
+
 template <typename Tile, bool kWalks>
 struct Sm90Shared {
   alignas(1024) std::byte ring[Tile::kStages][Tile::kStageBytes];
@@ -48,6 +55,7 @@ struct Sm90Shared {
   __device__ __forceinline__ float* sums() {
     return reinterpret_cast<float*>(kWalks ? sums_if_walking : ring[0]);
   }
+  __device__ __forceinline__ Sm90Ring<Tile> whole_ring() { return {ring, full, empty}; }
 };
 
 /// `stage` and `phase` of the ring; both sides step alike.
@@ -104,15 +112,20 @@ __device__ __forceinline__ void copy_tile(const Sm90Work& work, bool first, Shar
 }
 
 /// Half a panel, 32 columns, of rows g and g + 8 as operands of two products, out of what this lane
-/// read of them: 16 bytes that hold the half (bf16) or the panel (FP8).
+/// read of them: 16 bytes that hold the half (bf16) or the panel (FP8). Without factor.rest.
 template <DType kDType>
 __device__ __forceinline__ void expand_half(const uint4& low, const uint4& high, int half,
                                             const typename Format<kDType>::Factor& factor,
                                             uint32_t (&a)[8]) {
   using F = Format<kDType>;
   uint32_t pairs_low[4], pairs_high[4];
-  F::expand(low, F::kScaled ? half : 0, factor, pairs_low);
-  F::expand(high, F::kScaled ? half : 0, factor, pairs_high);
+  if constexpr (F::kScaled) {
+    F::expand_first(low, half, factor, pairs_low);
+    F::expand_first(high, half, factor, pairs_high);
+  } else {
+    F::expand(low, 0, factor, pairs_low);
+    F::expand(high, 0, factor, pairs_high);
+  }
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     a[4 * i] = pairs_low[2 * i], a[4 * i + 1] = pairs_high[2 * i];
@@ -120,58 +133,79 @@ __device__ __forceinline__ void expand_half(const uint4& low, const uint4& high,
   }
 }
 
-template <typename Shared>
-__device__ __forceinline__ void release_stage(Shared& shared, int stage) {
-  __syncwarp();
-  if (threadIdx.x % 32 == 0) sm90::mbarrier_arrive(sm80::shared_address(&shared.empty[stage]));
+/// Scales of the 64 rows from `row0` of a product: lane l asks for that of the l-th block of 128
+/// columns from panel `begin`. Asked for long before its use: it comes from far away.
+template <DType kDType>
+__device__ __forceinline__ uint32_t load_scales(const LinearWeight& w, int row0, int begin) {
+  if constexpr (!Format<kDType>::kScaled) return 0;
+  const uint8_t* of_rows = w.scale + min(row0, w.rows - 1) / w.block_rows * w.scale_stride;
+  const int block = begin / 2 + static_cast<int>(threadIdx.x) % 32;
+  return __ldg(of_rows + min(block, (w.cols - 1) / 128));
 }
 
-/// sums = the products of the panels [begin, end), one chain from zero. While the tensor cores work
-/// on some columns the next ones are expanded.
-template <typename Tile, DType kDType, int kN, typename Shared, typename Place>
-__device__ __forceinline__ void multiply_panels(const Sm90Work& work, int begin, int end,
-                                                Shared& shared, Place& place,
-                                                float (&sums)[kN / 2]) {
+__device__ __forceinline__ void release_stage(uint64_t& empty) {
+  __syncwarp();
+  if (threadIdx.x % 32 == 0) sm90::mbarrier_arrive(sm80::shared_address(&empty));
+}
+
+/// sums = the products of the panels [begin, end) with the 64 rows from `row` of the tile, one
+/// chain from zero. While the tensor cores work on some columns the next ones are expanded.
+/// `scales`: load_scales(begin).
+template <typename Tile, DType kDType, int kN, typename Place>
+__device__ __forceinline__ void multiply_panels(const Sm90Work& work, int row, uint32_t scales,
+                                                int begin, int end, const Sm90Ring<Tile>& ring,
+                                                Place& place, float (&sums)[kN / 2]) {
   using F = Format<kDType>;
-  const LinearWeight& w = work.item->w;
-  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-  const uint8_t* w_scales = nullptr;
-  if constexpr (F::kScaled) {
-    const int row = min(work.row0 + warp / 4 * 64, w.rows - 1);
-    w_scales = w.scale + row / w.block_rows * w.scale_stride;
-  }
-  uint32_t scales = 0;  // lane l has the l-th of 32 blocks
+  const int warp = static_cast<int>(threadIdx.x) / 32 % 4,
+            lane = static_cast<int>(threadIdx.x) % 32;
 #pragma unroll
   for (float& sum : sums) sum = 0;
-  const uint32_t w_row = (warp * 16 + lane / 4) * 128, w_unit = (lane % 4 ^ lane / 4) * 16;
+  const uint32_t w_row = (row + warp * 16 + lane / 4) * 128, w_unit = (lane % 4 ^ lane / 4) * 16;
+  typename F::Factor of_lane = F::factor(scales);
+  uint32_t large_blocks = 0;
+  if constexpr (F::kScaled) large_blocks = __ballot_sync(0xffffffffu, of_lane.large);
   int previous = -1;  // stage
   for (int panel = begin; panel < end; panel += Tile::kPanels) {
     typename F::Factor factor{};
     if constexpr (F::kScaled) {
-      const int block = (panel - begin) / 2;
-      if (block % 32 == 0 && panel % 2 == 0)
-        scales = __ldg(w_scales + min(panel / 2 + lane, (w.cols - 1) / 128));
-      factor = F::factor(__shfl_sync(0xffffffffu, scales, block % 32));
+      const int block = (panel - begin) / 2 % 32;
+      if (block == 0 && panel > begin) {
+        scales = load_scales<kDType>(work.item->w, work.row0 + row, panel);
+        of_lane = F::factor(scales);
+        large_blocks = __ballot_sync(0xffffffffu, of_lane.large);
+      }
+      factor.first = __shfl_sync(0xffffffffu, of_lane.first, block);
+      factor.large = (large_blocks >> block & 1) != 0;
+      if (factor.large) factor.rest = F::factor(__shfl_sync(0xffffffffu, scales, block)).rest;
     }
-    sm90::mbarrier_wait(sm80::shared_address(&shared.full[place.stage]), place.phase);
-    const uint32_t stage = sm80::shared_address(shared.ring[place.stage]);
+    sm90::mbarrier_wait(sm80::shared_address(&ring.full[place.stage]), place.phase);
+    const uint32_t stage = sm80::shared_address(ring.stages[place.stage]);
+    // All of a stage at once: the products that run slow these reads down.
+    uint4 codes[2][2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const uint32_t from = stage + w_row + (w_unit ^ i * 64);
+      codes[i][0] = sm80::load_shared_16(from);
+      codes[i][1] = sm80::load_shared_16(from + 8 * 128);
+    }
 #pragma unroll
     for (int p = 0; p < Tile::kPanels; ++p) {
       const uint64_t b =
           sm90::swizzled_operand(stage + Tile::kWBytes + p * Tile::kXPanelBytes, 16, 1024);
-      uint4 low, high;
 #pragma unroll
       for (int step = 0; step < 2 / Tile::kHalves; ++step) {
         uint32_t a[Tile::kHalves][8];
 #pragma unroll
         for (int h = 0; h < Tile::kHalves; ++h) {
           const int half = step * Tile::kHalves + h;
-          if (half == 0 || !F::kScaled) {
-            const uint32_t from = stage + w_row + (w_unit ^ (p + half) * 64);
-            low = sm80::load_shared_16(from);
-            high = sm80::load_shared_16(from + 8 * 128);
+          const uint4(&from)[2] = codes[F::kScaled ? p : half];
+          expand_half<kDType>(from[0], from[1], half, factor, a[h]);
+        }
+        if constexpr (F::kScaled) {
+          if (factor.large) {
+#pragma unroll
+            for (int h = 0; h < Tile::kHalves; ++h) F::apply_rest(factor, a[h]);
           }
-          expand_half<kDType>(low, high, half, factor, a[h]);
         }
         sm90::wgmma_fence();
 #pragma unroll
@@ -182,7 +216,7 @@ __device__ __forceinline__ void multiply_panels(const Sm90Work& work, int begin,
         }
         sm90::wgmma_commit();
         sm90::wgmma_wait<1>();
-        if (p == 0 && step == 0 && previous >= 0) release_stage(shared, previous);
+        if (p == 0 && step == 0 && previous >= 0) release_stage(ring.empty[previous]);
       }
     }
     previous = place.stage;
@@ -191,7 +225,7 @@ __device__ __forceinline__ void multiply_panels(const Sm90Work& work, int begin,
   sm90::wgmma_wait<0>();
 #pragma unroll
   for (float& sum : sums) asm volatile("" : "+f"(sum)::"memory");  // read after the wait only
-  if (previous >= 0) release_stage(shared, previous);
+  if (previous >= 0) release_stage(ring.empty[previous]);
 }
 
 template <typename Tile, int kN>

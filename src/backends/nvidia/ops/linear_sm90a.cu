@@ -94,8 +94,11 @@ __global__ void __launch_bounds__(Sm90Tile<kDType, kN, false>::kThreads,
     sm90::cluster_wait();
   } else {
     take_multiply_role<Tile>();
+    const auto row = static_cast<int>(threadIdx.x) / 128 * 64;
+    const uint32_t scales = load_scales<kDType>(work.item->w, work.row0 + row, work.panel_begin);
     float sums[kN / 2];
-    multiply_panels<Tile, kDType, kN>(work, work.panel_begin, work.panel_end, shared, place, sums);
+    multiply_panels<Tile, kDType, kN>(work, row, scales, work.panel_begin, work.panel_end,
+                                      shared.whole_ring(), place, sums);
     sm90::barrier_sync(1, Tile::kWarps * 32);  // the ring is empty
     put_sums<Tile, kN>(shared.sums(), sums);
     sm90::cluster_arrive();
@@ -130,12 +133,17 @@ __global__ void __launch_bounds__(Sm90Tile<kDType, kN, true>::kThreads, 1)
     const Sm90Work work = find_work<Tile, kN>(batch, tile);
     const int segments = linear_num_segments(work.item->w.cols);
     const int segment_panels = sm90_segment_panels(work.item->w.cols);
+    const int row = thread / 128 * 64;
+    uint32_t scales = load_scales<kDType>(work.item->w, work.row0 + row, 0);
     float totals[kN / 2];
     for (int s = 0; s < segments; ++s) {
       const int begin = min(s * segment_panels, work.panel_end);
+      const int end = min(begin + segment_panels, work.panel_end);
+      const uint32_t next_scales = load_scales<kDType>(work.item->w, work.row0 + row, end);
       float sums[kN / 2];
-      multiply_panels<Tile, kDType, kN>(work, begin, min(begin + segment_panels, work.panel_end),
-                                        shared, place, sums);
+      multiply_panels<Tile, kDType, kN>(work, row, scales, begin, end, shared.whole_ring(), place,
+                                        sums);
+      scales = next_scales;
 #pragma unroll
       for (int i = 0; i < kN / 2; ++i) totals[i] = s == 0 ? sums[i] : __fadd_rn(totals[i], sums[i]);
     }
