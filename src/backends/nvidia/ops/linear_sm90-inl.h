@@ -28,6 +28,7 @@ struct Sm90Tile {
   static constexpr int kWBytes = kRows * 128;
   /// Halves of a panel that are expanded before their products start; more of them cost registers.
   static constexpr int kHalves = kDType == DType::kF8E4M3 && kN < 128 ? 2 : 1;
+  static constexpr bool kReadsAhead = true;
   static constexpr int kXPanelBytes = kN * 128;
   static constexpr int kStageBytes = kWBytes + kPanels * kXPanelBytes;
   /// Sums on their way out, [token][row]: 4 more floats spread the banks. Where a block has one
@@ -40,12 +41,16 @@ struct Sm90Tile {
   static_assert(kStages >= 2 && (kWalks || kStages * kStageBytes >= kSumBytes));
 };
 
-/// What a warpgroup needs to know of its ring.
-template <typename Tile>
+/// A ring as a warpgroup sees it: addresses in shared memory.
 struct Sm90Ring {
-  std::byte (*stages)[Tile::kStageBytes];
-  uint64_t *full, *empty;
+  uint32_t stages, full, empty;
 };
+template <typename Tile>
+__device__ __forceinline__ Sm90Ring make_ring(std::byte (&stages)[Tile::kStages][Tile::kStageBytes],
+                                              uint64_t (&full)[Tile::kStages],
+                                              uint64_t (&empty)[Tile::kStages]) {
+  return {sm80::shared_address(stages), sm80::shared_address(full), sm80::shared_address(empty)};
+}
 
 template <typename Tile, bool kWalks>
 struct Sm90Shared {
@@ -55,7 +60,7 @@ struct Sm90Shared {
   __device__ __forceinline__ float* sums() {
     return reinterpret_cast<float*>(kWalks ? sums_if_walking : ring[0]);
   }
-  __device__ __forceinline__ Sm90Ring<Tile> whole_ring() { return {ring, full, empty}; }
+  __device__ __forceinline__ Sm90Ring whole_ring() { return make_ring<Tile>(ring, full, empty); }
 };
 
 /// `stage` and `phase` of the ring; both sides step alike.
@@ -77,6 +82,21 @@ struct Sm90Work {
   int row0, token0;
   int panel_begin, panel_end;
 };
+
+/// Tile `tile` of the batch; tokens vary fastest.
+template <typename Tile, int kN>
+__device__ __forceinline__ Sm90Work find_work(const Sm90Batch& batch, int tile) {
+  int i = 0;
+  while (i + 1 < batch.count && tile >= batch.items[i + 1].first_tile) ++i;
+  const Sm90Item& item = batch.items[i];
+  const int token_tiles = (item.tokens + kN - 1) / kN;
+  const int idx = tile - item.first_tile;
+  return {.item = &item,
+          .row0 = idx / token_tiles * Tile::kRows,
+          .token0 = idx % token_tiles * kN,
+          .panel_begin = 0,
+          .panel_end = sm90_num_panels(item.w.cols)};
+}
 
 /// Asks for the panels of `work`; one thread calls. `first`: of this block; W does not depend on
 /// earlier kernels, so as much of it as fits is asked for before they have ended.
@@ -143,9 +163,23 @@ __device__ __forceinline__ uint32_t load_scales(const LinearWeight& w, int row0,
   return __ldg(of_rows + min(block, (w.cols - 1) / 128));
 }
 
-__device__ __forceinline__ void release_stage(uint64_t& empty) {
+/// Row of W, of the 16 of a warp, that a lane holds as row lane / 4 of an operand, and as lane / 4
+/// + 8 the one 8 further. In this order the 8 lanes that shared memory serves at a time meet all
+/// banks: units of rows r and r + 4 lie apart.
+__device__ __forceinline__ int row_of_lane() {
+  const int g = static_cast<int>(threadIdx.x) % 32 / 4;
+  return g % 2 * 4 + g / 2;
+}
+
+/// This warp of the block, in a form that lets the compiler keep what follows from it in uniform
+/// registers.
+__device__ __forceinline__ int uniform_warp() {
+  return __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 32, 0);
+}
+
+__device__ __forceinline__ void release_stage(uint32_t empty) {
   __syncwarp();
-  if (threadIdx.x % 32 == 0) sm90::mbarrier_arrive(sm80::shared_address(&empty));
+  if (threadIdx.x % 32 == 0) sm90::mbarrier_arrive(empty);
 }
 
 /// sums = the products of the panels [begin, end) with the 64 rows from `row` of the tile, one
@@ -153,45 +187,52 @@ __device__ __forceinline__ void release_stage(uint64_t& empty) {
 /// `scales`: load_scales(begin).
 template <typename Tile, DType kDType, int kN, typename Place>
 __device__ __forceinline__ void multiply_panels(const Sm90Work& work, int row, uint32_t scales,
-                                                int begin, int end, const Sm90Ring<Tile>& ring,
+                                                int begin, int end, const Sm90Ring& ring,
                                                 Place& place, float (&sums)[kN / 2]) {
   using F = Format<kDType>;
   const int warp = static_cast<int>(threadIdx.x) / 32 % 4,
             lane = static_cast<int>(threadIdx.x) % 32;
 #pragma unroll
   for (float& sum : sums) sum = 0;
-  const uint32_t w_row = (row + warp * 16 + lane / 4) * 128, w_unit = (lane % 4 ^ lane / 4) * 16;
+  const uint32_t w_unit = (lane % 4 ^ row_of_lane()) * 16;
+  const uint32_t codes_at = ring.stages + (row + warp * 16 + row_of_lane()) * 128 + w_unit;
   typename F::Factor of_lane = F::factor(scales);
   uint32_t large_blocks = 0;
   if constexpr (F::kScaled) large_blocks = __ballot_sync(0xffffffffu, of_lane.large);
-  int previous = -1;  // stage
-  for (int panel = begin; panel < end; panel += Tile::kPanels) {
+  uint32_t previous = 0;  // stage's `empty`
+  int block = 0;
+  const int steps = (end - begin + Tile::kPanels - 1) / Tile::kPanels;
+  for (int i = 0; i < steps; ++i) {
     typename F::Factor factor{};
     if constexpr (F::kScaled) {
-      const int block = (panel - begin) / 2 % 32;
-      if (block == 0 && panel > begin) {
-        scales = load_scales<kDType>(work.item->w, work.row0 + row, panel);
+      if (block == 32) {
+        scales = load_scales<kDType>(work.item->w, work.row0 + row, begin + i * Tile::kPanels);
         of_lane = F::factor(scales);
         large_blocks = __ballot_sync(0xffffffffu, of_lane.large);
+        block = 0;
       }
       factor.first = __shfl_sync(0xffffffffu, of_lane.first, block);
       factor.large = (large_blocks >> block & 1) != 0;
       if (factor.large) factor.rest = F::factor(__shfl_sync(0xffffffffu, scales, block)).rest;
+      ++block;
     }
-    sm90::mbarrier_wait(sm80::shared_address(&ring.full[place.stage]), place.phase);
-    const uint32_t stage = sm80::shared_address(ring.stages[place.stage]);
-    // All of a stage at once: the products that run slow these reads down.
+    sm90::mbarrier_wait(ring.full + place.stage * 8, place.phase);
+    const uint32_t stage = place.stage * Tile::kStageBytes;
     uint4 codes[2][2];
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const uint32_t from = stage + w_row + (w_unit ^ i * 64);
-      codes[i][0] = sm80::load_shared_16(from);
-      codes[i][1] = sm80::load_shared_16(from + 8 * 128);
-    }
+    const auto read_codes = [&](int p) {
+      const uint32_t from = (codes_at ^ p * 64) + stage;
+      codes[p][0] = sm80::load_shared_16(from);
+      codes[p][1] = sm80::load_shared_16(from + 8 * 128);
+    };
+    read_codes(0);
+    // All of a stage at once where registers allow: the products that run slow these reads down.
+    if constexpr (Tile::kReadsAhead) read_codes(1);
 #pragma unroll
     for (int p = 0; p < Tile::kPanels; ++p) {
-      const uint64_t b =
-          sm90::swizzled_operand(stage + Tile::kWBytes + p * Tile::kXPanelBytes, 16, 1024);
+      const uint64_t b = sm90::swizzled_operand(
+          ring.stages + stage + Tile::kWBytes + p * Tile::kXPanelBytes, 16, 1024);
+      if (!Tile::kReadsAhead && p == 1) read_codes(1);
+      const auto b_low = static_cast<uint32_t>(b), b_high = static_cast<uint32_t>(b >> 32);
 #pragma unroll
       for (int step = 0; step < 2 / Tile::kHalves; ++step) {
         uint32_t a[Tile::kHalves][8];
@@ -209,29 +250,30 @@ __device__ __forceinline__ void multiply_panels(const Sm90Work& work, int row, u
         }
         sm90::wgmma_fence();
 #pragma unroll
-        for (int i = 0; i < 2 * Tile::kHalves; ++i) {
+        for (int k = 0; k < 2 * Tile::kHalves; ++k) {
           sm90::RegisterProduct<kN>::run(
-              sums, a[i / 2] + i % 2 * 4,
-              b + sm90::operand_offset(32 * (2 * step * Tile::kHalves + i)));
+              sums, a[k / 2] + k % 2 * 4,
+              uint64_t{b_high} << 32 | (b_low + static_cast<uint32_t>(sm90::operand_offset(
+                                                    32 * (2 * step * Tile::kHalves + k)))));
         }
         sm90::wgmma_commit();
         sm90::wgmma_wait<1>();
-        if (p == 0 && step == 0 && previous >= 0) release_stage(ring.empty[previous]);
+        if (p == 0 && step == 0 && i > 0) release_stage(previous);
       }
     }
-    previous = place.stage;
+    previous = ring.empty + place.stage * 8;
     place.advance();
   }
   sm90::wgmma_wait<0>();
 #pragma unroll
   for (float& sum : sums) asm volatile("" : "+f"(sum)::"memory");  // read after the wait only
-  if (previous >= 0) release_stage(ring.empty[previous]);
+  if (steps > 0) release_stage(previous);
 }
 
 template <typename Tile, int kN>
 __device__ __forceinline__ void put_sums(float* to, const float (&sums)[kN / 2]) {
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-  const int row = warp * 16 + lane / 4;
+  const int row = warp * 16 + row_of_lane();
 #pragma unroll
   for (int j = 0; j < kN / 8; ++j) {
 #pragma unroll
