@@ -100,6 +100,12 @@ TEST_P(LinearInvariance, ManyRowsAloneAndTogether) {
     check(6500, 4112, w, DType::kBf16, w == DType::kF8E4M3);
     clear_memory();
   }
+  // Few tiles with all segments, and more tiles than multiprocessors with an odd number of them.
+  for (const auto& [rows, cols] : {std::pair{4000, 4112}, std::pair{17000, 1100}}) {
+    SCOPED_TRACE(::testing::Message() << rows << " x " << cols);
+    check(rows, cols, DType::kF8E4M3, DType::kBf16, true);
+    clear_memory();
+  }
 }
 
 // The groups of wo_a: problems whose x are neighbouring columns of one matrix, quantised before.

@@ -28,6 +28,7 @@ struct Sm90Tile {
   static constexpr int kWBytes = kRows * 128;
   /// Halves of a panel that are expanded before their products start; more of them cost registers.
   static constexpr int kHalves = kDType == DType::kF8E4M3 && kN < 128 ? 2 : 1;
+  static constexpr bool kReadsAhead = true;
   static constexpr int kXPanelBytes = kN * 128;
   static constexpr int kStageBytes = kWBytes + kPanels * kXPanelBytes;
   /// Sums on their way out, [token][row]: 4 more floats spread the banks. Where a block has one
@@ -40,6 +41,17 @@ struct Sm90Tile {
   static_assert(kStages >= 2 && (kWalks || kStages * kStageBytes >= kSumBytes));
 };
 
+/// A ring as a warpgroup sees it: addresses in shared memory.
+struct Sm90Ring {
+  uint32_t stages, full, empty;
+};
+template <typename Tile>
+__device__ __forceinline__ Sm90Ring make_ring(std::byte (&stages)[Tile::kStages][Tile::kStageBytes],
+                                              uint64_t (&full)[Tile::kStages],
+                                              uint64_t (&empty)[Tile::kStages]) {
+  return {sm80::shared_address(stages), sm80::shared_address(full), sm80::shared_address(empty)};
+}
+
 template <typename Tile, bool kWalks>
 struct Sm90Shared {
   alignas(1024) std::byte ring[Tile::kStages][Tile::kStageBytes];
@@ -48,6 +60,7 @@ struct Sm90Shared {
   __device__ __forceinline__ float* sums() {
     return reinterpret_cast<float*>(kWalks ? sums_if_walking : ring[0]);
   }
+  __device__ __forceinline__ Sm90Ring whole_ring() { return make_ring<Tile>(ring, full, empty); }
 };
 
 /// `stage` and `phase` of the ring; both sides step alike.
@@ -69,6 +82,21 @@ struct Sm90Work {
   int row0, token0;
   int panel_begin, panel_end;
 };
+
+/// Tile `tile` of the batch; tokens vary fastest.
+template <typename Tile, int kN>
+__device__ __forceinline__ Sm90Work find_work(const Sm90Batch& batch, int tile) {
+  int i = 0;
+  while (i + 1 < batch.count && tile >= batch.items[i + 1].first_tile) ++i;
+  const Sm90Item& item = batch.items[i];
+  const int token_tiles = (item.tokens + kN - 1) / kN;
+  const int idx = tile - item.first_tile;
+  return {.item = &item,
+          .row0 = idx / token_tiles * Tile::kRows,
+          .token0 = idx % token_tiles * kN,
+          .panel_begin = 0,
+          .panel_end = sm90_num_panels(item.w.cols)};
+}
 
 /// Asks for the panels of `work`; one thread calls. `first`: of this block; W does not depend on
 /// earlier kernels, so as much of it as fits is asked for before they have ended.
@@ -104,15 +132,20 @@ __device__ __forceinline__ void copy_tile(const Sm90Work& work, bool first, Shar
 }
 
 /// Half a panel, 32 columns, of rows g and g + 8 as operands of two products, out of what this lane
-/// read of them: 16 bytes that hold the half (bf16) or the panel (FP8).
+/// read of them: 16 bytes that hold the half (bf16) or the panel (FP8). Without factor.rest.
 template <DType kDType>
 __device__ __forceinline__ void expand_half(const uint4& low, const uint4& high, int half,
                                             const typename Format<kDType>::Factor& factor,
                                             uint32_t (&a)[8]) {
   using F = Format<kDType>;
   uint32_t pairs_low[4], pairs_high[4];
-  F::expand(low, F::kScaled ? half : 0, factor, pairs_low);
-  F::expand(high, F::kScaled ? half : 0, factor, pairs_high);
+  if constexpr (F::kScaled) {
+    F::expand_first(low, half, factor, pairs_low);
+    F::expand_first(high, half, factor, pairs_high);
+  } else {
+    F::expand(low, 0, factor, pairs_low);
+    F::expand(high, 0, factor, pairs_high);
+  }
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     a[4 * i] = pairs_low[2 * i], a[4 * i + 1] = pairs_high[2 * i];
@@ -120,84 +153,127 @@ __device__ __forceinline__ void expand_half(const uint4& low, const uint4& high,
   }
 }
 
-template <typename Shared>
-__device__ __forceinline__ void release_stage(Shared& shared, int stage) {
-  __syncwarp();
-  if (threadIdx.x % 32 == 0) sm90::mbarrier_arrive(sm80::shared_address(&shared.empty[stage]));
+/// Scales of the 64 rows from `row0` of a product: lane l asks for that of the l-th block of 128
+/// columns from panel `begin`. Asked for long before its use: it comes from far away.
+template <DType kDType>
+__device__ __forceinline__ uint32_t load_scales(const LinearWeight& w, int row0, int begin) {
+  if constexpr (!Format<kDType>::kScaled) return 0;
+  const uint8_t* of_rows = w.scale + min(row0, w.rows - 1) / w.block_rows * w.scale_stride;
+  const int block = begin / 2 + static_cast<int>(threadIdx.x) % 32;
+  return __ldg(of_rows + min(block, (w.cols - 1) / 128));
 }
 
-/// sums = the products of the panels [begin, end), one chain from zero. While the tensor cores work
-/// on some columns the next ones are expanded.
-template <typename Tile, DType kDType, int kN, typename Shared, typename Place>
-__device__ __forceinline__ void multiply_panels(const Sm90Work& work, int begin, int end,
-                                                Shared& shared, Place& place,
-                                                float (&sums)[kN / 2]) {
+/// Row of W, of the 16 of a warp, that a lane holds as row lane / 4 of an operand, and as lane / 4
+/// + 8 the one 8 further. In this order the 8 lanes that shared memory serves at a time meet all
+/// banks: units of rows r and r + 4 lie apart.
+__device__ __forceinline__ int row_of_lane() {
+  const int g = static_cast<int>(threadIdx.x) % 32 / 4;
+  return g % 2 * 4 + g / 2;
+}
+
+/// This warp of the block, in a form that lets the compiler keep what follows from it in uniform
+/// registers.
+__device__ __forceinline__ int uniform_warp() {
+  return __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 32, 0);
+}
+
+__device__ __forceinline__ void release_stage(uint32_t empty) {
+  __syncwarp();
+  if (threadIdx.x % 32 == 0) sm90::mbarrier_arrive(empty);
+}
+
+/// sums = the products of the panels [begin, end) with the 64 rows from `row` of the tile, one
+/// chain from zero. While the tensor cores work on some columns the next ones are expanded.
+/// `scales`: load_scales(begin).
+template <typename Tile, DType kDType, int kN, typename Place>
+__device__ __forceinline__ void multiply_panels(const Sm90Work& work, int row, uint32_t scales,
+                                                int begin, int end, const Sm90Ring& ring,
+                                                Place& place, float (&sums)[kN / 2]) {
   using F = Format<kDType>;
-  const LinearWeight& w = work.item->w;
-  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-  const uint8_t* w_scales = nullptr;
-  if constexpr (F::kScaled) {
-    const int row = min(work.row0 + warp / 4 * 64, w.rows - 1);
-    w_scales = w.scale + row / w.block_rows * w.scale_stride;
-  }
-  uint32_t scales = 0;  // lane l has the l-th of 32 blocks
+  const int warp = static_cast<int>(threadIdx.x) / 32 % 4,
+            lane = static_cast<int>(threadIdx.x) % 32;
 #pragma unroll
   for (float& sum : sums) sum = 0;
-  const uint32_t w_row = (warp * 16 + lane / 4) * 128, w_unit = (lane % 4 ^ lane / 4) * 16;
-  int previous = -1;  // stage
-  for (int panel = begin; panel < end; panel += Tile::kPanels) {
+  const uint32_t w_unit = (lane % 4 ^ row_of_lane()) * 16;
+  const uint32_t codes_at = ring.stages + (row + warp * 16 + row_of_lane()) * 128 + w_unit;
+  typename F::Factor of_lane = F::factor(scales);
+  uint32_t large_blocks = 0;
+  if constexpr (F::kScaled) large_blocks = __ballot_sync(0xffffffffu, of_lane.large);
+  uint32_t previous = 0;  // stage's `empty`
+  int block = 0;
+  const int steps = (end - begin + Tile::kPanels - 1) / Tile::kPanels;
+  for (int i = 0; i < steps; ++i) {
     typename F::Factor factor{};
     if constexpr (F::kScaled) {
-      const int block = (panel - begin) / 2;
-      if (block % 32 == 0 && panel % 2 == 0)
-        scales = __ldg(w_scales + min(panel / 2 + lane, (w.cols - 1) / 128));
-      factor = F::factor(__shfl_sync(0xffffffffu, scales, block % 32));
+      if (block == 32) {
+        scales = load_scales<kDType>(work.item->w, work.row0 + row, begin + i * Tile::kPanels);
+        of_lane = F::factor(scales);
+        large_blocks = __ballot_sync(0xffffffffu, of_lane.large);
+        block = 0;
+      }
+      factor.first = __shfl_sync(0xffffffffu, of_lane.first, block);
+      factor.large = (large_blocks >> block & 1) != 0;
+      if (factor.large) factor.rest = F::factor(__shfl_sync(0xffffffffu, scales, block)).rest;
+      ++block;
     }
-    sm90::mbarrier_wait(sm80::shared_address(&shared.full[place.stage]), place.phase);
-    const uint32_t stage = sm80::shared_address(shared.ring[place.stage]);
+    sm90::mbarrier_wait(ring.full + place.stage * 8, place.phase);
+    const uint32_t stage = place.stage * Tile::kStageBytes;
+    uint4 codes[2][2];
+    const auto read_codes = [&](int p) {
+      const uint32_t from = (codes_at ^ p * 64) + stage;
+      codes[p][0] = sm80::load_shared_16(from);
+      codes[p][1] = sm80::load_shared_16(from + 8 * 128);
+    };
+    read_codes(0);
+    // All of a stage at once where registers allow: the products that run slow these reads down.
+    if constexpr (Tile::kReadsAhead) read_codes(1);
 #pragma unroll
     for (int p = 0; p < Tile::kPanels; ++p) {
-      const uint64_t b =
-          sm90::swizzled_operand(stage + Tile::kWBytes + p * Tile::kXPanelBytes, 16, 1024);
-      uint4 low, high;
+      const uint64_t b = sm90::swizzled_operand(
+          ring.stages + stage + Tile::kWBytes + p * Tile::kXPanelBytes, 16, 1024);
+      if (!Tile::kReadsAhead && p == 1) read_codes(1);
+      const auto b_low = static_cast<uint32_t>(b), b_high = static_cast<uint32_t>(b >> 32);
 #pragma unroll
       for (int step = 0; step < 2 / Tile::kHalves; ++step) {
         uint32_t a[Tile::kHalves][8];
 #pragma unroll
         for (int h = 0; h < Tile::kHalves; ++h) {
           const int half = step * Tile::kHalves + h;
-          if (half == 0 || !F::kScaled) {
-            const uint32_t from = stage + w_row + (w_unit ^ (p + half) * 64);
-            low = sm80::load_shared_16(from);
-            high = sm80::load_shared_16(from + 8 * 128);
+          const uint4(&from)[2] = codes[F::kScaled ? p : half];
+          expand_half<kDType>(from[0], from[1], half, factor, a[h]);
+        }
+        if constexpr (F::kScaled) {
+          if (factor.large) {
+#pragma unroll
+            for (int h = 0; h < Tile::kHalves; ++h) F::apply_rest(factor, a[h]);
           }
-          expand_half<kDType>(low, high, half, factor, a[h]);
         }
         sm90::wgmma_fence();
 #pragma unroll
-        for (int i = 0; i < 2 * Tile::kHalves; ++i) {
+        for (int k = 0; k < 2 * Tile::kHalves; ++k) {
           sm90::RegisterProduct<kN>::run(
-              sums, a[i / 2] + i % 2 * 4,
-              b + sm90::operand_offset(32 * (2 * step * Tile::kHalves + i)));
+              sums, a[k / 2] + k % 2 * 4,
+              uint64_t{b_high} << 32 | (b_low + static_cast<uint32_t>(sm90::operand_offset(
+                                                    32 * (2 * step * Tile::kHalves + k)))));
         }
         sm90::wgmma_commit();
         sm90::wgmma_wait<1>();
-        if (p == 0 && step == 0 && previous >= 0) release_stage(shared, previous);
+        if (p == 0 && step == 0 && i > 0) release_stage(previous);
       }
     }
-    previous = place.stage;
+    previous = ring.empty + place.stage * 8;
     place.advance();
   }
   sm90::wgmma_wait<0>();
 #pragma unroll
   for (float& sum : sums) asm volatile("" : "+f"(sum)::"memory");  // read after the wait only
-  if (previous >= 0) release_stage(shared, previous);
+  if (steps > 0) release_stage(previous);
 }
 
 template <typename Tile, int kN>
 __device__ __forceinline__ void put_sums(float* to, const float (&sums)[kN / 2]) {
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-  const int row = warp * 16 + lane / 4;
+  const int row = warp * 16 + row_of_lane();
 #pragma unroll
   for (int j = 0; j < kN / 8; ++j) {
 #pragma unroll

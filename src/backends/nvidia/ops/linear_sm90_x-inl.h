@@ -11,20 +11,43 @@
 
 namespace dsv4::nvidia {
 
-/// This lane's four of the 128 columns from `col`; zero from `cols` on.
-__device__ __forceinline__ void load_columns(const uint16_t* row, int col, int cols,
-                                             float (&values)[kQuantiseCols]) {
+/// This lane's four of the 128 columns from `col` of kRows rows from `row0`; zero from `rows` and
+/// `cols` on. All loads are under way together.
+template <int kRows>
+__device__ __forceinline__ void load_columns(const Sm90PrepareParams& params, int64_t row0, int col,
+                                             float (&values)[kRows][kQuantiseCols]) {
   const int lane_col = col + static_cast<int>(threadIdx.x) % 32 * kQuantiseCols;
-  const uint16_t* from = row + lane_col;
-  if (lane_col + kQuantiseCols <= cols && reinterpret_cast<uintptr_t>(from) % 8 == 0) {
-    const uint2 words = *reinterpret_cast<const uint2*>(from);
-    values[0] = __uint_as_float(words.x << 16), values[1] = __uint_as_float(words.x & 0xffff0000u);
-    values[2] = __uint_as_float(words.y << 16), values[3] = __uint_as_float(words.y & 0xffff0000u);
-    return;
+  const uint16_t* from = params.x + row0 * params.x_stride + lane_col;
+  const bool whole = lane_col + kQuantiseCols <= params.cols &&
+                     (reinterpret_cast<uintptr_t>(from) | params.x_stride * 2) % 8 == 0;
+  uint2 words[kRows];
+  if (whole) {
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      words[r] = row0 + r < params.rows
+                     ? *reinterpret_cast<const uint2*>(from + r * params.x_stride)
+                     : uint2{0, 0};
+    }
+  } else {
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      uint32_t each[kQuantiseCols];
+#pragma unroll
+      for (int i = 0; i < kQuantiseCols; ++i) {
+        each[i] = row0 + r < params.rows && lane_col + i < params.cols
+                      ? from[r * params.x_stride + i]
+                      : 0u;
+      }
+      words[r] = {each[0] | each[1] << 16, each[2] | each[3] << 16};
+    }
   }
 #pragma unroll
-  for (int i = 0; i < kQuantiseCols; ++i)
-    values[i] = lane_col + i < cols ? bf16_to_float(from[i]) : 0.0f;
+  for (int r = 0; r < kRows; ++r) {
+    values[r][0] = __uint_as_float(words[r].x << 16);
+    values[r][1] = __uint_as_float(words[r].x & 0xffff0000u);
+    values[r][2] = __uint_as_float(words[r].y << 16);
+    values[r][3] = __uint_as_float(words[r].y & 0xffff0000u);
+  }
 }
 
 /// They become part of row `row` of two panels of `rows` rows each, for weights of FP8 or bf16.

@@ -6,40 +6,29 @@
 //           engine for W as stored, 128 bytes a row, and for x as prepared. Segments: a block = a
 //           tile's segment of K; a cluster of blocks shares K, sums are exchanged through
 //           distributed shared memory and added in ascending order. Walk: a block = a tile, all
-//           segments; blocks stride over tiles
+//           segments; blocks stride over tiles. Streams (up to 128 tokens): the same with twice the
+//           warps, of which half work on the next segment; or two blocks a tile, half of K each
 // Budget    few tokens: bytes of W at 4.27 TB/s = 16 B a clock and multiprocessor; expansion of FP8
-//           2.25 instructions a code: 0.3 of the issue slots at that rate.
-//           Many: 128 x 128 x 64 columns: 512 clocks of the tensor cores, 130 issue slots a warp of
+//           2 instructions a code: 0.25 of the issue slots at that rate. 128 x 64 tokens x 128
+//           columns: 512 clocks of the tensor cores, 430 issue slots a scheduler, 80 KB through
+//           shared memory = 640 clocks.
+//           Many: 128 x 128 x 64 columns: 512 clocks of the tensor cores, 110 issue slots a warp of
 //           which two share a scheduler; 24 KB from L2 = 47 B a clock, more than L2 gives
-// Launch    384 threads; grid tiles * segments in clusters, or min(tiles, SMs); may start before
-// the
-//           kernel that prepares x has ended, and reads W meanwhile
+// Launch    384 threads (streams 640); grid tiles * segments in clusters, or min(tiles, SMs), or
+//           tiles * 2 in clusters of 2; may start before the kernel that prepares x has ended, and
+//           reads W meanwhile
 // Contract  sm90_takes(); x as Sm90Item says
 // Numerics  the order of linear.h
 #include <algorithm>
 
 #include "backends/nvidia/ops/launch.h"
 #include "backends/nvidia/ops/linear_sm90-inl.h"
+#include "backends/nvidia/ops/linear_sm90_streams-inl.h"
 #include "backends/nvidia/ops/tensor_map.h"
 #include "core/checked_math.h"
 
 namespace dsv4::nvidia {
 namespace {
-
-// Tile `tile` of the batch; tokens vary fastest.
-template <typename Tile, int kN>
-__device__ __forceinline__ Sm90Work find_work(const Sm90Batch& batch, int tile) {
-  int i = 0;
-  while (i + 1 < batch.count && tile >= batch.items[i + 1].first_tile) ++i;
-  const Sm90Item& item = batch.items[i];
-  const int token_tiles = (item.tokens + kN - 1) / kN;
-  const int idx = tile - item.first_tile;
-  return {.item = &item,
-          .row0 = idx / token_tiles * Tile::kRows,
-          .token0 = idx % token_tiles * kN,
-          .panel_begin = 0,
-          .panel_end = sm90_num_panels(item.w.cols)};
-}
 
 // Out of the sums of the cluster's blocks: every block adds up its share of the outputs, four rows
 // of a token at a time.
@@ -91,19 +80,22 @@ __global__ void __launch_bounds__(Sm90Tile<kDType, kN, false>::kThreads,
     take_copy_role<Tile>();
     if (threadIdx.x == Tile::kWarps * 32) copy_tile<Tile>(work, true, shared, place);
     __syncwarp();
-    sm90::cluster_arrive();
+    sm90::cluster_arrive_relaxed();
     sm90::cluster_wait();
   } else {
     take_multiply_role<Tile>();
+    const int row = uniform_warp() / 4 * 64;
+    const uint32_t scales = load_scales<kDType>(work.item->w, work.row0 + row, work.panel_begin);
     float sums[kN / 2];
-    multiply_panels<Tile, kDType, kN>(work, work.panel_begin, work.panel_end, shared, place, sums);
+    multiply_panels<Tile, kDType, kN>(work, row, scales, work.panel_begin, work.panel_end,
+                                      shared.whole_ring(), place, sums);
     sm90::barrier_sync(1, Tile::kWarps * 32);  // the ring is empty
     put_sums<Tile, kN>(shared.sums(), sums);
     sm90::cluster_arrive();
     sm90::cluster_wait();
     add_segments<Tile, kN>(work, rank, segments, shared.sums());
   }
-  sm90::cluster_arrive();
+  sm90::cluster_arrive_relaxed();
   sm90::cluster_wait();  // nobody leaves while others read its sums
 }
 
@@ -132,12 +124,17 @@ __global__ void __launch_bounds__(Sm90Tile<kDType, kN, true>::kThreads, 1)
     const Sm90Work work = find_work<Tile, kN>(batch, tile);
     const int segments = linear_num_segments(work.item->w.cols);
     const int segment_panels = sm90_segment_panels(work.item->w.cols);
+    const int row = uniform_warp() / 4 * 64;
+    uint32_t scales = load_scales<kDType>(work.item->w, work.row0 + row, 0);
     float totals[kN / 2];
     for (int s = 0; s < segments; ++s) {
       const int begin = min(s * segment_panels, work.panel_end);
+      const int end = min(begin + segment_panels, work.panel_end);
+      const uint32_t next_scales = load_scales<kDType>(work.item->w, work.row0 + row, end);
       float sums[kN / 2];
-      multiply_panels<Tile, kDType, kN>(work, begin, min(begin + segment_panels, work.panel_end),
-                                        shared, place, sums);
+      multiply_panels<Tile, kDType, kN>(work, row, scales, begin, end, shared.whole_ring(), place,
+                                        sums);
+      scales = next_scales;
 #pragma unroll
       for (int i = 0; i < kN / 2; ++i) totals[i] = s == 0 ? sums[i] : __fadd_rn(totals[i], sums[i]);
     }
@@ -198,27 +195,78 @@ void launch_walk(Sm90Batch& batch, cudaStream_t stream) {
       stream, batch, tiles);
 }
 
+template <DType kDType, int kN, bool kSplit>
+void launch_streams(Sm90Batch& batch, cudaStream_t stream) {
+  using Tile = Sm90Streams<kDType, kN, kSplit>;
+  constexpr int kBytes = static_cast<int>(sizeof(Sm90StreamsShared<Tile>));
+  static_assert(kBytes <= 227 << 10);
+  const int tiles = number_tiles<Tile, kN>(batch) * (kSplit ? 2 : 1);
+  const int blocks = kSplit ? tiles : std::min(tiles, num_multiprocessors());
+  launch<sm90_linear_streams<kDType, kN, kSplit>>(
+      {dim3(static_cast<unsigned>(blocks)), Tile::kThreads, kBytes, kSplit ? 2 : 1}, stream, batch,
+      tiles);
+}
+
+// Tiles of 128 rows x `tokens`.
+int64_t count_tiles(const Sm90Batch& batch, int tokens) {
+  int64_t tiles = 0;
+  for (int i = 0; i < batch.count; ++i) {
+    const Sm90Item& item = batch.items[i];
+    tiles += ceil_div(item.w.rows, 128) * ceil_div(item.tokens, tokens);
+  }
+  return tiles;
+}
+
+// With FP8 weights and up to 128 tokens; false: there are too few tiles for it, or so many that
+// tiles of 128 tokens, whose weights are expanded once, are faster.
+bool launch_streams_if_good(Sm90Batch& batch, int64_t most_tokens, bool eight_segments,
+                            cudaStream_t stream) {
+  constexpr DType kFp8 = DType::kF8E4M3;
+  const int multiprocessors = num_multiprocessors();
+  const int64_t tiles = count_tiles(batch, most_tokens <= 32 ? 32 : 64);
+  const bool split = eight_segments && 2 * tiles <= multiprocessors;
+  if ((split ? 2 : 1) * tiles * 9 < 4 * multiprocessors || most_tokens > 128 ||
+      (most_tokens > 64 && tiles > 2 * multiprocessors))
+    return false;
+  // Smaller tiles expand the weights more often, on multiprocessors that had no work.
+  const bool small = most_tokens <= 32 || (split && 4 * tiles <= multiprocessors);
+  if (split) {
+    small ? launch_streams<kFp8, 32, true>(batch, stream)
+          : launch_streams<kFp8, 64, true>(batch, stream);
+  } else {
+    small ? launch_streams<kFp8, 32, false>(batch, stream)
+          : launch_streams<kFp8, 64, false>(batch, stream);
+  }
+  return true;
+}
+
 template <DType kDType>
 void launch_best(Sm90Batch& batch, cudaStream_t stream) {
   // A cluster's size is one number for a launch: the items of a call with fewer segments than the
   // longest leave some of its blocks without work, whose sums nobody adds.
-  int segments = 0;
-  int64_t tiles = 0;
-  const int tokens = sm90_tile_tokens(batch.items[0].tokens);
+  int segments = 0, fewest_segments = kLinearMaxSegments;
+  int64_t most_tokens = 0;
   for (int i = 0; i < batch.count; ++i) {
     const Sm90Item& item = batch.items[i];
     segments = std::max(segments, linear_num_segments(item.w.cols));
-    tiles += ceil_div(item.w.rows, 128) * ceil_div(item.tokens, tokens);
+    fewest_segments = std::min(fewest_segments, linear_num_segments(item.w.cols));
+    most_tokens = std::max<int64_t>(most_tokens, item.tokens);
   }
+  if (kDType == DType::kF8E4M3 &&
+      launch_streams_if_good(batch, most_tokens, fewest_segments == kLinearMaxSegments, stream))
+    return;
   // Whole tiles as soon as they keep half of the multiprocessors busy.
-  const bool walk = tiles * 9 >= 4 * num_multiprocessors();
+  const int tokens = sm90_tile_tokens(most_tokens);
+  const bool walk = count_tiles(batch, tokens) * 9 >= 4 * num_multiprocessors();
   if (tokens == 128) {
     return walk ? launch_walk<kDType, 128>(batch, stream)
                 : launch_segments<kDType, 128>(batch, segments, stream);
   }
   if (tokens == 64) {
-    return walk ? launch_walk<kDType, 64>(batch, stream)
-                : launch_segments<kDType, 64>(batch, segments, stream);
+    if constexpr (kDType == DType::kBf16) {
+      if (walk) return launch_walk<kDType, 64>(batch, stream);
+    }
+    return launch_segments<kDType, 64>(batch, segments, stream);
   }
   launch_segments<kDType, 32>(batch, segments, stream);
 }

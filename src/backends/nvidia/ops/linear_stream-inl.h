@@ -14,13 +14,13 @@ __host__ __device__ constexpr int stream_tile_rows(int64_t cols, int m_tiles) {
   return kStreamWarps / linear_num_segments(cols) * 16 * m_tiles;
 }
 
-template <DType kDType, int kM, int kN>
+template <DType kDType, int kM, int kN, int kDepth = 4>
 struct StreamShape {
   static constexpr int kLaneCols = Format<kDType>::kLaneCols;
   static constexpr int kChunkCols = 4 * kLaneCols;
   static constexpr int kPieces =
       kLaneCols / 8;  ///< 16-byte pieces of x in a chunk, per lane and token
-  static constexpr int kStages = 4;
+  static constexpr int kStages = kDepth;
   static constexpr int kSlots = 2 * kM + kN * kPieces;  ///< 16-byte places of a lane in a stage
   static constexpr int kRingBytes = kStages * kSlots * 512;  ///< of a warp
   static constexpr int kSumStride = 16 * kM + 4;  ///< floats between tokens: 4 spreads the banks
@@ -35,10 +35,10 @@ __host__ __device__ constexpr int stream_scale_cols(int64_t cols, int block_cols
 
 /// Shared memory: [warps][kWarpBytes], then [warps][16 * kM][stream_scale_cols]. kSplit: the kN
 /// tiles of tokens are the parts of x of 8 tokens, and their sums are added.
-template <DType kDType, int kM, int kN, bool kSplit = false>
+template <DType kDType, int kM, int kN, int kDepth = 4, bool kSplit = false>
 __device__ __forceinline__ void stream_tile(const LinearTile& tile, std::byte* shared) {
   using F = Format<kDType>;
-  using Shape = StreamShape<kDType, kM, kN>;
+  using Shape = StreamShape<kDType, kM, kN, kDepth>;
   constexpr int kStages = Shape::kStages;
   const LinearWeight& w = *tile.w;
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;

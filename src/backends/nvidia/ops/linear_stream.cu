@@ -19,8 +19,8 @@
 namespace dsv4::nvidia {
 namespace {
 
-template <int kM, int kN>
-__global__ void __launch_bounds__(kStreamWarps * 32, kM == 1 ? 3 : 1)
+template <int kM, int kN, int kDepth, int kBlocks>
+__global__ void __launch_bounds__(kStreamWarps * 32, kBlocks)
     linear_stream(const __grid_constant__ LinearBatch batch) {
   extern __shared__ __align__(128) std::byte shared[];
   follow_kernels_before();
@@ -29,11 +29,11 @@ __global__ void __launch_bounds__(kStreamWarps * 32, kM == 1 ? 3 : 1)
   const LinearTile tile = make_tile(item, block, stream_tile_rows(item.w.cols, kM), 8 * kN);
   switch (item.w.dtype) {
     case DType::kBf16:
-      return stream_tile<DType::kBf16, kM, kN>(tile, shared);
+      return stream_tile<DType::kBf16, kM, kN, kDepth>(tile, shared);
     case DType::kF8E4M3:
-      return stream_tile<DType::kF8E4M3, kM, kN>(tile, shared);
+      return stream_tile<DType::kF8E4M3, kM, kN, kDepth>(tile, shared);
     default:
-      return stream_tile<DType::kF4E2M1, kM, kN>(tile, shared);
+      return stream_tile<DType::kF4E2M1, kM, kN, kDepth>(tile, shared);
   }
 }
 
@@ -43,18 +43,18 @@ __global__ void __launch_bounds__(kStreamWarps * 32, 2)
   follow_kernels_before();
   const auto block = static_cast<int>(blockIdx.x);
   const LinearItem& item = find_item(batch, block);
-  stream_tile<DType::kBf16, 1, 3, true>(make_tile(item, block, stream_tile_rows(item.w.cols, 1), 8),
-                                        shared);
+  stream_tile<DType::kBf16, 1, 3, 4, true>(
+      make_tile(item, block, stream_tile_rows(item.w.cols, 1), 8), shared);
 }
 
-template <int kM, int kN>
+template <int kM, int kN, int kDepth>
 int warp_bytes(DType dtype) {
-  if (dtype == DType::kBf16) return StreamShape<DType::kBf16, kM, kN>::kWarpBytes;
-  if (dtype == DType::kF8E4M3) return StreamShape<DType::kF8E4M3, kM, kN>::kWarpBytes;
-  return StreamShape<DType::kF4E2M1, kM, kN>::kWarpBytes;
+  if (dtype == DType::kBf16) return StreamShape<DType::kBf16, kM, kN, kDepth>::kWarpBytes;
+  if (dtype == DType::kF8E4M3) return StreamShape<DType::kF8E4M3, kM, kN, kDepth>::kWarpBytes;
+  return StreamShape<DType::kF4E2M1, kM, kN, kDepth>::kWarpBytes;
 }
 
-template <int kM, int kN>
+template <int kM, int kN, int kDepth, int kBlocks>
 void launch(LinearBatch& batch, cudaStream_t stream) {
   int64_t tiles = 0;
   int shared_bytes = 0;
@@ -66,10 +66,10 @@ void launch(LinearBatch& batch, cudaStream_t stream) {
     const int scale_bytes = item.w.scale == nullptr
                                 ? 0
                                 : 16 * kM * stream_scale_cols(item.w.cols, item.w.block_cols_log2);
-    shared_bytes =
-        std::max(shared_bytes, kStreamWarps * (warp_bytes<kM, kN>(item.w.dtype) + scale_bytes));
+    shared_bytes = std::max(
+        shared_bytes, kStreamWarps * (warp_bytes<kM, kN, kDepth>(item.w.dtype) + scale_bytes));
   }
-  nvidia::launch<linear_stream<kM, kN>>(
+  nvidia::launch<linear_stream<kM, kN, kDepth, kBlocks>>(
       {dim3(static_cast<unsigned>(tiles)), kStreamWarps * 32, shared_bytes}, stream, batch);
 }
 
@@ -91,9 +91,13 @@ void launch_linear_split(LinearBatch& batch, cudaStream_t stream) {
 void launch_linear_stream(LinearBatch& batch, int64_t max_tokens, cudaStream_t stream) {
   if (batch.count == 0) return;
   if (max_tokens <= 8) {
-    launch<1, 1>(batch, stream);
+    // Four blocks a multiprocessor of short rings, or two of long ones: there is less to expand and
+    // more to wait for in bf16.
+    bool bf16 = false;
+    for (int i = 0; i < batch.count; ++i) bf16 = bf16 || batch.items[i].w.dtype == DType::kBf16;
+    bf16 ? launch<1, 1, 6, 2>(batch, stream) : launch<1, 1, 3, 4>(batch, stream);
   } else {
-    launch<2, 2>(batch, stream);
+    launch<2, 2, 4, 1>(batch, stream);
   }
 }
 

@@ -58,20 +58,29 @@ struct Format<DType::kF8E4M3> {
     return {byte == 255 ? 0x7fc07fc0u : twice((first + 120) << 7), twice((byte - first + 127) << 7),
             byte > kLargestByte && byte < 255};
   }
-  __device__ static __forceinline__ void expand(const uint4& codes, int piece, const Factor& factor,
-                                                uint32_t (&pairs)[4]) {
+  /// Without factor.rest.
+  __device__ static __forceinline__ void expand_first(const uint4& codes, int piece,
+                                                      const Factor& factor, uint32_t (&pairs)[4]) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
+      // Each byte and 8 times its sign; shifted, the code's bits are where a bf16 has them.
       const uint32_t word = word_of(codes, 2 * piece + i);
-      const uint32_t low = word << 4 & 0xf0f0f0f0u;
-      const uint32_t high = (word >> 4 & 0x07070707u) | (word & 0x80808080u);
-      pairs[2 * i] = sm80::multiply_bf16x2(interleave_low(low, high), factor.first);
-      pairs[2 * i + 1] = sm80::multiply_bf16x2(interleave_high(low, high), factor.first);
+      const uint32_t low = sm80::permute_bytes(word, 0, 0x9180) << 4 & 0x87f087f0u;
+      const uint32_t high = sm80::permute_bytes(word, 0, 0xb3a2) << 4 & 0x87f087f0u;
+      pairs[2 * i] = sm80::multiply_bf16x2(low, factor.first);
+      pairs[2 * i + 1] = sm80::multiply_bf16x2(high, factor.first);
     }
-    if (factor.large) {
+  }
+  template <int kCount>
+  __device__ static __forceinline__ void apply_rest(const Factor& factor,
+                                                    uint32_t (&pairs)[kCount]) {
 #pragma unroll
-      for (uint32_t& pair : pairs) pair = sm80::multiply_bf16x2(pair, factor.rest);
-    }
+    for (uint32_t& pair : pairs) pair = sm80::multiply_bf16x2(pair, factor.rest);
+  }
+  __device__ static __forceinline__ void expand(const uint4& codes, int piece, const Factor& factor,
+                                                uint32_t (&pairs)[4]) {
+    expand_first(codes, piece, factor, pairs);
+    if (factor.large) apply_rest(factor, pairs);
   }
 };
 

@@ -200,6 +200,10 @@ __device__ __forceinline__ void for_expert_tiles(const ExpertsParams& params, Ti
   }
 }
 
+// With few tokens short rings, so that three blocks fit a multiprocessor.
+template <int kM>
+constexpr int kStreamDepth = kM == 1 ? 3 : 4;
+
 template <int kM, int kN>
 __global__ void __launch_bounds__(kStreamWarps * 32, kM == 1 ? 3 : 1)
     moe_stream(const __grid_constant__ ExpertsParams params) {
@@ -209,11 +213,11 @@ __global__ void __launch_bounds__(kStreamWarps * 32, kM == 1 ? 3 : 1)
       [&](const LinearTile& tile) {
         switch (tile.w->dtype) {
           case DType::kBf16:
-            return stream_tile<DType::kBf16, kM, kN>(tile, shared);
+            return stream_tile<DType::kBf16, kM, kN, kStreamDepth<kM>>(tile, shared);
           case DType::kF8E4M3:
-            return stream_tile<DType::kF8E4M3, kM, kN>(tile, shared);
+            return stream_tile<DType::kF8E4M3, kM, kN, kStreamDepth<kM>>(tile, shared);
           default:
-            return stream_tile<DType::kF4E2M1, kM, kN>(tile, shared);
+            return stream_tile<DType::kF4E2M1, kM, kN, kStreamDepth<kM>>(tile, shared);
         }
       });
 }
@@ -320,9 +324,11 @@ int num_multiprocessors() {
 
 template <int kM, int kN>
 int stream_shared_bytes(const LinearWeight& w) {
-  const int ring = w.dtype == DType::kBf16     ? StreamShape<DType::kBf16, kM, kN>::kWarpBytes
-                   : w.dtype == DType::kF8E4M3 ? StreamShape<DType::kF8E4M3, kM, kN>::kWarpBytes
-                                               : StreamShape<DType::kF4E2M1, kM, kN>::kWarpBytes;
+  const int ring = w.dtype == DType::kBf16
+                       ? StreamShape<DType::kBf16, kM, kN, kStreamDepth<kM>>::kWarpBytes
+                   : w.dtype == DType::kF8E4M3
+                       ? StreamShape<DType::kF8E4M3, kM, kN, kStreamDepth<kM>>::kWarpBytes
+                       : StreamShape<DType::kF4E2M1, kM, kN, kStreamDepth<kM>>::kWarpBytes;
   const int scales =
       w.scale == nullptr ? 0 : 16 * kM * stream_scale_cols(w.cols, w.block_cols_log2);
   return kStreamWarps * (ring + scales);

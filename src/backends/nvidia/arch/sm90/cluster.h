@@ -80,6 +80,14 @@ __device__ __forceinline__ void cluster_store_async(uint32_t to, float x, float 
       "f"(x), "f"(y), "r"(barrier)
       : "memory");
 }
+__device__ __forceinline__ void cluster_store_async(uint32_t to, float x, float y, float z, float w,
+                                                    uint32_t barrier) {
+  asm volatile(
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, "
+      "[%5];" ::"r"(to),
+      "f"(x), "f"(y), "f"(z), "f"(w), "r"(barrier)
+      : "memory");
+}
 /// A piece of this CTA's shared memory to another CTA's; it counts at its mbarrier `barrier`.
 __device__ __forceinline__ void cluster_copy_async(uint32_t to, uint32_t from, int bytes,
                                                    uint32_t barrier) {
