@@ -402,8 +402,8 @@ __device__ __forceinline__ void gather_raw(RowAddress address, bool wide, uint32
 #pragma unroll
     for (int i = 0; i < Traits::kRowBytes / 64; ++i)
       copy_async_stream(to + i * 64, from + i * 64, valid ? 16 : 0);
-  } else {
-#pragma unroll
+  } else {  // a loop, so that the others branch around it
+#pragma unroll 1
     for (int i = 0; i < Traits::kRowBytes / 64; ++i) {
       copy_async_8(to + i * 64, from + i * 64, valid ? 8 : 0);
       copy_async_8(to + i * 64 + 8, from + i * 64 + 8, valid ? 8 : 0);
@@ -447,11 +447,44 @@ __device__ __forceinline__ void convert_pass(const Addresses& at, uint32_t rope_
   if (__any_sync(~0u, (unusual & 0x80808080u) != 0)) convert_exactly<Traits>(at);
 }
 
-/// FP8 rows: gathered three passes (half blocks) ahead into the raw ring, then converted.
+/// What a thread holds of a pass before its turn comes: panels 0-3 and the scales.
+struct RawFront {
+  uint4 panels[4];
+  uint2 scales = {0x7f7f7f7fu, 0x7f7f7f7fu};
+
+  template <typename Traits>
+  __device__ __forceinline__ void load(uint32_t raw, uint32_t scales_at) {
+    if (Traits::kHasScales) scales = load_shared_2(scales_at);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) panels[i] = load_shared_16(raw + i * 64);
+  }
+};
+
+/// One panel of a pass: 16 codes a thread.
+template <typename Addresses>
+__device__ __forceinline__ void convert_panel(const Addresses& at, int i, const uint4& raw,
+                                              uint32_t scales) {
+  const uint32_t scale = scale_operand(__byte_perm(scales, 0, 0x4440 | (i & 3)));
+  uint32_t y[8];
+  convert_4(raw.x, scale, y[0], y[1]);
+  convert_4(raw.y, scale, y[2], y[3]);
+  store_shared_4(at.unit(i, 0), y[0], y[1], y[2], y[3]);
+  convert_4(raw.z, scale, y[4], y[5]);
+  convert_4(raw.w, scale, y[6], y[7]);
+  store_shared_4(at.unit(i, 1), y[4], y[5], y[6], y[7]);
+}
+__device__ __forceinline__ uint32_t nan_codes(const uint4& raw) {
+  return nan_codes(raw.x) | nan_codes(raw.y) | nan_codes(raw.z) | nan_codes(raw.w);
+}
+
+/// FP8 rows, in passes of half a block: gathered three passes ahead into the raw ring, then
+/// converted. Everything that a pass reads from shared memory is asked for half a pass earlier:
+/// there is one warp per scheduler, and nobody else to fill the time.
 template <typename Traits>
 __device__ __forceinline__ void load_and_convert(const AttendSm90Args& args,
                                                  SharedStorage<Traits>& shared, int warp,
                                                  int lane) {
+  constexpr int kFp8Panels = Traits::kFp8Columns / 64;
   const int row = lane >> 2, chunk = lane & 3, odd = row & 1;
   const int tile_row = warp * 8 + row;  // + 32 in the second pass
   const uint32_t unit0 = shared_address(shared.rows) + tile_row * 128 + ((2 * chunk ^ row) << 4);
@@ -465,43 +498,86 @@ __device__ __forceinline__ void load_and_convert(const AttendSm90Args& args,
   };
 
   mbarrier_poll(shared_address(&shared.barriers.blocks_known[0]), 0);
+  uint32_t masks[3];  // of this pass and the two after it
 #pragma unroll 1
   for (int i = 0; i < 3; ++i) {
-    gather_raw<Traits>(address(i >> 1, i & 1), args.wide_rows, raw + i * Traits::kRawSlotBytes, row,
-                       chunk);
+    const RowAddress found = address(i >> 1, i & 1);
+    gather_raw<Traits>(found, args.wide_rows, raw + i * Traits::kRawSlotBytes, row, chunk);
+    masks[0] = masks[1];
+    masks[1] = masks[2];
+    masks[2] = __ballot_sync(~0u, found.valid());
   }
+  int token = shared.walk.headers[0].token;
   mbarrier_poll(shared_address(&shared.barriers.blocks_known[1]), 0);
 
   uint32_t raw_slot = raw;
-  int here = 0;  // slot of this block's addresses
-  for (int block = 0; shared.walk.headers[block % Traits::kHeaderSlots].token >= 0; ++block) {
-    const int stage = block & 1;
-    const int next = here == Traits::kAddressSlots - 1 ? 0 : here + 1;
-    const int after = next == Traits::kAddressSlots - 1 ? 0 : next + 1;
-    if (block > 1) {
-      mbarrier_poll(shared_address(&shared.barriers.rows_empty[stage]), phase_of<2>(block) ^ 1);
+  int ahead = 1;  // slot of the addresses of the second half of the next block, or of the one after
+  copy_async_wait<2>();
+  __syncwarp();
+  RawFront front;
+  front.load<Traits>(raw_slot + row * Traits::kRawRowBytes + chunk * 16,
+                     raw_slot + 8 * Traits::kRawRowBytes + row * 8);
+#pragma unroll 1
+  for (int pass = 0; token >= 0; ++pass) {
+    const int half = pass & 1, stage = pass >> 1 & 1;
+    if (half == 0 && pass > 3) {
+      mbarrier_poll(shared_address(&shared.barriers.rows_empty[stage]), phase_of<4>(pass) ^ 1);
+    }
+    const uint32_t tile = stage * (Traits::kPanels * Traits::kPanelBytes) + half * 32 * 128;
+    const PassAddresses<Traits> at = {raw_slot + row * Traits::kRawRowBytes + chunk * 16,
+                                      raw_slot + 8 * Traits::kRawRowBytes + row * 8, unit0 + tile,
+                                      (unit0 ^ 16) + tile};
+    uint4 back[kFp8Panels - 4];
+#pragma unroll
+    for (int i = 4; i < kFp8Panels; ++i) back[i - 4] = load_shared_16(at.raw + i * 64);
+    const RowAddress coming = address(ahead, half ^ 1);
+    if (lane == 0) shared.mask[stage][half * 4 + warp] = masks[0];
+    masks[0] = masks[1];
+    masks[1] = masks[2];
+
+    uint32_t unusual = slow_scales(front.scales.x) | slow_scales(front.scales.y);
+    uint4 rope[2];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      convert_panel(at, i, front.panels[i], front.scales.x);
+      unusual |= nan_codes(front.panels[i]);
+      if (Traits::kHasScales) {  // odd rows take the upper half first: no bank conflict
+        if (i == 0) rope[0] = load_shared_16(at.raw + 448 + odd * 64);
+        if (i == 1) rope[1] = load_shared_16(at.raw + 512 - odd * 64);
+        if (i == 2) store_shared_16(rope_unit + tile, rope[0]);
+        if (i == 3) store_shared_16((rope_unit ^ 64) + tile, rope[1]);
+      }
     }
 #pragma unroll
-    for (int pass = 0; pass < 2; ++pass) {
-      const uint32_t mask = __ballot_sync(~0u, address(here, pass).valid());
-      if (lane == 0) shared.mask[stage][pass * 4 + warp] = mask;
-      copy_async_wait<2>();
-      __syncwarp();
-      const uint32_t tile = stage * (Traits::kPanels * Traits::kPanelBytes) + pass * 32 * 128;
-      const PassAddresses<Traits> at = {raw_slot + row * Traits::kRawRowBytes + chunk * 16,
-                                        raw_slot + 8 * Traits::kRawRowBytes + row * 8, unit0 + tile,
-                                        (unit0 ^ 16) + tile};
-      convert_pass<Traits>(at, rope_unit + tile, odd);
-      __syncwarp();
-      gather_raw<Traits>(pass == 0 ? address(next, 1) : address(after, 0), args.wide_rows, raw_slot,
-                         row, chunk);
-      raw_slot = raw_slot == raw + (Traits::kRawSlots - 1) * Traits::kRawSlotBytes
-                     ? raw
-                     : raw_slot + Traits::kRawSlotBytes;
+    for (int i = 4; i < kFp8Panels; ++i) unusual |= nan_codes(back[i - 4]);
+    const uint32_t back_scales = front.scales.y;
+    const bool usual = !__any_sync(~0u, (unusual & 0x80808080u) != 0);
+    if (!usual) convert_exactly<Traits>(at);
+
+    // The slot has been read.
+    __syncwarp();
+    gather_raw<Traits>(coming, args.wide_rows, raw_slot, row, chunk);
+    masks[2] = __ballot_sync(~0u, coming.valid());
+    raw_slot = raw_slot == raw + (Traits::kRawSlots - 1) * Traits::kRawSlotBytes
+                   ? raw
+                   : raw_slot + Traits::kRawSlotBytes;
+    copy_async_wait<2>();
+    __syncwarp();
+    front.load<Traits>(raw_slot + row * Traits::kRawRowBytes + chunk * 16,
+                       raw_slot + 8 * Traits::kRawRowBytes + row * 8);
+    if (half == 0) {
+      ahead = ahead == Traits::kAddressSlots - 1 ? 0 : ahead + 1;
+    } else {
+      token = shared.walk.headers[((pass >> 1) + 1) % Traits::kHeaderSlots].token;
     }
-    here = next;
-    fence_proxy_async();
-    mbarrier_arrive(shared_address(&shared.barriers.rows_full[stage]));
+    if (usual) {
+#pragma unroll
+      for (int i = 4; i < kFp8Panels; ++i) convert_panel(at, i, back[i - 4], back_scales);
+    }
+    if (half == 1) {
+      fence_proxy_async();
+      mbarrier_arrive(shared_address(&shared.barriers.rows_full[stage]));
+    }
   }
 }
 

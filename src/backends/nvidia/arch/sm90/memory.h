@@ -61,6 +61,9 @@ __device__ __forceinline__ void store_shared_4(uint32_t address, uint32_t x, uin
                "r"(w)
                : "memory");
 }
+__device__ __forceinline__ void store_shared_16(uint32_t address, const uint4& value) {
+  store_shared_4(address, value.x, value.y, value.z, value.w);
+}
 /// 9.7.14.5.16 stmatrix: four 8 x 8 matrices of 16-bit elements; lane 8 i + j gives the address of
 /// row j of matrix i.
 __device__ __forceinline__ void store_matrix_4(uint32_t address, uint32_t x, uint32_t y, uint32_t z,
