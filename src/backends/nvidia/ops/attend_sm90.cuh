@@ -88,37 +88,48 @@ __device__ __forceinline__ void order_fragments(uint32_t (&fragments)[kRegisters
   }
 }
 
-/// The query of an item. Panels 0-3 (dims 0-255) go to shared memory, asynchronously; dims 256-511
-/// to registers, as A fragments of 16 products.
+/// The query of an item: half of it is read by products from shared memory, the other half lives in
+/// registers as A fragments of 16 products. Both come through the same shared memory, one after the
+/// other, asynchronously: many loads to registers under way hold up everybody's shared memory. A
+/// warp copies the heads of its own fragments.
 template <typename Traits>
 struct Query {
-  uint32_t fragments[64];
+  uint32_t fragments[64];  // dims 256-511
 
-  __device__ __forceinline__ void load(const AttendSm90Args& args, SharedStorage<Traits>& shared,
-                                       const BlockHeader& header, int thread) {
-    const int lane = thread & 31, warp = thread >> 5;
-    const int last_head = args.attend.num_heads - header.tile * 64 - 1;
-    const uint16_t* q = args.attend.q + header.token * args.attend.q_token_stride +
-                        header.tile * 64 * args.attend.q_head_stride;
-    // Heads past the last one are copies of it; nobody stores what becomes of them.
-    const auto row_of = [&](int head) {
-      return q + min(head, last_head) * args.attend.q_head_stride;
-    };
-    const int head = warp * 16 + (lane >> 2);
-    load_fragments(row_of(head) + 256, row_of(head + 8) + 256, lane & 3, fragments);
-    // A warp copies 512 bytes of a head at a time; 16-byte unit `lane`.
-    const uint32_t panel = shared_address(shared.query[lane >> 3]);
-#pragma unroll 4
-    for (int i = 0; i < 16; ++i) {
-      const int r = i * 4 + warp;
-      copy_async_stream(panel + r * 128 + (((lane & 7) ^ (r & 7)) << 4), row_of(r) + lane * 8, 16);
+  /// Asks for dims `first_dim` to `first_dim` + 255; heads that do not exist become zeros. By one
+  /// thread, when nobody reads the ones before.
+  __device__ __forceinline__ static void copy(const AttendSm90Args& args,
+                                              SharedStorage<Traits>& shared,
+                                              const BlockHeader& header, int first_dim) {
+    const uint32_t barrier = shared_address(&shared.barriers.query_full);
+    mbarrier_arrive_expecting(barrier, sizeof(shared.query));
+#pragma unroll 1
+    for (int i = 0; i < Traits::kQueryPanels; ++i) {
+      copy_box(shared_address(shared.query[i]), args.q_map, first_dim * 2 + i * 128,
+               static_cast<int>(header.tile) * 64, header.token, barrier);
     }
-    copy_async_commit();
   }
-  __device__ __forceinline__ void finish(int quad) {
-    order_fragments(fragments, quad);
-    copy_async_wait<0>();
-    fence_proxy_async();
+  /// Takes what has come as fragments.
+  __device__ __forceinline__ void take(const SharedStorage<Traits>& shared) {
+    const int lane = thread_of_role() & 31;
+    const uint32_t row = shared_address(shared.query) +
+                         ((thread_of_role() >> 5 << 4) + ((lane >> 3) & 1) * 8 + (lane & 7)) * 128;
+#pragma unroll
+    for (int k = 0; k < 16; ++k) {
+      uint32_t a[4];
+      load_matrix_x4(a, row + (k >> 2) * Traits::kPanelBytes +
+                            ((((k & 3) * 2 + (lane >> 4)) ^ (lane & 7)) << 4));
+#pragma unroll
+      for (int i = 0; i < 4; ++i) fragments[4 * k + i] = a[i];
+    }
+  }
+  /// Fragments of the query whose second half has been asked for; asks for its first half.
+  __device__ __forceinline__ void start(const AttendSm90Args& args, SharedStorage<Traits>& shared,
+                                        const BlockHeader& header) {
+    mbarrier_poll(shared_address(&shared.barriers.query_full), 0);
+    take(shared);
+    barrier_sync(kScoreBarrier, 128);
+    if (thread_of_role() == 0) copy(args, shared, header, 0);
   }
 };
 
@@ -129,6 +140,13 @@ struct Query {
 template <int kGroups>
 struct RowMask {
   uint32_t words[kGroups];
+
+  __device__ __forceinline__ bool all() const {
+    uint32_t rows = ~0u;
+#pragma unroll
+    for (int g = 0; g < kGroups; ++g) rows &= words[g];
+    return rows == ~0u;
+  }
 };
 template <int kGroups>
 __device__ __forceinline__ RowMask<kGroups> load_mask(const uint32_t* from) {
@@ -146,10 +164,7 @@ __device__ __forceinline__ RowMask<kGroups> load_mask(const uint32_t* from) {
 template <int kGroups>
 __device__ __forceinline__ void mask_scores(float (&s)[4 * kGroups], const RowMask<kGroups>& mask,
                                             int quad) {
-  uint32_t all = ~0u;
-#pragma unroll
-  for (int g = 0; g < kGroups; ++g) all &= mask.words[g];
-  if (all == ~0u) return;
+  if (mask.all()) return;
 #pragma unroll
   for (int g = 0; g < kGroups; ++g) {
 #pragma unroll
@@ -203,15 +218,66 @@ __device__ __forceinline__ void store_weights(uint8_t* to, const uint32_t (&p)[1
   }
 }
 
-/// Maximum and sum of a finished chain for heads row and row + 8.
-__device__ __forceinline__ void store_row_sums(float2* to, int row, int quad, const float (&max)[2],
-                                               float (&sum)[2]) {
+/// Sinks of heads row and row + 8.
+struct Sinks {
+  float of[2] = {-INFINITY, -INFINITY};
+
+  __device__ __forceinline__ void load(const AttendSm90Args& args, int tile, int row) {
+    const float* sinks = args.attend.sink;
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const int head = tile * 64 + row + 8 * h;
+      of[h] = sinks != nullptr && head < args.attend.num_heads ? __ldg(sinks + head) : -INFINITY;
+    }
+  }
+};
+
+/// What is known of heads row and row + 8 at the end of an item: the factors of their accumulators
+/// go to `factors`; if it `stores`, log-sum-exp of a token, or maximum and sum of one of its
+/// chains, to memory.
+__device__ __forceinline__ void finish_rows(const AttendSm90Args& args, const BlockHeader& item,
+                                            int row, int quad, const Sinks& sinks, bool stores,
+                                            float* factors, const float (&max)[2],
+                                            float (&sum)[2]) {
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
     sum[h] += __shfl_xor_sync(~0u, sum[h], 1);
     sum[h] += __shfl_xor_sync(~0u, sum[h], 2);
-    if (quad == 0) to[row + 8 * h] = make_float2(max[h], sum[h]);
   }
+  if (quad != 0) return;
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    const int head = item.tile * 64 + row + 8 * h;
+    const bool any = sum[h] > 0.f;
+    factors[row + 8 * h] = any ? inverse_denominator(max[h], sum[h], sinks.of[h]) : 0.f;
+    if (!stores) continue;
+    if ((item.flags & kOnlyChain) == 0) {
+      args.chains.sums[chain_slot(args, item) * 64 + row + 8 * h] =
+          make_float2(any ? max[h] : -INFINITY, sum[h]);
+    } else if (args.attend.lse != nullptr && head < args.attend.num_heads) {
+      args.attend.lse[static_cast<int64_t>(item.token) * args.attend.num_heads + head] =
+          any ? log_sum_exp(max[h], sum[h]) : -INFINITY;
+    }
+  }
+}
+
+/// S over the dims of one half of the query, on its way.
+template <typename Traits>
+__device__ __forceinline__ void start_scores(float (&s)[32], const Query<Traits>& query,
+                                             uint64_t query_operand, uint64_t rows, int half) {
+  wgmma_fence();
+#pragma unroll
+  for (int k = 0; k < 16; ++k) {
+    const uint64_t at = operand_offset((k >> 2) * Traits::kPanelBytes + (k & 3) * 32);
+    if (half == 0) {
+      wgmma_64x64_shared(s, query_operand + at, rows + at, k != 0);
+    } else {
+      const uint32_t* a = query.fragments + k * 4;
+      wgmma_64x64_registers(s, a[0], a[1], a[2], a[3],
+                            rows + at + operand_offset(Traits::kQueryPanels * Traits::kPanelBytes));
+    }
+  }
+  wgmma_commit();
 }
 
 template <typename Traits>
@@ -219,46 +285,39 @@ __device__ __forceinline__ void score_role(const AttendSm90Args& args,
                                            SharedStorage<Traits>& shared, int thread) {
   const int lane = thread & 31, warp = thread >> 5, quad = lane & 3;
   const int row = warp * 16 + (lane >> 2);  // this thread's heads: row, row + 8
+  if (thread == 0) prefetch_map(args.q_map);
   mbarrier_poll(shared_address(&shared.barriers.blocks_known[0]), 0);
   if (shared.walk.headers[0].token < 0) return;
   Query<Traits> query;
-  query.load(args, shared, read_header(shared.walk.headers[0]), thread);
+  if (thread_of_role() == 0) query.copy(args, shared, read_header(shared.walk.headers[0]), 256);
+  query.start(args, shared, read_header(shared.walk.headers[0]));
   const uint64_t query_operand = swizzled_operand(shared_address(shared.query), 16, 1024);
 
   for (int block = 0; shared.walk.headers[block % Traits::kHeaderSlots].token >= 0;) {
-    query.finish(quad);
-    barrier_sync(kScoreBarrier, 128);
+    mbarrier_poll(shared_address(&shared.barriers.query_full), 1);
     float max[2] = {kNoMaximum, kNoMaximum}, sum[2] = {0.f, 0.f};
     for (bool last = false; !last; ++block) {
       const int stage = block & 1;
-      mbarrier_poll(shared_address(&shared.barriers.rows_full[stage]), phase_of<2>(block));
-
-      // S = Q K^T
-      float s[32];
       const uint64_t rows = swizzled_operand(shared_address(shared.rows[stage]), 16, 1024);
-      wgmma_fence();
-#pragma unroll
-      for (int k = 0; k < 32; ++k) {
-        const uint64_t at = operand_offset((k >> 2) * Traits::kPanelBytes + (k & 3) * 32);
-        if (k < 16) {
-          wgmma_64x64_shared(s, query_operand + at, rows + at, k != 0);
-        } else {
-          const uint32_t* a = query.fragments + (k - 16) * 4;
-          wgmma_64x64_registers(s, a[0], a[1], a[2], a[3], rows + at);
-        }
-      }
-      wgmma_commit();
+      float s[32];
+      mbarrier_poll(shared_address(&shared.barriers.rows_full[stage]), phase_of<2>(block));
+      start_scores(s, query, query_operand, rows, 0);
+      start_scores(s, query, query_operand, rows, 1);
       last = (shared.walk.headers[block % Traits::kHeaderSlots].flags & kLastBlock) != 0;
-      wgmma_wait<0>();
-
-      if (last) {  // all warps are done with the query: the next one can come
-        const BlockHeader next =
-            read_header(shared.walk.headers[(block + 1) % Traits::kHeaderSlots]);
+      const bool all_rows = load_mask<8>(shared.mask[stage]).all();
+      BlockHeader item, next = {-1, 0, 0, 0};
+      Sinks sinks;
+      if (last) {
+        item = read_header(shared.walk.headers[block % Traits::kHeaderSlots]);
+        // All warps are done with the query in shared memory: the next one can come.
+        next = read_header(shared.walk.headers[(block + 1) % Traits::kHeaderSlots]);
+        wgmma_wait<1>();
         barrier_sync(kScoreBarrier, 128);
-        if (next.token >= 0) query.load(args, shared, next, thread_of_role());
+        if (next.token >= 0 && thread_of_role() == 0) query.copy(args, shared, next, 256);
+        sinks.load(args, item.tile, row);
       }
-
-      mask_scores(s, load_mask<8>(shared.mask[stage]), quad);
+      wgmma_wait<0>();
+      if (!all_rows) mask_scores(s, load_mask<8>(shared.mask[stage]), quad);
       float alpha[2];
       uint32_t p[16];
       softmax(s, args.attend.scale_log2, max, sum, alpha, p);
@@ -270,74 +329,49 @@ __device__ __forceinline__ void score_role(const AttendSm90Args& args,
         shared.alpha[row] = alpha[0];
         shared.alpha[row + 8] = alpha[1];
       }
-      if (last) store_row_sums(shared.sums, row, quad, max, sum);
+      if (last) finish_rows(args, item, row, quad, sinks, true, shared.factors, max, sum);
       fence_proxy_async();
       mbarrier_arrive(shared_address(&shared.barriers.p_full));
+      if (next.token >= 0) query.start(args, shared, next);
     }
   }
 }
 
-/// Writes 64 heads x 256 dims from `column` on (two rows a thread) as bf16: the words of a quad are
-/// transposed, so that a thread stores 16 bytes.
-template <typename Value>
+/// Writes 64 heads x 256 dims from `column` on as bf16, by the copy engine from 32 KB of shared
+/// memory; heads that do not exist are not written. `staged` is called when that memory is free
+/// again; all but one thread call it at once.
+template <typename Value, typename Staged>
 __device__ __forceinline__ void store_output(const AttendSm90Args& args, const BlockHeader& item,
-                                             int column, int row, int quad,
-                                             const float (&inverse)[2], const Value& value) {
-  const int head = item.tile * 64 + row;
+                                             int column, uint32_t staging, int barrier,
+                                             const float (&inverse)[2], const Value& value,
+                                             const Staged& staged) {
+  const int lane = thread_of_role() & 31, warp = thread_of_role() >> 5;
+  // Panels of 64 columns, rows of 128 bytes, swizzled.
+  const uint32_t to = staging + (warp * 16 + ((lane >> 3) & 1) * 8 + (lane & 7)) * 128;
 #pragma unroll
-  for (int h = 0; h < 2; ++h) {
-    uint16_t* out = args.attend.out + item.token * args.attend.out_token_stride +
-                    (head + 8 * h) * args.attend.out_head_stride + column + quad * 8;
-    asm volatile("" : "+l"(out));  // one address register, immediate offsets
-    const bool stored = head + 8 * h < args.attend.num_heads;
+  for (int g = 0; g < 32; g += 2) {
+    uint32_t x[4];
 #pragma unroll
-    for (int g = 0; g < 8; ++g) {
-      uint32_t x[4];
-#pragma unroll
-      for (int c = 0; c < 4; ++c) {
-        const int i = (4 * g + c) * 4 + 2 * h;
-        x[c] = pack_bf16x2(value(i) * inverse[h], value(i + 1) * inverse[h]);
-      }
-      transpose_quad(x, quad);
-      if (stored) {
-        *reinterpret_cast<uint4*>(out + g * 32) = make_uint4(x[0], x[1], x[2], x[3]);
-      }
+    for (int i = 0; i < 4; ++i) {
+      const float by = inverse[i & 1];
+      const int at = 4 * (g + (i >> 1)) + 2 * (i & 1);
+      x[i] = pack_bf16x2(value(at) * by, value(at + 1) * by);
     }
+    store_matrix_4(to + (g >> 3) * (64 * 128) + ((((g & 7) + (lane >> 4)) ^ (lane & 7)) << 4), x[0],
+                   x[1], x[2], x[3]);
   }
-}
-
-/// Log-sum-exp of a token, or maximum and sum of one of its chains, for heads row and row + 8.
-__device__ __forceinline__ void store_sums(const AttendSm90Args& args, const BlockHeader& item,
-                                           int row, const float2 (&sums)[2]) {
+  fence_proxy_async();
+  barrier_sync(barrier, 128);
+  if (thread_of_role() == 0) {
 #pragma unroll 1
-  for (int h = 0; h < 2; ++h) {
-    const int head = item.tile * 64 + row + 8 * h;
-    const float2 of_head = h == 0 ? sums[0] : sums[1];
-    const bool any = of_head.y > 0.f;
-    if ((item.flags & kOnlyChain) == 0) {
-      args.chains.sums[chain_slot(args, item) * 64 + row + 8 * h] =
-          make_float2(any ? of_head.x : -INFINITY, of_head.y);
-    } else if (args.attend.lse != nullptr && head < args.attend.num_heads) {
-      args.attend.lse[static_cast<int64_t>(item.token) * args.attend.num_heads + head] =
-          any ? log_sum_exp(of_head.x, of_head.y) : -INFINITY;
+    for (int i = 0; i < 4; ++i) {
+      store_box(args.out_map, column * 2 + i * 128, static_cast<int>(item.tile) * 64, item.token,
+                staging + i * (64 * 128));
     }
+    store_commit();
+    store_wait_read();
   }
-}
-
-/// Factors of the accumulators of heads row and row + 8.
-__device__ __forceinline__ void inverse_denominators(const AttendSm90Args& args,
-                                                     const BlockHeader& item, int row,
-                                                     const float2 (&sums)[2], float (&inverse)[2]) {
-  const float* sinks = args.attend.sink;
-#pragma unroll 1
-  for (int h = 0; h < 2; ++h) {
-    const int head = item.tile * 64 + row + 8 * h;
-    const float2 of_head = h == 0 ? sums[0] : sums[1];
-    const bool has_sink = sinks != nullptr && head < args.attend.num_heads;
-    const float sink = has_sink ? __ldg(sinks + head) : -INFINITY;
-    const float factor = of_head.y > 0.f ? inverse_denominator(of_head.x, of_head.y, sink) : 0.f;
-    (h == 0 ? inverse[0] : inverse[1]) = factor;
-  }
+  staged();
 }
 
 /// First of this thread's two rows of an accumulator; the other one is 8 below.
@@ -345,22 +379,15 @@ __device__ __forceinline__ int row_of_thread() {
   return thread_of_role() / 32 * 16 + thread_of_role() % 32 / 4;
 }
 
-/// What is left of an item: half of the dims of 64 heads.
+/// Partial result of a chain: half of the dims of 64 heads.
 template <typename Value>
-__device__ __forceinline__ void store_item(const AttendSm90Args& args, const BlockHeader& item,
-                                           int half, const float2 (&sums)[2], const Value& o) {
-  const int thread = thread_of_role(), quad = thread & 3, row = row_of_thread();
-  if (half == 0 && quad == 0) store_sums(args, item, row, sums);
-  if (__any_sync(~0u, (item.flags & kOnlyChain) != 0)) {
-    float inverse[2];
-    inverse_denominators(args, item, row, sums, inverse);
-    store_output(args, item, half * 256, row, quad, inverse, o);
-  } else {
-    float4* values = args.chains.values + chain_slot(args, item) * (32 * 256) + half * 128 + thread;
+__device__ __forceinline__ void store_chain(const AttendSm90Args& args, const BlockHeader& item,
+                                            int half, const Value& o) {
+  float4* values =
+      args.chains.values + chain_slot(args, item) * (32 * 256) + half * 128 + thread_of_role();
 #pragma unroll
-    for (int k = 0; k < 32; ++k) {
-      __stcg(values + k * 256, make_float4(o(4 * k), o(4 * k + 1), o(4 * k + 2), o(4 * k + 3)));
-    }
+  for (int k = 0; k < 32; ++k) {
+    __stcg(values + k * 256, make_float4(o(4 * k), o(4 * k + 1), o(4 * k + 2), o(4 * k + 3)));
   }
 }
 
@@ -376,17 +403,33 @@ __device__ __forceinline__ void output_role(const AttendSm90Args& args, Storage&
   const auto exists = [&](int block) {
     return __any_sync(~0u, shared.walk.headers[block % Traits::kHeaderSlots].token >= 0);
   };
+  const auto values_of = [&](int stage) {
+    if constexpr (kPair) {
+      return shared_address(shared.values[stage]);
+    } else {
+      return shared_address(shared.rows[stage][half() * 4]);
+    }
+  };
+  const auto release = [&](int stage) {
+    mbarrier_arrive(shared_address(&shared.barriers.rows_empty[stage]));
+    if constexpr (kPair) {
+      if ((thread_of_role() & 31) == 0) {
+        cluster_mbarrier_arrive(
+            cluster_address(&shared.barriers.rows_empty[stage], cluster_rank() ^ 1));
+      }
+    }
+  };
   for (int block = 0; block == 0 || exists(block);) {
     float o0[64], o1[64];  // dims 0-127 and 128-255 of the half
     const auto o = [&](int i) -> float& { return i < 64 ? o0[i & 63] : o1[i & 63]; };
     // Zeroed here: accumulators that only products write stay alive for ptxas during the epilogue.
 #pragma unroll
     for (int i = 0; i < 64; ++i) o0[i] = o1[i] = 0.f;
-    float2 sums[2];
+    float inverse[2];
     for (bool last = false; !last; ++block) {
       const int stage = block % Traits::kStages;
       if (block == 0) {
-        if (!kPair && half() == 0) walk.get_ahead(shared.barriers);
+        if (!kPair && half() == 1) walk.get_ahead(shared.barriers);
         mbarrier_poll(shared_address(&shared.barriers.blocks_known[0]), 0);
         if (!exists(0)) return;
       }
@@ -395,8 +438,9 @@ __device__ __forceinline__ void output_role(const AttendSm90Args& args, Storage&
           mbarrier_expect_bytes(shared_address(&shared.values_full[stage]),
                                 sizeof(shared.values[0]) / 2);
         }
-      } else {
-        if (half() == 0) walk.step(block);
+      }
+      if constexpr (!kPair) {
+        if (half() == 1) walk.find_places(block);
       }
       mbarrier_poll(shared_address(&shared.barriers.p_full), phase_of<1>(block));
       const uint32_t flags = shared.walk.headers[block % Traits::kHeaderSlots].flags;
@@ -411,15 +455,11 @@ __device__ __forceinline__ void output_role(const AttendSm90Args& args, Storage&
           o(i + 3) *= a1;
         }
       }
-      uint32_t values;
       if constexpr (kPair) {
-        values = shared_address(shared.values[stage]);
         mbarrier_poll(shared_address(&shared.values_full[stage]), phase_of<Traits::kStages>(block));
-      } else {
-        values = shared_address(shared.rows[stage][half() * 4]);
       }
       const uint64_t values_operand =
-          swizzled_operand(values, Traits::kPanelStride, Traits::kGroupStride);
+          swizzled_operand(values_of(stage), Traits::kPanelStride, Traits::kGroupStride);
       const uint64_t p_operand = swizzled_operand(shared_address(shared.p), 16, 1024);
       wgmma_fence();
 #pragma unroll
@@ -430,22 +470,34 @@ __device__ __forceinline__ void output_role(const AttendSm90Args& args, Storage&
         wgmma_64x128_shared(o1, p_at, values_at + operand_offset(2 * Traits::kPanelStride));
       }
       wgmma_commit();
-      wgmma_wait<0>();
-      mbarrier_arrive(shared_address(&shared.barriers.rows_empty[stage]));
-      if constexpr (kPair) {
-        if ((thread_of_role() & 31) == 0) {
-          cluster_mbarrier_arrive(
-              cluster_address(&shared.barriers.rows_empty[stage], cluster_rank() ^ 1));
+      if constexpr (!kPair) {
+        if (half() == 0) {
+          if (block == 0) mbarrier_poll(shared_address(&shared.barriers.places_known), 0);
+          walk.find_addresses(block);
         }
       }
       if (last) {
-        sums[0] = shared.sums[row_of_thread()];
-        sums[1] = shared.sums[row_of_thread() + 8];
+        inverse[0] = shared.factors[row_of_thread()];
+        inverse[1] = shared.factors[row_of_thread() + 8];
+      }
+      wgmma_wait<0>();
+      if constexpr (!kPair) {
+        if (half() == 1) copy_async_wait<0>();  // of find_places
       }
       mbarrier_arrive(shared_address(&shared.barriers.p_empty));
+      if (!last) release(stage);
     }
-    store_item(args, read_header(shared.walk.headers[(block - 1) % Traits::kHeaderSlots]), half(),
-               sums, o);
+    const int stage = (block - 1) % Traits::kStages;
+    const BlockHeader item = read_header(shared.walk.headers[(block - 1) % Traits::kHeaderSlots]);
+    if (__any_sync(~0u, (item.flags & kOnlyChain) != 0)) {
+      const int barrier = kOutputBarrier + (kPair ? 0 : half());
+      barrier_sync(barrier, 128);  // all warps have read their values
+      store_output(args, item, half() * 256, values_of(stage), barrier, inverse, o,
+                   [&] { release(stage); });
+    } else {
+      release(stage);
+      store_chain(args, item, half(), o);
+    }
   }
 }
 
@@ -456,8 +508,12 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
   auto& shared = *reinterpret_cast<SharedStorage<Traits>*>(storage);
   const int role = __shfl_sync(~0u, threadIdx.x >> 7, 0);
   follow_kernels_before();
-  if (role == 1) BlockWalk<Traits>{args, shared.walk}.start();
-  if (threadIdx.x == 0) init_barriers(shared.barriers, 256, 256);
+  if (role == 2) BlockWalk<Traits>{args, shared.walk}.start();
+  if (threadIdx.x == 0) {
+    init_barriers(shared.barriers, 256, 256);
+    mbarrier_init(shared_address(&shared.barriers.query_full), 1);
+    fence_barrier_init();
+  }
   __syncthreads();
   if (role == 0) {
     decrease_registers<Traits::kScoreRegisters>();

@@ -1,5 +1,6 @@
 // The Hopper candidate of attend: what its kernels are launched with, and its host side.
 #pragma once
+#include <cuda.h>
 #include <cuda_runtime_api.h>
 
 #include <cstdint>
@@ -36,6 +37,7 @@ struct ChainResults {
 };
 
 struct AttendSm90Args {
+  CUtensorMap q_map, out_map;  ///< bytes: dims, heads, tokens
   AttendArgs attend;
   FastDivisor window_rows, window_columns, compressed_rows, compressed_columns;
   FastDivisor chain_items;  ///< items of a chain: tokens x tiles

@@ -3,6 +3,7 @@
 // block and walks on its own, so that nothing is handed over inside the role.
 #pragma once
 #include "backends/nvidia/arch/sm80/instructions.h"
+#include "backends/nvidia/arch/sm90/bulk.h"
 #include "backends/nvidia/arch/sm90/cluster.h"
 #include "backends/nvidia/arch/sm90/memory.h"
 #include "backends/nvidia/arch/sm90/sync.h"
@@ -62,6 +63,7 @@ __device__ __forceinline__ void init_barriers(Barriers<Traits>& barriers, int ro
   for (uint64_t& known : barriers.blocks_known) {
     mbarrier_init(shared_address(&known), Traits::kCtas == 2 ? 32 : 128);
   }
+  mbarrier_init(shared_address(&barriers.places_known), 128);
   mbarrier_init(shared_address(&barriers.p_full), 128);
   mbarrier_init(shared_address(&barriers.p_empty), p_empty_arrivals);
 }
@@ -89,26 +91,41 @@ struct BlockWalk {
     __syncwarp();
     look_ahead(state());
   }
-  /// The blocks that `step` takes for granted: first two, which the loader begins with. Loops that
+  /// The blocks that are taken for granted: first two, which the loader begins with. Loops that
   /// are not unrolled: this is long code, in no cache when a call begins.
   __device__ __forceinline__ void get_ahead(Barriers<Traits>& barriers) const {
     int known = 0;
 #pragma unroll 1
-    for (int batch = 0;; ++batch) {
-      const int end = batch == 0 ? 2 : Traits::kBlocksAhead + batch - 1;
+    for (int batch = 0; batch < 3; ++batch) {
+      const int end = batch == 0   ? 2
+                      : batch == 1 ? Traits::kBlocksAhead
+                                   : Traits::kBlocksAhead + Traits::kBlocksFetched;
 #pragma unroll 1
       for (int i = known; i < end; ++i) fetch(i);
-      if (batch == 2) break;
+      if (batch < 2) {
 #pragma unroll 1
-      for (int i = known; i < end; ++i) resolve(i);
-      mbarrier_arrive(shared_address(&barriers.blocks_known[batch]));
+        for (int i = known; i < end; ++i) resolve(i);
+        mbarrier_arrive(shared_address(&barriers.blocks_known[batch]));
+      } else if (!kOneWarp) {
+        copy_async_wait<0>();
+        mbarrier_arrive(shared_address(&barriers.places_known));
+      }
       known = end;
     }
   }
-  /// For every block of the output roles.
+  /// In a pair, for every block.
   __device__ __forceinline__ void step(int block) const {
+    find_addresses(block);
+    fetch(block + Traits::kBlocksAhead + Traits::kBlocksFetched);
+  }
+  /// In a CTA alone two roles share the work. For every block, by the one that walks, which waits
+  /// for what it has asked for before it gives back P of that block.
+  __device__ __forceinline__ void find_places(int block) const {
+    fetch(block + Traits::kBlocksAhead + Traits::kBlocksFetched);
+  }
+  /// By the other one, when it has P of that block.
+  __device__ __forceinline__ void find_addresses(int block) const {
     resolve((block + Traits::kBlocksAhead) % Traits::kAddressSlots);
-    fetch(block + Traits::kBlocksAhead + 1);
   }
 
  private:
@@ -142,8 +159,8 @@ struct BlockWalk {
                                    : &shared.addresses[warp][slot][lane]);
   }
 
-  /// Places of block `block_idx`, one more than in the last call. Past the end: a header with token
-  /// -1, rows that are all masked.
+  /// Asks for the places of block `block_idx`, one more than in the last call. Past the end: a
+  /// header with token -1, rows that are all masked.
   __device__ __forceinline__ void fetch(int block_idx) const {
     WalkState& state = this->state();
     uint32_t flags = state.inside != 0 ? 0 : kFirstBlock;
@@ -255,6 +272,12 @@ struct BlockWalk {
       state.chain = static_cast<uint32_t>(chain);
       state.tile = static_cast<uint32_t>(rest - (token << args.log2_tiles));
       state.only_chain = only;
+      if (!kOneWarp && exists) {
+        const int first = (thread_of_role() >> 5) * 256;
+        const int head = static_cast<int>(state.tile) * 64;
+        prefetch_box(args.q_map, first, head, token);
+        prefetch_box(args.q_map, first + 128, head, token);
+      }
       const bool compressed = window_begin >= window_end;
       start_source(state, compressed, compressed ? begin : window_begin,
                    compressed ? end : window_end);
@@ -477,9 +500,10 @@ __device__ __forceinline__ uint32_t nan_codes(const uint4& raw) {
   return nan_codes(raw.x) | nan_codes(raw.y) | nan_codes(raw.z) | nan_codes(raw.w);
 }
 
-/// FP8 rows, in passes of half a block: gathered three passes ahead into the raw ring, then
-/// converted. Everything that a pass reads from shared memory is asked for half a pass earlier:
-/// there is one warp per scheduler, and nobody else to fill the time.
+/// FP8 rows, in passes of half a block, which are handed over one by one. Rows are gathered three
+/// passes ahead into the raw ring, new ones when a block has been handed over: until then others
+/// wait for this role. What a pass reads from shared memory is asked for half a pass earlier: there
+/// is one warp per scheduler, and nobody else to fill the time.
 template <typename Traits>
 __device__ __forceinline__ void load_and_convert(const AttendSm90Args& args,
                                                  SharedStorage<Traits>& shared, int warp,
@@ -492,31 +516,32 @@ __device__ __forceinline__ void load_and_convert(const AttendSm90Args& args,
                              (((chunk + 4 * odd) ^ row) << 4) + 7 * Traits::kPanelBytes;
   const uint32_t raw = shared_address(shared.raw[warp]);
   const uint32_t addresses = shared_address(shared.walk.addresses[warp]) + row * 8;
-  const auto address = [&](int slot, int pass) {
-    const uint2 bits = load_shared_2(addresses + (slot * 16 + pass * 8) * 8);
+  const auto address = [&](int slot, int half) {
+    const uint2 bits = load_shared_2(addresses + (slot * 16 + half * 8) * 8);
     return RowAddress{static_cast<uint64_t>(bits.y) << 32 | bits.x};
   };
-
-  mbarrier_poll(shared_address(&shared.barriers.blocks_known[0]), 0);
-  uint32_t masks[3];  // of this pass and the two after it
-#pragma unroll 1
-  for (int i = 0; i < 3; ++i) {
-    const RowAddress found = address(i >> 1, i & 1);
-    gather_raw<Traits>(found, args.wide_rows, raw + i * Traits::kRawSlotBytes, row, chunk);
+  const uint32_t own = raw + row * Traits::kRawRowBytes + chunk * 16;
+  const uint32_t own_scales = raw + 8 * Traits::kRawRowBytes + row * 8;
+  uint32_t masks[3] = {};  // of this pass and the two after it
+  const auto gather = [&](RowAddress found, uint32_t slot) {
+    gather_raw<Traits>(found, args.wide_rows, slot, row, chunk);
     masks[0] = masks[1];
     masks[1] = masks[2];
     masks[2] = __ballot_sync(~0u, found.valid());
-  }
+  };
+
+  mbarrier_poll(shared_address(&shared.barriers.blocks_known[0]), 0);
+#pragma unroll 1
+  for (int i = 0; i < 3; ++i) gather(address(i >> 1, i & 1), raw + i * Traits::kRawSlotBytes);
   int token = shared.walk.headers[0].token;
   mbarrier_poll(shared_address(&shared.barriers.blocks_known[1]), 0);
 
-  uint32_t raw_slot = raw;
-  int ahead = 1;  // slot of the addresses of the second half of the next block, or of the one after
+  uint32_t slot = 0;  // offset of this pass's
+  int ahead = 1;      // slot of the addresses of the pass after the next two
   copy_async_wait<2>();
   __syncwarp();
   RawFront front;
-  front.load<Traits>(raw_slot + row * Traits::kRawRowBytes + chunk * 16,
-                     raw_slot + 8 * Traits::kRawRowBytes + row * 8);
+  front.load<Traits>(own, own_scales);
 #pragma unroll 1
   for (int pass = 0; token >= 0; ++pass) {
     const int half = pass & 1, stage = pass >> 1 & 1;
@@ -524,16 +549,14 @@ __device__ __forceinline__ void load_and_convert(const AttendSm90Args& args,
       mbarrier_poll(shared_address(&shared.barriers.rows_empty[stage]), phase_of<4>(pass) ^ 1);
     }
     const uint32_t tile = stage * (Traits::kPanels * Traits::kPanelBytes) + half * 32 * 128;
-    const PassAddresses<Traits> at = {raw_slot + row * Traits::kRawRowBytes + chunk * 16,
-                                      raw_slot + 8 * Traits::kRawRowBytes + row * 8, unit0 + tile,
+    const PassAddresses<Traits> at = {own + slot, own_scales + slot, unit0 + tile,
                                       (unit0 ^ 16) + tile};
     uint4 back[kFp8Panels - 4];
 #pragma unroll
     for (int i = 4; i < kFp8Panels; ++i) back[i - 4] = load_shared_16(at.raw + i * 64);
-    const RowAddress coming = address(ahead, half ^ 1);
-    if (lane == 0) shared.mask[stage][half * 4 + warp] = masks[0];
-    masks[0] = masks[1];
-    masks[1] = masks[2];
+    if (lane == 0) {
+      shared.mask[stage][half * 4 + warp] = masks[0];
+    }
 
     uint32_t unusual = slow_scales(front.scales.x) | slow_scales(front.scales.y);
     uint4 rope[2];
@@ -542,41 +565,40 @@ __device__ __forceinline__ void load_and_convert(const AttendSm90Args& args,
       convert_panel(at, i, front.panels[i], front.scales.x);
       unusual |= nan_codes(front.panels[i]);
       if (Traits::kHasScales) {  // odd rows take the upper half first: no bank conflict
-        if (i == 0) rope[0] = load_shared_16(at.raw + 448 + odd * 64);
-        if (i == 1) rope[1] = load_shared_16(at.raw + 512 - odd * 64);
-        if (i == 2) store_shared_16(rope_unit + tile, rope[0]);
-        if (i == 3) store_shared_16((rope_unit ^ 64) + tile, rope[1]);
+        if (i == 1) rope[0] = load_shared_16(at.raw + 448 + odd * 64);
+        if (i == 2) rope[1] = load_shared_16(at.raw + 512 - odd * 64);
+        if (i == 3) {
+          uint32_t to = rope_unit + tile;
+          asm volatile("" : "+r"(to));  // the other address is not worth a register
+          store_shared_16(to, rope[0]);
+          store_shared_16(to ^ 64, rope[1]);
+        }
       }
     }
-#pragma unroll
-    for (int i = 4; i < kFp8Panels; ++i) unusual |= nan_codes(back[i - 4]);
     const uint32_t back_scales = front.scales.y;
-    const bool usual = !__any_sync(~0u, (unusual & 0x80808080u) != 0);
-    if (!usual) convert_exactly<Traits>(at);
-
-    // The slot has been read.
+    constexpr uint32_t kLastSlot = (Traits::kRawSlots - 1) * Traits::kRawSlotBytes;
+    const uint32_t next_slot = slot == kLastSlot ? 0 : slot + Traits::kRawSlotBytes;
+    copy_async_wait<1>();
     __syncwarp();
-    gather_raw<Traits>(coming, args.wide_rows, raw_slot, row, chunk);
-    masks[2] = __ballot_sync(~0u, coming.valid());
-    raw_slot = raw_slot == raw + (Traits::kRawSlots - 1) * Traits::kRawSlotBytes
-                   ? raw
-                   : raw_slot + Traits::kRawSlotBytes;
-    copy_async_wait<2>();
-    __syncwarp();
-    front.load<Traits>(raw_slot + row * Traits::kRawRowBytes + chunk * 16,
-                       raw_slot + 8 * Traits::kRawRowBytes + row * 8);
-    if (half == 0) {
-      ahead = ahead == Traits::kAddressSlots - 1 ? 0 : ahead + 1;
-    } else {
-      token = shared.walk.headers[((pass >> 1) + 1) % Traits::kHeaderSlots].token;
-    }
-    if (usual) {
+    front.load<Traits>(own + next_slot, own_scales + next_slot);
 #pragma unroll
-      for (int i = 4; i < kFp8Panels; ++i) convert_panel(at, i, back[i - 4], back_scales);
+    for (int i = 4; i < kFp8Panels; ++i) {
+      convert_panel(at, i, back[i - 4], back_scales);
+      unusual |= nan_codes(back[i - 4]);
     }
+    if (__any_sync(~0u, (unusual & 0x80808080u) != 0)) convert_exactly<Traits>(at);
     if (half == 1) {
       fence_proxy_async();
       mbarrier_arrive(shared_address(&shared.barriers.rows_full[stage]));
+    }
+
+    // The slot has been read.
+    __syncwarp();
+    gather(address(ahead, half ^ 1), raw + slot);
+    if (half == 0) ahead = ahead == Traits::kAddressSlots - 1 ? 0 : ahead + 1;
+    slot = next_slot;
+    if (half == 1) {
+      token = shared.walk.headers[((pass >> 1) + 1) % Traits::kHeaderSlots].token;
     }
   }
 }

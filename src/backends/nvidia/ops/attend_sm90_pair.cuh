@@ -156,7 +156,11 @@ __device__ __forceinline__ void pair_score_role(const AttendSm90Args& args,
       shared.alpha[row] = alpha[0];
       shared.alpha[row + 8] = alpha[1];
     }
-    if (last) store_row_sums(shared.sums, row, quad, max, sum);
+    if (last) {
+      Sinks sinks;
+      sinks.load(args, first.tile, row);
+      finish_rows(args, first, row, quad, sinks, rank == 0, shared.factors, max, sum);
+    }
     fence_proxy_async();
     mbarrier_arrive(shared_address(&shared.barriers.p_full));
   }

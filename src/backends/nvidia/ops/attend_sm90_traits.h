@@ -41,9 +41,10 @@ struct Traits {
   static constexpr int kRawSlotBytes = kConverts ? 8 * kRawRowBytes + 8 * 8 : 16;
 
   // Blocks of which the output roles know the addresses ahead of their own: those in stages and
-  // those under way. The places of one more are on their way.
+  // those under way.
   static constexpr int kBlocksAhead = kStages + 2;
-  static constexpr int kAddressSlots = kBlocksAhead + 2;
+  static constexpr int kBlocksFetched = 1;  // beyond those: their places are on their way
+  static constexpr int kAddressSlots = kBlocksAhead + kBlocksFetched + 1;
   static constexpr int kHeaderSlots = 8;  // power of two, more than loader and output lie apart
 };
 
@@ -68,6 +69,7 @@ struct PairTraits : Traits<kFormatOfRows> {
 
   static constexpr int kRawSlots = 2;
   static constexpr int kBlocksAhead = kStages + kRawSlots;
+  static constexpr int kBlocksFetched = 1;
   static constexpr int kAddressSlots = kBlocksAhead + 2;
   static constexpr int kHeaderSlots = 16;  // the walk does not wait for the output role
 };
@@ -120,8 +122,10 @@ struct Barriers {
   uint64_t rows_full[Traits::kStages];   // loader -> S role
   uint64_t rows_empty[Traits::kStages];  // output roles -> loader
   uint64_t blocks_known[2];              // walk -> all: the first two blocks; those ahead. Once
+  uint64_t places_known;                 // first blocks of BlockWalk::find_addresses. Once
   uint64_t p_full;                       // S role -> output roles
   uint64_t p_empty;                      // output roles -> S role
+  uint64_t query_full;                   // the copy engine -> S role; twice an item
 };
 
 template <typename Traits>
@@ -134,7 +138,7 @@ struct SharedStorage {
   alignas(16) uint32_t mask[Traits::kStages][8];  // 8 rows a word, 4 equal bits a row
   Barriers<Traits> barriers;
   float alpha[Traits::kTileHeads];
-  float2 sums[Traits::kTileHeads];  // reference maximum (base 2) and sum of a finished chain
+  float factors[Traits::kTileHeads];  // of the accumulators of a finished item
 };
 static_assert(sizeof(SharedStorage<Traits<KvFormat::kFp8DsMla>>) <= 232448, "227 KB a CTA");
 
@@ -154,11 +158,11 @@ struct PairStorage {
   uint64_t scores_full[2][4];
   uint64_t values_full[Traits::kStages];
   float alpha[Traits::kTileHeads];
-  float2 sums[Traits::kTileHeads];
+  float factors[Traits::kTileHeads];
 };
 static_assert(sizeof(PairStorage<PairTraits<KvFormat::kFp8DsMla>>) <= 232448, "227 KB a CTA");
 
-/// Named barrier within the S role; 0 is __syncthreads.
-constexpr int kScoreBarrier = 1;
+/// Named barriers within the S role, and within the output role of either half; 0 is __syncthreads.
+constexpr int kScoreBarrier = 1, kOutputBarrier = 2;
 
 }  // namespace dsv4::nvidia::sm90_attend
