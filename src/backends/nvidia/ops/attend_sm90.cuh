@@ -4,7 +4,8 @@
 // Tiling    item = (token, 64 heads, chain), dealt out to persistent CTAs, first chains first. Four
 //           warpgroups:
 //             0     S = Q K^T [64 x 64] over 512 dims, softmax, P (bf16) to shared memory
-//             1, 2  O[64 x 256] += P V, epilogue
+//             1, 2  O[64 x 256] += P V, which leaves through the stage last read; the walk over
+//                   items and blocks
 //             3     gathers rows and writes them as bf16 into a stage: 64 rows x 512, K as it lies
 //                   and V through the transposing descriptor (attend_sm90_loader.cuh)
 //           Two stages. Half of the query is read from shared memory, half lives in registers.
@@ -89,9 +90,9 @@ __device__ __forceinline__ void order_fragments(uint32_t (&fragments)[kRegisters
 }
 
 /// The query of an item: half of it is read by products from shared memory, the other half lives in
-/// registers as A fragments of 16 products. Both come through the same shared memory, one after the
-/// other, asynchronously: many loads to registers under way hold up everybody's shared memory. A
-/// warp copies the heads of its own fragments.
+/// registers as A fragments of 16 products. The copy engine brings both through the same shared
+/// memory, one after the other: 32 KB more under way in the load/store pipe, be it to registers or
+/// to shared memory, are more than the L1 has room for, and everybody's loads and stores wait.
 template <typename Traits>
 struct Query {
   uint32_t fragments[64];  // dims 256-511

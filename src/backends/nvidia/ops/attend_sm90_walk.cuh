@@ -1,0 +1,348 @@
+// How the roles of sm90_attend count blocks and find rows: the walk over a CTA's items, block by
+// block, and the addresses that it leaves for the loader.
+#pragma once
+#include "backends/nvidia/arch/sm80/instructions.h"
+#include "backends/nvidia/arch/sm90/bulk.h"
+#include "backends/nvidia/arch/sm90/cluster.h"
+#include "backends/nvidia/arch/sm90/memory.h"
+#include "backends/nvidia/arch/sm90/sync.h"
+#include "backends/nvidia/ops/attend_sm90.h"
+#include "backends/nvidia/ops/attend_sm90_traits.h"
+
+namespace dsv4::nvidia::sm90_attend {
+
+using namespace sm80;  // NOLINT: kernel code, not included by others
+using namespace sm90;  // NOLINT: kernel code, not included by others
+
+/// Number of the thread within its role; read anew wherever it is used, because registers are
+/// short.
+__device__ __forceinline__ int thread_of_role() {
+  int thread;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+  return thread & 127;
+}
+
+__device__ __forceinline__ int role_of_thread() {
+  int thread;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+  return thread >> 7;
+}
+
+/// Where a row lies, in 8 bytes of shared memory; 0: masked. Its address is a multiple of 8 below
+/// 2^48; its scale bytes are a multiple of 8 and less than 2^22 behind it.
+struct RowAddress {
+  uint64_t bits;
+
+  __device__ __forceinline__ static RowAddress of(const std::byte* values, int to_scales) {
+    return {reinterpret_cast<uint64_t>(values) << 16 | static_cast<uint32_t>(to_scales) >> 3};
+  }
+  __device__ __forceinline__ bool valid() const { return bits != 0; }
+  __device__ __forceinline__ const std::byte* values() const {
+    return reinterpret_cast<const std::byte*>(bits >> 19 << 3);
+  }
+  __device__ __forceinline__ int to_scales() const {
+    return static_cast<int>(static_cast<uint32_t>(bits) << 13 >> 10);
+  }
+};
+
+/// Phase parity of a barrier that serves every kEvery-th block.
+template <int kEvery>
+__device__ __forceinline__ uint32_t phase_of(int block) {
+  return static_cast<uint32_t>(block / kEvery) & 1;
+}
+
+/// By one thread.
+template <typename Traits>
+__device__ __forceinline__ void init_barriers(Barriers<Traits>& barriers, int rows_empty_arrivals,
+                                              int p_empty_arrivals) {
+  for (int i = 0; i < Traits::kStages; ++i) {
+    mbarrier_init(shared_address(&barriers.rows_full[i]), 128);
+    mbarrier_init(shared_address(&barriers.rows_empty[i]), rows_empty_arrivals);
+  }
+  for (uint64_t& known : barriers.blocks_known) {
+    mbarrier_init(shared_address(&known), Traits::kCtas == 2 ? 32 : 128);
+  }
+  mbarrier_init(shared_address(&barriers.places_known), 128);
+  mbarrier_init(shared_address(&barriers.p_full), 128);
+  mbarrier_init(shared_address(&barriers.p_empty), p_empty_arrivals);
+}
+
+/// The blocks of this CTA's items in order: `fetch` reads where the rows of the next block lie, the
+/// `resolve` after it turns that into addresses. Items lie chain by chain, so that chains that most
+/// tokens lack come last; lanes look at 32 items at once and pass over those without rows.
+///
+/// A CTA alone: `fetch` runs in the warps of one output role and `resolve` in those of the other,
+/// which have time but no registers, so that all is kept in shared memory between calls. Warp w
+/// finds the rows of loader warp w, 16 of a block.
+/// In a pair: one warp with nothing else to do finds all 32 rows; its state stays in registers.
+template <typename Traits>
+struct BlockWalk {
+  static constexpr bool kOneWarp = Traits::kCtas == 2;
+  const AttendSm90Args& args;
+  WalkStorage<Traits>& shared;
+  WalkState* own = nullptr;  // with one warp
+
+  /// Asks for the first item.
+  __device__ __forceinline__ void start() const {
+    if (writes()) {
+      state() = {};
+      state().next_items = static_cast<int>(blockIdx.x) / Traits::kCtas;
+    }
+    __syncwarp();
+    look_ahead(state());
+  }
+  /// The blocks that are taken for granted: first two, which the loader begins with. Loops that
+  /// are not unrolled: this is long code, in no cache when a call begins.
+  __device__ __forceinline__ void get_ahead(Barriers<Traits>& barriers) const {
+    int known = 0;
+#pragma unroll 1
+    for (int batch = 0; batch < 3; ++batch) {
+      const int end = batch == 0   ? 2
+                      : batch == 1 ? Traits::kBlocksAhead
+                                   : Traits::kBlocksAhead + Traits::kBlocksFetched;
+#pragma unroll 1
+      for (int i = known; i < end; ++i) fetch(i);
+      if (batch < 2) {
+#pragma unroll 1
+        for (int i = known; i < end; ++i) resolve(i);
+        mbarrier_arrive(shared_address(&barriers.blocks_known[batch]));
+      } else if (!kOneWarp) {
+        copy_async_wait<0>();
+        mbarrier_arrive(shared_address(&barriers.places_known));
+      }
+      known = end;
+    }
+  }
+  /// In a pair, for every block.
+  __device__ __forceinline__ void step(int block) const {
+    find_addresses(block);
+    fetch(block + Traits::kBlocksAhead + Traits::kBlocksFetched);
+  }
+  /// In a CTA alone two roles share the work. For every block, by the one that walks, which waits
+  /// for what it has asked for before it gives back P of that block.
+  __device__ __forceinline__ void find_places(int block) const {
+    fetch(block + Traits::kBlocksAhead + Traits::kBlocksFetched);
+  }
+  /// By the other one, when it has P of that block.
+  __device__ __forceinline__ void find_addresses(int block) const {
+    resolve((block + Traits::kBlocksAhead) % Traits::kAddressSlots);
+  }
+
+ private:
+  __device__ __forceinline__ WalkState& state() const {
+    if constexpr (kOneWarp) {
+      return *own;
+    } else {
+      return shared.states[thread_of_role() >> 5];
+    }
+  }
+  /// Filled asynchronously, and so always in shared memory.
+  __device__ __forceinline__ ComingItem& coming() const {
+    return shared.states[thread_of_role() >> 5].coming;
+  }
+  /// Who changes the state: lane 0 that of its warp, or every lane its copy.
+  __device__ __forceinline__ bool writes() const {
+    return kOneWarp || (thread_of_role() & 31) == 0;
+  }
+  /// Whether a lane has a row.
+  __device__ __forceinline__ bool has_row() const {
+    return kOneWarp || (thread_of_role() & 31) < 16;
+  }
+  __device__ __forceinline__ int row_of_block() const {
+    const int warp = thread_of_role() >> 5, lane = thread_of_role() & 31;
+    return kOneWarp ? static_cast<int>(cluster_rank()) * 32 + lane
+                    : (lane >> 3 & 1) * 32 + warp * 8 + (lane & 7);
+  }
+  __device__ __forceinline__ uint32_t address_of_row(int slot) const {
+    const int warp = thread_of_role() >> 5, lane = thread_of_role() & 31;
+    return shared_address(kOneWarp ? &shared.addresses[lane >> 3][slot][lane & 7]
+                                   : &shared.addresses[warp][slot][lane]);
+  }
+
+  /// Asks for the places of block `block_idx`, one more than in the last call. Past the end: a
+  /// header with token -1, rows that are all masked.
+  __device__ __forceinline__ void fetch(int block_idx) const {
+    WalkState& state = this->state();
+    uint32_t flags = state.inside != 0 ? 0 : kFirstBlock;
+    if (state.inside == 0) start_item(state);
+    const int first = state.first, token = state.token;
+    const bool compressed = state.compressed != 0;
+    const int row = first + row_of_block();
+    const RowSource& rows = compressed ? args.attend.compressed : args.attend.window;
+    int offset = kNoRow;
+    const int32_t* from = state.places;
+    if (row >= state.begin && row < state.end) {
+      if (rows.kind == RowSource::kRange) {
+        const FastDivisor& by_rows = compressed ? args.compressed_rows : args.window_rows;
+        const FastDivisor& by_columns = compressed ? args.compressed_columns : args.window_columns;
+        const int block = by_rows.divide(row);
+        offset = row - block * by_rows.divisor;
+        from += block - by_columns.divide(block) * by_columns.divisor;
+      } else {
+        offset = kListRow;
+        from += row;
+      }
+      if (compressed) offset |= kCompressedRow;
+    }
+    const bool ends = first + 64 >= state.end;
+    const bool more = !ends || (!compressed && state.entry_end > 0);
+    if (!more) flags |= kLastBlock;
+    __syncwarp();
+    if (has_row()) {
+      const uint32_t place = address_of_row(block_idx % Traits::kAddressSlots);
+      copy_async_4(place, from, offset >= 0 ? 4 : 0);
+      store_shared(place + 4, static_cast<uint32_t>(offset));
+    }
+    if (writes()) {
+      if (thread_of_role() == 0) {
+        if (state.only_chain != 0) flags |= kOnlyChain;
+        store_shared_2(shared_address(&shared.headers[block_idx % Traits::kHeaderSlots]),
+                       static_cast<uint32_t>(token), state.tile | state.chain << 8 | flags << 24);
+      }
+      state.inside = more;
+      state.first = first + 64;
+      if (ends && more) start_source(state, true, state.entry_begin, state.entry_end);
+    }
+    copy_async_commit();
+    __syncwarp();
+  }
+
+  /// Addresses of a block whose places have been fetched, in their slot.
+  __device__ __forceinline__ void resolve(int slot) const {
+    copy_async_wait<0>();
+    if (has_row()) {
+      const uint32_t at = address_of_row(slot);
+      const uint2 place = load_shared_2(at);
+      const auto tagged = static_cast<int>(place.y);
+      const bool compressed = (tagged & kCompressedRow) != 0;
+      const RowSource& rows = compressed ? args.attend.compressed : args.attend.window;
+      int block = static_cast<int>(place.x), offset = tagged & kListRow;
+      const bool masked = tagged < 0 || block < 0;
+      if (offset == kListRow) {
+        const FastDivisor& by_rows = compressed ? args.compressed_rows : args.window_rows;
+        block = by_rows.divide(static_cast<int>(place.x));
+        offset = static_cast<int>(place.x) - block * by_rows.divisor;
+      }
+      const std::byte* page = rows.base + block * rows.block_stride_bytes;
+      const int to_scales =
+          rows.rows_per_block * Traits::kRowBytes - offset * (Traits::kRowBytes - 8);
+      uint64_t bits = RowAddress::of(page + static_cast<uint32_t>(offset * Traits::kRowBytes),
+                                     Traits::kHasScales ? to_scales : 0)
+                          .bits;
+      if (masked) bits = 0;
+      store_shared_2(at, static_cast<uint32_t>(bits), static_cast<uint32_t>(bits >> 32));
+    }
+  }
+
+  // tagged: row within its page, or kListRow; kCompressedRow tells the source; kNoRow: masked
+  static constexpr int kNoRow = -1;
+  static constexpr int kCompressedRow = 1 << 30;
+  static constexpr int kListRow = kCompressedRow - 1;
+
+  // By those that write.
+  __device__ __forceinline__ void start_source(WalkState& state, bool compressed, int begin,
+                                               int end) const {
+    const RowSource& rows = compressed ? args.attend.compressed : args.attend.window;
+    state.compressed = compressed;
+    state.begin = begin;
+    state.end = end;
+    state.first = compressed ? begin & ~63 : begin;
+    state.places = rows.kind == RowSource::kList ? rows.slots + state.token * rows.slots_stride
+                                                 : rows.table + state.seq * rows.table_stride;
+  }
+
+  __device__ __forceinline__ void start_item(WalkState& state) const {
+    copy_async_wait<0>();
+    __syncwarp();
+    if (writes()) {
+      const ComingItem coming = this->coming();
+      const bool exists = coming.item >= 0;
+      const int chain = exists ? chain_of(coming.item) : 0;
+      const int rest = coming.item - chain * args.chain_items.divisor;
+      const int token = exists ? rest >> args.log2_tiles : -1;
+      int window_begin = coming.window_begin, window_end = coming.window_end;
+      if (!exists || chain > 0 || window_begin >= window_end) window_begin = window_end = 0;
+      int begin = coming.entry_begin, end = coming.entry_end;
+      const bool only = clip_to_chain(chain, begin, end);
+      if (!exists) begin = end = 0;
+      state.token = token;
+      state.seq = coming.seq;
+      state.entry_begin = begin;
+      state.entry_end = end;
+      state.chain = static_cast<uint32_t>(chain);
+      state.tile = static_cast<uint32_t>(rest - (token << args.log2_tiles));
+      state.only_chain = only;
+      if (!kOneWarp && exists) {
+        const int first = (thread_of_role() >> 5) * 256;
+        const int head = static_cast<int>(state.tile) * 64;
+        prefetch_box(args.q_map, first, head, token);
+        prefetch_box(args.q_map, first + 128, head, token);
+      }
+      const bool compressed = window_begin >= window_end;
+      start_source(state, compressed, compressed ? begin : window_begin,
+                   compressed ? end : window_end);
+    }
+    __syncwarp();
+    look_ahead(state);
+  }
+
+  // Chooses the item after the current one and asks for its numbers.
+  __device__ __forceinline__ void look_ahead(WalkState& state) const {
+    const int lane = thread_of_role() & 31;
+    const int stride = static_cast<int>(gridDim.x) / Traits::kCtas;
+    uint32_t pending = state.pending;
+    int next_items = state.next_items;
+    __syncwarp();
+    while (pending == 0 && next_items < args.num_items) {
+      pending = __ballot_sync(~0u, has_work(next_items + lane * stride));
+      next_items += 32 * stride;
+    }
+    const int item = pending == 0 ? -1 : next_items + (__ffs(pending) - 33) * stride;
+    if (writes()) {
+      state.next_items = next_items;
+      state.pending = pending & (pending - 1);
+    }
+    if (lane == 0) coming().item = item;
+    if (lane < 5) {
+      const AttendArgs& attend = args.attend;
+      const int32_t* from = attend.token_to_seq;
+      if (lane == 1) from = attend.window.begin;
+      if (lane == 2) from = attend.window.end;
+      if (lane == 3) from = attend.compressed.begin;
+      if (lane == 4) from = attend.compressed.end;
+      const bool valid = item >= 0 && from != nullptr;  // null: lists begin at 0, no rows end there
+      int token = 0;
+      if (valid) {
+        token = (item - chain_of(item) * args.chain_items.divisor) >> args.log2_tiles;
+      }
+      copy_async_4(shared_address(&coming().seq) + 4 * lane, from + token, valid ? 4 : 0);
+    }
+    copy_async_commit();
+  }
+
+  __device__ __forceinline__ bool has_work(int item) const {
+    if (item >= args.num_items) return false;
+    const int chain = chain_of(item);
+    if (chain == 0) return true;
+    const int token = (item - chain * args.chain_items.divisor) >> args.log2_tiles;
+    const RowSource& rows = args.attend.compressed;
+    int begin = rows.begin != nullptr ? __ldg(rows.begin + token) : 0;
+    int end = __ldg(rows.end + token);
+    clip_to_chain(chain, begin, end);
+    return begin < end;
+  }
+  __device__ __forceinline__ int chain_of(int item) const {
+    return args.chain_items.divide(item);
+  }
+  // Of a token's entries those of a chain; true where that is its only one.
+  __device__ __forceinline__ bool clip_to_chain(int chain, int& begin, int& end) const {
+    const int chain_rows = args.attend.blocks_per_chain * 64;
+    const bool only = begin >= end || end <= chain_rows;
+    begin = max(begin, chain * chain_rows);
+    end = min(end, (chain + 1) * chain_rows);
+    if (begin >= end) begin = end = 0;
+    return only;
+  }
+};
+
+}  // namespace dsv4::nvidia::sm90_attend
