@@ -229,6 +229,10 @@ void attend_sm90(const AttendParams& params, const OpContext& context) {
   for (int64_t begin = 0; begin < all.num_tokens; begin += wave) {
     const int64_t count = std::min(wave, all.num_tokens - begin);
     args.attend = tokens_of(all, begin, count);
+    args.q_map = byte_map_3d(args.attend.q, 2 * all.q_head_stride, 2 * all.q_token_stride, count,
+                             all.num_heads, 2 * kHeadDim, kTileHeads);
+    args.out_map = byte_map_3d(args.attend.out, 2 * all.out_head_stride, 2 * all.out_token_stride,
+                               count, all.num_heads, 2 * kHeadDim, kTileHeads);
     args.chain_items = FastDivisor(static_cast<int32_t>(count << log2_tiles));
     args.num_items = static_cast<int32_t>((count << log2_tiles) * all.max_chains);
     if (few_heads > 0) {

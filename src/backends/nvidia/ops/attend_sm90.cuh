@@ -44,19 +44,6 @@ __device__ __forceinline__ int64_t chain_slot(const AttendSm90Args& args,
          header.chain;
 }
 
-/// x[i] of lane j of a quad goes to x[j] of its lane i.
-__device__ __forceinline__ void transpose_quad(uint32_t (&x)[4], int quad) {
-  const bool odd = (quad & 1) != 0, upper = (quad & 2) != 0;
-  const uint32_t t0 = __shfl_xor_sync(~0u, odd ? x[0] : x[1], 1);
-  const uint32_t t1 = __shfl_xor_sync(~0u, odd ? x[2] : x[3], 1);
-  (odd ? x[0] : x[1]) = t0;
-  (odd ? x[2] : x[3]) = t1;
-  const uint32_t t2 = __shfl_xor_sync(~0u, upper ? x[0] : x[2], 2);
-  const uint32_t t3 = __shfl_xor_sync(~0u, upper ? x[1] : x[3], 2);
-  (upper ? x[0] : x[2]) = t2;
-  (upper ? x[1] : x[3]) = t3;
-}
-
 /// The query of an item: half of it is read by products from shared memory, the other half lives in
 /// registers as A fragments of 16 products. The copy engine brings both through the same shared
 /// memory, one after the other: 32 KB more under way in the load/store pipe, be it to registers or

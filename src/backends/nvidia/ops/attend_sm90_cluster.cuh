@@ -174,6 +174,19 @@ struct Output {
   }
 };
 
+/// x[i] of lane j of a quad goes to x[j] of its lane i.
+__device__ __forceinline__ void transpose_quad(uint32_t (&x)[4], int quad) {
+  const bool odd = (quad & 1) != 0, upper = (quad & 2) != 0;
+  const uint32_t t0 = __shfl_xor_sync(~0u, odd ? x[0] : x[1], 1);
+  const uint32_t t1 = __shfl_xor_sync(~0u, odd ? x[2] : x[3], 1);
+  (odd ? x[0] : x[1]) = t0;
+  (odd ? x[2] : x[3]) = t1;
+  const uint32_t t2 = __shfl_xor_sync(~0u, upper ? x[0] : x[2], 2);
+  const uint32_t t3 = __shfl_xor_sync(~0u, upper ? x[1] : x[3], 2);
+  (upper ? x[0] : x[2]) = t2;
+  (upper ? x[1] : x[3]) = t3;
+}
+
 /// Writes 64 heads x kColumns dims from `column` on (two rows a thread) as bf16: the words of a
 /// quad are transposed, so that a thread stores 16 bytes.
 template <int kColumns, typename Value>
