@@ -204,7 +204,7 @@ __device__ __forceinline__ void store_over_rows(float* to, float (&x)[kHeads / 4
 }
 
 /// Scores s[4 n ...] = (row lane / 4: heads 8 n + 2 (lane % 4), + 1), (row + 8: the same heads) of
-/// a warp: masks them, and tells the largest ones to the other warps of the role.
+/// a warp: tells the largest ones to the other warps of the role.
 template <typename Traits>
 __device__ __forceinline__ void share_maxima(SharedStorage<Traits>& shared, int stage, int warp,
                                              int lane, float (&s)[Traits::kHeads / 2]) {
