@@ -454,6 +454,23 @@ void check_attend_invariance(const Subject& subject, const AttendCase& which,
 
 void check_attend_crowd(const Subject& subject, const AttendCase& which, int num_tokens) {
   constexpr int kSeqs = 3, kStep = 41, kPositions = 13;
+  {  // Many tokens of one block each, one after the other, against calls of a few.
+    constexpr int kFew = 50;
+    std::vector<AttendToken> tokens;
+    for (int i = 0; i < 2 * num_tokens; ++i) {
+      tokens.push_back({i % kSeqs, i % 7 == 6 ? kPositions * i : i % 3});
+    }
+    const AttendResult batch = run_attend(subject, which, tokens, {});
+    for (int first = 0; first < 2 * num_tokens; first += kFew) {
+      const int count = std::min(kFew, 2 * num_tokens - first);
+      const auto begin = tokens.begin() + first;
+      const AttendResult few = run_attend(subject, which, {begin, begin + count}, {});
+      for (int i = 0; i < count; ++i) {
+        ASSERT_TRUE(same_bits(which, few, i, batch, first + i))
+            << "short token " << first + i << " among " << count << " and among many";
+      }
+    }
+  }
   std::vector<AttendToken> tokens;
   for (int i = 0; i < num_tokens; ++i) tokens.push_back({i % kSeqs, kPositions * i});
   const AttendResult batch = run_attend(subject, which, tokens, {});

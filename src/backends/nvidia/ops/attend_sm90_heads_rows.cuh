@@ -317,6 +317,7 @@ __device__ __forceinline__ void rows_role(const AttendSm90Args& args, SharedStor
 #pragma unroll
   for (int panel = 0; panel < kRing; ++panel) rows.fetch(panel, here);
 
+  uint32_t seen = 1;  // phase of the last query; as if there had been one before the first
   for (int block = role;; block += 2) {
     const BlockHeader header = read_header(shared.headers[block % kSlots]);
     if (header.token < 0) break;
@@ -327,8 +328,14 @@ __device__ __forceinline__ void rows_role(const AttendSm90Args& args, SharedStor
     const uint2 scales[2] = {rows.load_scales(0), rows.load_scales(1)};
     typename RowsOfWarp<Traits>::Raw raw[2];
     rows.load(0, raw[0]);
-    mbarrier_poll(shared_address(&shared.barriers.query_full),
-                  (header.flags & kOddItem) != 0 ? 1 : 0);
+    // An item of one block between this role's blocks was the other role's. Its query must have
+    // come before that of this item can be told from the one that this role has seen last.
+    const uint32_t of_item = (header.flags & kOddItem) != 0 ? 1 : 0;
+    const uint32_t query_full = shared_address(&shared.barriers.query_full);
+    if ((header.flags & kFirstBlock) != 0 && of_item == seen)
+      mbarrier_poll(query_full, of_item ^ 1);
+    mbarrier_poll(query_full, of_item);
+    seen = of_item;
 
     // S^T = K Q^T, panel by panel; operands of two panels are in use.
     float s[kHeads / 2];
