@@ -203,10 +203,10 @@ const char* attend_sm90_why_not(const AttendArgs& args) {
   return "";
 }
 
-void attend_sm90(const AttendParams& params, const OpContext& context) {
-  const AttendArgs all = attend_args(params);
-  if (*attend_sm90_why_not(all) != '\0') return attend_sm80(params, context);
-  const int few_heads = attend_sm90_heads_tile(all);
+namespace {
+
+// With tiles of 64 heads, or of `few_heads` where that is not 0.
+void run_attend_sm90(const AttendArgs& all, int few_heads, const OpContext& context) {
   const int tile_heads = few_heads > 0 ? few_heads : kTileHeads;
   const int log2_tiles = log2_tiles_of(all.num_heads);
   const int64_t wave = tokens_per_wave(all.num_tokens, log2_tiles, all.max_chains, tile_heads);
@@ -229,10 +229,6 @@ void attend_sm90(const AttendParams& params, const OpContext& context) {
   for (int64_t begin = 0; begin < all.num_tokens; begin += wave) {
     const int64_t count = std::min(wave, all.num_tokens - begin);
     args.attend = tokens_of(all, begin, count);
-    args.q_map = byte_map_3d(args.attend.q, 2 * all.q_head_stride, 2 * all.q_token_stride, count,
-                             all.num_heads, 2 * kHeadDim, kTileHeads);
-    args.out_map = byte_map_3d(args.attend.out, 2 * all.out_head_stride, 2 * all.out_token_stride,
-                               count, all.num_heads, 2 * kHeadDim, kTileHeads);
     args.chain_items = FastDivisor(static_cast<int32_t>(count << log2_tiles));
     args.num_items = static_cast<int32_t>((count << log2_tiles) * all.max_chains);
     if (few_heads > 0) {
@@ -250,6 +246,20 @@ void attend_sm90(const AttendParams& params, const OpContext& context) {
       nvidia::launch<merge_chains_kernel>({grid, kTileThreads}, stream, args);
     }
   }
+}
+
+}  // namespace
+
+void attend_sm90(const AttendParams& params, const OpContext& context) {
+  const AttendArgs all = attend_args(params);
+  if (*attend_sm90_why_not(all) != '\0') return attend_sm80(params, context);
+  run_attend_sm90(all, 0, context);
+}
+
+void attend_sm90_few_heads(const AttendParams& params, const OpContext& context) {
+  const AttendArgs all = attend_args(params);
+  if (*attend_sm90_why_not(all) != '\0') return attend_sm80(params, context);
+  run_attend_sm90(all, attend_sm90_heads_tile(all), context);
 }
 
 int64_t attend_sm90_scratch_bytes(const ScratchLimits& limits, int64_t max_entries) {

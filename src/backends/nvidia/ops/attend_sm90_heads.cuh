@@ -159,7 +159,8 @@ __device__ __forceinline__ void walk_role(const AttendSm90Args& args, SharedStor
         shared.headers[slot] = {
             item.index < 0 ? -1 : item.token, static_cast<uint16_t>(item.chain),
             static_cast<uint16_t>(item_flags | (inside == 0 ? kFirstBlock : 0u) |
-                                  (inside + 1 == count ? kLastBlock : 0u))};
+                                  (inside + 1 == count ? kLastBlock : 0u) |
+                                  (inside + 2 >= count ? kLastOfRole : 0u))};
       }
       if (item.index < 0) ++ends;
       end = block + 1;
@@ -394,7 +395,7 @@ __device__ __forceinline__ void init_barriers(Barriers<Traits>& barriers) {
     mbarrier_init(shared_address(&barriers.freed[i]), 128);
   }
   mbarrier_init(shared_address(&barriers.query_full), 64);
-  mbarrier_init(shared_address(&barriers.query_empty), 128);
+  mbarrier_init(shared_address(&barriers.query_empty), 256);
   for (int i = 0; i < 2; ++i) {
     mbarrier_init(shared_address(&barriers.reference_known[i]), 128);
     mbarrier_init(shared_address(&barriers.full[i]), 128);

@@ -264,8 +264,7 @@ __device__ __forceinline__ void softmax(const AttendSm90Args& args, SharedStorag
     }
   }
   mbarrier_arrive(shared_address(&shared.barriers.reference_known[stage]));
-  // The other role has told its reference, so that it is done with the query, too.
-  if ((flags & kLastBlock) != 0) mbarrier_arrive(shared_address(&shared.barriers.query_empty));
+  if ((flags & kLastOfRole) != 0) mbarrier_arrive(shared_address(&shared.barriers.query_empty));
 
   float sum[kOfLane];
 #pragma unroll
@@ -328,12 +327,14 @@ __device__ __forceinline__ void rows_role(const AttendSm90Args& args, SharedStor
     const uint2 scales[2] = {rows.load_scales(0), rows.load_scales(1)};
     typename RowsOfWarp<Traits>::Raw raw[2];
     rows.load(0, raw[0]);
-    // An item of one block between this role's blocks was the other role's. Its query must have
-    // come before that of this item can be told from the one that this role has seen last.
+    // Both roles see every query and give it back, or phases could not be told apart. An item of
+    // one block between this role's blocks was the other role's.
     const uint32_t of_item = (header.flags & kOddItem) != 0 ? 1 : 0;
     const uint32_t query_full = shared_address(&shared.barriers.query_full);
-    if ((header.flags & kFirstBlock) != 0 && of_item == seen)
+    if ((header.flags & kFirstBlock) != 0 && of_item == seen) {
       mbarrier_poll(query_full, of_item ^ 1);
+      mbarrier_arrive(shared_address(&shared.barriers.query_empty));
+    }
     mbarrier_poll(query_full, of_item);
     seen = of_item;
 

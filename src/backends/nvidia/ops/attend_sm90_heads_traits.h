@@ -54,6 +54,7 @@ enum BlockFlags : uint32_t {
   kLastBlock = 2,   // of the item
   kOnlyChain = 4,   // the token has one chain: its output is final
   kOddItem = 8,     // phase of the query
+  kLastOfRole = 16  // of the blocks of an item that its rows role has
 };
 
 /// mbarriers between roles: all threads of the giving role arrive, all of the taking one wait.
@@ -62,7 +63,7 @@ struct Barriers {
   uint64_t known[Traits::kSlots];  // walk -> rows and output roles
   uint64_t freed[Traits::kSlots];  // output role -> walk
   uint64_t query_full;             // query role -> rows roles, once an item
-  uint64_t query_empty;            // the rows role of an item's last block -> query role
+  uint64_t query_empty;            // both rows roles -> query role, once an item
   // By parity of the block:
   uint64_t reference_known[2];  // rows role -> the other rows role
   uint64_t full[2];             // rows role -> output role
