@@ -363,7 +363,8 @@ TEST_P(RowwiseBits, CompressLongStep) {
   if (emulated()) GTEST_SKIP() << "too long for an interpreter";
   constexpr int64_t kLong = 9000, kWidth = 64;
   constexpr int32_t kContext = 37;
-  for (const auto& [ratio, overlap] : {std::pair{4, true}, {16, false}}) {
+  for (const bool overlap : {true, false}) {
+    const int ratio = overlap ? 4 : 16;
     SCOPED_TRACE(::testing::Message() << "ratio " << ratio);
     const int64_t half = (overlap ? 2 : 1) * kWidth;
     const int ring = (overlap ? 2 : 1) * ratio;
