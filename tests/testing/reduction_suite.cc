@@ -457,12 +457,12 @@ void check_attend_crowd(const Subject& subject, const AttendCase& which, int num
   {  // Many tokens of one block each, one after the other, against calls of a few.
     constexpr int kFew = 50;
     std::vector<AttendToken> tokens;
-    for (int i = 0; i < 2 * num_tokens; ++i) {
+    for (int i = 0; i < num_tokens; ++i) {
       tokens.push_back({i % kSeqs, i % 7 == 6 ? kPositions * i : i % 3});
     }
     const AttendResult batch = run_attend(subject, which, tokens, {});
-    for (int first = 0; first < 2 * num_tokens; first += kFew) {
-      const int count = std::min(kFew, 2 * num_tokens - first);
+    for (int first = 0; first < num_tokens; first += kFew) {
+      const int count = std::min(kFew, num_tokens - first);
       const auto begin = tokens.begin() + first;
       const AttendResult few = run_attend(subject, which, {begin, begin + count}, {});
       for (int i = 0; i < count; ++i) {
