@@ -4,8 +4,6 @@
 #include <cuda_bf16.h>
 
 #include <algorithm>
-#include <array>
-#include <atomic>
 
 #include "backends/nvidia/ops/attend_rows.cuh"
 #include "backends/nvidia/ops/attend_sm90_heads.h"
@@ -100,19 +98,6 @@ __global__ void __launch_bounds__(kTileThreads)
           any[h] ? log_sum_exp(max[h], sum[h]) : -INFINITY;
     }
   }
-}
-
-int num_multiprocessors() {
-  static std::array<std::atomic<int>, 64> known{};
-  int device = 0, count = 0;
-  DSV4_CUDA_CHECK(cudaGetDevice(&device));
-  std::atomic<int>& cached = known[static_cast<size_t>(device) % known.size()];
-  count = cached.load(std::memory_order_relaxed);
-  if (count == 0) {
-    DSV4_CUDA_CHECK(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
-    cached.store(count, std::memory_order_relaxed);
-  }
-  return count;
 }
 
 int log2_tiles_of(int num_heads) {

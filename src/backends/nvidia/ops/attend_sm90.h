@@ -49,7 +49,7 @@ struct AttendSm90Args {
 
 /// Empty where the kernel takes the call, else why not. Looks at shapes, formats and strides alone.
 const char* attend_sm90_why_not(const AttendArgs& args);
-/// One 64 x 512 accumulator per token and 64 heads: warp-speciali wgmma kernel for sm_90a.
+/// One 64 x 512 accumulator per token and 64 heads: warp-specialised wgmma kernel for sm_90a.
 /// What it does not take goes to attend_sm80.
 void attend_sm90(const AttendParams& params, const OpContext& context);
 /// Scratch of a call with at most `max_entries` compressed rows a token, in default grids.

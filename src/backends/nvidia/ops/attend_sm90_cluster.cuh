@@ -22,9 +22,6 @@
 // Contract  as sm90_attend
 // Numerics  as sm90_attend
 #pragma once
-#include <array>
-#include <atomic>
-
 #include "backends/nvidia/ops/attend_sm90.cuh"
 #include "backends/nvidia/ops/attend_sm90_cluster_loader.cuh"
 #include "backends/nvidia/ops/launch.h"
@@ -416,12 +413,8 @@ template <KvFormat kFormat, int kCtas>
 int attend_sm90_clusters() {
   using Traits = sm90_attend::ClusterTraits<kFormat, kCtas>;
   constexpr auto kKernel = sm90_attend::attend_cluster_kernel<Traits>;
-  static std::array<std::atomic<int>, 64> known{};
-  int device = 0;
-  DSV4_CUDA_CHECK(cudaGetDevice(&device));
-  std::atomic<int>& cached = known[static_cast<size_t>(device) % known.size()];
-  int count = cached.load(std::memory_order_relaxed);
-  if (count == 0) {
+  static PerDevice known;
+  return known.get([](int) {
     constexpr int kBytes = sizeof(sm90_attend::ClusterStorage<Traits>);
     allow_shared_memory(kKernel, kBytes);
     cudaLaunchAttribute cluster{};
@@ -433,10 +426,10 @@ int attend_sm90_clusters() {
     config.dynamicSmemBytes = kBytes;
     config.attrs = &cluster;
     config.numAttrs = 1;
+    int count = 0;
     DSV4_CUDA_CHECK(cudaOccupancyMaxActiveClusters(&count, kKernel, &config));
-    cached.store(count, std::memory_order_relaxed);
-  }
-  return count;
+    return count;
+  });
 }
 
 template <KvFormat kFormat, int kCtas>

@@ -7,7 +7,6 @@
 #pragma once
 #include <array>
 #include <atomic>
-#include <type_traits>
 
 #include "backends/gpu/platform.h"
 #include "backends/nvidia/ops/gpu_check.h"
@@ -24,21 +23,30 @@ __device__ __forceinline__ void follow_kernels_before() {
 #endif
 }
 
-/// Whether the kernel that runs on the current device has these instructions. Code for older GPUs,
-/// compiled there from PTX, has not.
-template <typename... Params>
-bool follows_kernels_before(void (*kernel)(Params...), std::atomic<uint64_t>& known,
-                            std::atomic<uint64_t>& follows) {
-  int device = 0;
-  DSV4_CUDA_CHECK(cudaGetDevice(&device));
-  const uint64_t bit = device < 64 ? uint64_t{1} << device : 0;
-  if ((known.load(std::memory_order_acquire) & bit) == 0) {
-    cudaFuncAttributes attributes{};
-    DSV4_CUDA_CHECK(cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(kernel)));
-    if (attributes.ptxVersion >= 90) follows |= bit;
-    known |= bit;
+/// A positive number that a device has, asked of it once: a query may not stand in a step.
+class PerDevice {
+ public:
+  template <typename Ask>  // int ask(int device)
+  int get(Ask ask) {
+    int device = 0;
+    DSV4_CUDA_CHECK(cudaGetDevice(&device));
+    std::atomic<int>& known = known_[static_cast<size_t>(device) % known_.size()];
+    int value = known.load(std::memory_order_relaxed);
+    if (value == 0) known.store(value = ask(device), std::memory_order_relaxed);
+    return value;
   }
-  return (follows.load(std::memory_order_relaxed) & bit) != 0;
+
+ private:
+  std::array<std::atomic<int>, 64> known_{};
+};
+
+inline int num_multiprocessors() {
+  static PerDevice known;
+  return known.get([](int device) {
+    int count = 0;
+    DSV4_CUDA_CHECK(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
+    return count;
+  });
 }
 
 /// Kernels with more than 48 KiB of dynamic shared memory must say so, once per device; a host call
@@ -63,7 +71,6 @@ struct LaunchShape {
 /// @throws Error kDeviceError: the launch is refused.
 template <auto kKernel, typename... Args>
 void launch(const LaunchShape& shape, cudaStream_t stream, const Args&... args) {
-  static std::atomic<uint64_t> known{0}, follows{0};
   allow_shared_memory(kKernel, shape.shared_bytes);
   if (shape.cluster > 8) {
     DSV4_CUDA_CHECK(
@@ -76,7 +83,14 @@ void launch(const LaunchShape& shape, cudaStream_t stream, const Args&... args) 
   config.dynamicSmemBytes = static_cast<size_t>(shape.shared_bytes);
   config.stream = stream;
   config.attrs = attributes;
-  if (follows_kernels_before(kKernel, known, follows)) {
+  // Code for older GPUs, compiled there from PTX, lacks the instructions of follow_kernels_before.
+  static PerDevice code;
+  const int ptx_version = code.get([](int) {
+    cudaFuncAttributes kernel{};
+    DSV4_CUDA_CHECK(cudaFuncGetAttributes(&kernel, reinterpret_cast<const void*>(kKernel)));
+    return kernel.ptxVersion;
+  });
+  if (ptx_version >= 90) {
     attributes[config.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attributes[config.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
   }

@@ -150,13 +150,6 @@ __global__ void __launch_bounds__(Sm90Tile<kDType, kN, true>::kThreads, 1)
   }
 }
 
-int num_multiprocessors() {
-  int device = 0, count = 0;
-  DSV4_CUDA_CHECK(cudaGetDevice(&device));
-  DSV4_CUDA_CHECK(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
-  return count;
-}
-
 template <typename Tile, int kN>
 int number_tiles(Sm90Batch& batch) {
   int64_t tiles = 0;

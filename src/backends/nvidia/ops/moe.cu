@@ -315,13 +315,6 @@ __global__ void __launch_bounds__(256) moe_combine(const CombineParams params) {
 
 // ---- the host's part
 
-int num_multiprocessors() {
-  int device = 0, count = 0;
-  DSV4_CUDA_CHECK(cudaGetDevice(&device));
-  DSV4_CUDA_CHECK(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
-  return count;
-}
-
 template <int kM, int kN>
 int stream_shared_bytes(const LinearWeight& w) {
   const int ring = w.dtype == DType::kBf16

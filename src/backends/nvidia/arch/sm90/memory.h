@@ -81,11 +81,6 @@ __device__ __forceinline__ void store_matrix_4_transposed(uint32_t address, uint
       : "memory");
 }
 
-__device__ __forceinline__ uint32_t multiply_add(uint32_t a, uint32_t b, uint32_t c) {
-  uint32_t sum;
-  asm("mad.lo.u32 %0, %1, %2, %3;" : "=r"(sum) : "r"(a), "r"(b), "r"(c));
-  return sum;
-}
 /// 9.7.8.7 prmt: every nibble of kSelector picks a byte of x; with its top bit set that byte's
 /// sign, eight times.
 template <uint32_t kSelector>
