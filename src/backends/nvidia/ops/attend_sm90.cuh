@@ -140,7 +140,7 @@ __device__ __forceinline__ void block_maxima(const float (&s)[32], float scale_l
 #pragma unroll
     for (int g = 0; g < 8; ++g) x = fmaxf(x, fmaxf(s[4 * g + 2 * h], s[4 * g + 2 * h + 1]));
     x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));
-    largest[h] = fmaxf(x, __shfl_xor_sync(~0u, x, 2)) * scale_log2;
+    largest[h] = __fmul_rn(fmaxf(x, __shfl_xor_sync(~0u, x, 2)), scale_log2);
   }
 }
 /// The reference maximum follows that of a block; what came before must be multiplied by the
@@ -151,19 +151,26 @@ __device__ __forceinline__ float move_reference(float largest, float& max) {
   max = largest;
   return alpha;
 }
-/// P = 2^(scale s - max) in bf16, and the sum over this thread's keys before it is rounded.
+/// P = 2^(scale s - max) in bf16, and the sum over this thread's keys before it is rounded: 16 keys
+/// at a time, keys that are 8 apart first, as sm90_attend_heads has them.
 __device__ __forceinline__ void block_weights(const float (&s)[32], float scale_log2,
                                               const float (&max)[2], float (&sum)[2],
                                               uint32_t (&p)[16]) {
   sum[0] = sum[1] = 0.f;
 #pragma unroll
-  for (int g = 0; g < 8; ++g) {
+  for (int g = 0; g < 8; g += 2) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      const float p0 = exp2_approx(fmaf(s[4 * g + 2 * h], scale_log2, -max[h]));
-      const float p1 = exp2_approx(fmaf(s[4 * g + 2 * h + 1], scale_log2, -max[h]));
-      sum[h] += p0 + p1;
-      p[2 * g + h] = pack_bf16x2(p0, p1);
+      float x[2][2];  // keys 8 i + e
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          x[i][e] = exp2_approx(fmaf(s[4 * (g + i) + 2 * h + e], scale_log2, -max[h]));
+        }
+        p[2 * (g + i) + h] = pack_bf16x2(x[i][0], x[i][1]);
+      }
+      sum[h] += (x[0][0] + x[1][0]) + (x[0][1] + x[1][1]);
     }
   }
 }
@@ -215,7 +222,7 @@ struct Sinks {
 __device__ __forceinline__ void store_sum(const AttendSm90Args& args, const BlockHeader& item,
                                           int row, float max, float sum) {
   const int head = item.tile * 64 + row;
-  const bool any = sum > 0.f;
+  const bool any = sum != 0.f;  // or NaN
   if ((item.flags & kOnlyChain) == 0) {
     args.chains.sums[chain_slot(args, item) * 64 + row] = make_float2(any ? max : -INFINITY, sum);
   } else if (args.attend.lse != nullptr && head < args.attend.num_heads) {
@@ -237,7 +244,7 @@ __device__ __forceinline__ void finish_rows(const AttendSm90Args& args, const Bl
   if (quad != 0) return;
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
-    factors[row + 8 * h] = sum[h] > 0.f ? inverse_denominator(max[h], sum[h], sinks.of[h]) : 0.f;
+    factors[row + 8 * h] = sum[h] != 0.f ? inverse_denominator(max[h], sum[h], sinks.of[h]) : 0.f;
     store_sum(args, item, row + 8 * h, max[h], sum[h]);
   }
 }

@@ -225,7 +225,7 @@ __device__ __forceinline__ void store_columns(const AttendSm90Args& args, const 
     float inverse[2];
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      inverse[h] = sums[h].y > 0.f ? inverse_denominator(sums[h].x, sums[h].y, sinks.of[h]) : 0.f;
+      inverse[h] = sums[h].y != 0.f ? inverse_denominator(sums[h].x, sums[h].y, sinks.of[h]) : 0.f;
     }
     store_output_rows<Traits::kColumns>(args, item, column, row, quad, inverse,
                                         [&](int i) { return o.at(i); });

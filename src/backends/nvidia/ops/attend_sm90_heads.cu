@@ -12,7 +12,8 @@ namespace {
 constexpr int kHeadDim = 512;
 constexpr int kMergeThreads = kHeadDim / 4;
 
-// sm90_merge_heads: the chains of one token and head, in ascending order.
+// sm90_merge_heads: the chains of one token and head, in ascending order; the same bits as
+// sm90_merge_chains.
 //
 // Tiling    CTA = (token, head), a thread 4 dims
 // Contract  tokens with one chain are left alone
@@ -25,28 +26,28 @@ __global__ void __launch_bounds__(kMergeThreads)
   const TokenBlocks blocks = token_blocks(attend, token);
   if (blocks.num_chains == 1) return;
 
-  // Of dims 4 thread ... of the head; sm90_attend_heads keeps columns in another order.
-  const int first = thread / 16 * 32 + thread % 4 * 8 + thread / 4 % 4;
-
   float max = -INFINITY, sum = 0.f, values[4] = {};
   bool any = false;
   for (int chain = 0; chain < blocks.num_chains; ++chain) {
     if (chain > 0 && chain_blocks(attend, blocks, chain).count == 0) continue;
     const int64_t slot = static_cast<int64_t>(token) * attend.max_chains + chain;
     const int64_t at = slot * tile_heads + head;
-    const auto* of_head = reinterpret_cast<const float2*>(args.chains.values) + at * kHeadDim / 2;
-    const float2 low = __ldcg(of_head + first), high = __ldcg(of_head + first + 4);
+    const float4 add = __ldcg(args.chains.values + at * kHeadDim / 4 + thread);
     const float2 partial = args.chains.sums[at];
-    if (partial.y == 0.f) continue;
-    MergeWeights merged = {partial.x, partial.y, 0.f, 1.f};
-    if (any) merged = merge_chains(max, sum, partial.x, partial.y);
-    any = true;
-    max = merged.max;
-    sum = merged.sum;
-    values[0] = merge_values(values[0], low.x, merged.by_total, merged.by_chain);
-    values[1] = merge_values(values[1], low.y, merged.by_total, merged.by_chain);
-    values[2] = merge_values(values[2], high.x, merged.by_total, merged.by_chain);
-    values[3] = merge_values(values[3], high.y, merged.by_total, merged.by_chain);
+    float by_total = 1.f, by_chain = 0.f;
+    if (partial.y != 0.f) {
+      MergeWeights merged = {partial.x, partial.y, 0.f, 1.f};
+      if (any) merged = merge_chains(max, sum, partial.x, partial.y);
+      any = true;
+      max = merged.max;
+      sum = merged.sum;
+      by_total = merged.by_total;
+      by_chain = merged.by_chain;
+    }
+    values[0] = merge_values(values[0], add.x, by_total, by_chain);
+    values[1] = merge_values(values[1], add.y, by_total, by_chain);
+    values[2] = merge_values(values[2], add.z, by_total, by_chain);
+    values[3] = merge_values(values[3], add.w, by_total, by_chain);
   }
 
   const float sink = attend.sink != nullptr ? __ldg(attend.sink + head) : -INFINITY;

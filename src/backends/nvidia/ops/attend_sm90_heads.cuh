@@ -121,7 +121,7 @@ __device__ __forceinline__ uint64_t address_of(const AttendSm90Args& args, int p
 template <typename Traits>
 __device__ __forceinline__ void walk_role(const AttendSm90Args& args, SharedStorage<Traits>& shared,
                                           int row) {
-  constexpr int kSlots = Traits::kSlots, kAhead = 2;
+  constexpr int kSlots = Traits::kAddressSlots, kAhead = 2;
   Item item{before_first_item(), 0, 0};
   TokenBlocks token{};
   ChainBlocks chain{};
@@ -156,7 +156,7 @@ __device__ __forceinline__ void walk_role(const AttendSm90Args& args, SharedStor
       }
       store_shared(at + 4, static_cast<uint32_t>(known));
       if (row == 0) {
-        shared.headers[slot] = {
+        shared.headers[block % Traits::kHeaderSlots] = {
             item.index < 0 ? -1 : item.token, static_cast<uint16_t>(item.chain),
             static_cast<uint16_t>(item_flags | (inside == 0 ? kFirstBlock : 0u) |
                                   (inside + 1 == count ? kLastBlock : 0u) |
@@ -220,14 +220,14 @@ __device__ __forceinline__ void query_role(const AttendSm90Args& args,
         const int head = (half + group) * 8 + (lane >> 2);
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          const uint32_t to = shared_address(shared.query[warp * 4 + i]) + head * 128 + quad * 4;
-#pragma unroll
-          for (int upper = 0; upper < 2; ++upper) {
-#pragma unroll
-            for (int k = 0; k < 4; ++k) {  // step 2 upper + k / 2, columns 8 (k % 2) + 2 quad, + 1
-              store_shared(to + (((4 * upper + k) ^ (head & 7)) << 4), values[i][group][upper][k]);
-            }
-          }
+          const uint32_t to = shared_address(shared.query[warp * 4 + i]) + head * 128 +
+                              ((2 * quad ^ (head & 7)) << 4);
+          const uint32_t(&x)[2][4] = values[i][group];
+          const bool wide = warp * 4 + i >= Traits::kFp8Panels;
+          store_shared_4(to, x[0][0], wide ? x[0][1] : x[0][2], wide ? x[0][2] : x[1][0],
+                         wide ? x[0][3] : x[1][2]);
+          store_shared_4(to ^ 16, wide ? x[1][0] : x[0][1], wide ? x[1][1] : x[0][3],
+                         wide ? x[1][2] : x[1][1], x[1][3]);
         }
       }
     }
@@ -239,31 +239,49 @@ __device__ __forceinline__ void query_role(const AttendSm90Args& args,
 
 // ---- output
 
-/// What is left of an item: all dims, warp by warp 16 of every 64, of all heads. `sum` is that of
-/// head lane % kHeads.
+/// A sum of weights has four parts (store_sums): the one that a thread adds up, of head lane %
+/// kHeads. With 16 heads, warps 2 and 3 do what 0 and 1 do.
+template <typename Traits>
+__device__ __forceinline__ int part_of_thread(int warp, int lane) {
+  return Traits::kHeads == 32 ? warp : (warp & 1) * 2 + (lane >> 4);
+}
+
+/// Column of row `row` of an O^T of 64 columns, but for whole steps of 16 (RowsOfWarp).
+__device__ __forceinline__ int column_of(int row, bool wide) {
+  return wide ? row : 4 * (row >> 1 & 3) + (row & 1) + 2 * (row >> 3);
+}
+
+/// What is left of an item: all dims, warp by warp 16 of every 64, of all heads;
+/// `sum_of_part`: see part_of_thread.
 template <typename Traits>
 __device__ __forceinline__ void store_item(const AttendSm90Args& args,
                                            SharedStorage<Traits>& shared, const BlockHeader& header,
-                                           int stage, int warp, int lane, float sum,
+                                           int stage, int warp, int lane, float sum_of_part,
                                            const float (&o)[8][Traits::kHeads / 2]) {
-  constexpr int kHeads = Traits::kHeads;
+  constexpr int kHeads = Traits::kHeads, kFp8Panels = Traits::kFp8Panels;
   const AttendArgs& attend = args.attend;
   const int quad = lane & 3, my_head = lane % kHeads;
+  auto& parts = shared.item_sums(stage);
+  if (kHeads == 32 || warp < 2) parts[part_of_thread<Traits>(warp, lane)][my_head] = sum_of_part;
+  barrier_sync(kOutputBarrier, 128);  // and the tile has been used up
+  const float sum =
+      (parts[0][my_head] + parts[1][my_head]) + (parts[2][my_head] + parts[3][my_head]);
   const float max = shared.reference[stage][my_head];
-  const bool any = sum > 0.f || sum != sum;
+  const bool any = sum != 0.f;  // or NaN
   if ((header.flags & kOnlyChain) == 0) {
     const int64_t slot = static_cast<int64_t>(header.token) * attend.max_chains + header.chain;
     if (warp == 0 && lane < kHeads) {
       args.chains.sums[slot * kHeads + my_head] = make_float2(any ? max : -INFINITY, sum);
     }
     float* values = reinterpret_cast<float*>(args.chains.values) +
-                    (slot * kHeads + 2 * quad) * Traits::kHeadDim + warp * 16 + (lane >> 2);
+                    (slot * kHeads + 2 * quad) * Traits::kHeadDim + warp * 16;
 #pragma unroll
     for (int panel = 0; panel < 8; ++panel) {
 #pragma unroll
       for (int i = 0; i < kHeads / 2; ++i) {
-        const int head = i / 4 * 8 + i % 2, column = panel * 64 + i / 2 % 2 * 8;
-        __stcg(values + head * Traits::kHeadDim + column, o[panel][i]);
+        const int head = i / 4 * 8 + i % 2;
+        const int column = column_of((lane >> 2) + i / 2 % 2 * 8, panel >= kFp8Panels);
+        __stcg(values + head * Traits::kHeadDim + panel * 64 + column, o[panel][i]);
       }
     }
     return;
@@ -283,8 +301,7 @@ __device__ __forceinline__ void store_item(const AttendSm90Args& args,
   for (int i = 0; i < kHeads / 4; ++i) {
     factors[i] = __shfl_sync(~0u, factor, i / 2 * 8 + 2 * quad + i % 2);
   }
-  // Through the tile that has been used up: by head, 1 KB, 16-byte units mixed with the head.
-  barrier_sync(kOutputBarrier, 128);
+  // Through the tile: by head, 1 KB, 16-byte units mixed with the head.
   const uint32_t staged = shared_address(shared.rows[stage]);
   const uint32_t to = staged + (lane >> 4) * 8192 + (lane & 7) * 1024 +
                       (((2 * warp + (lane >> 3 & 1)) ^ (lane & 7)) << 4);
@@ -301,19 +318,22 @@ __device__ __forceinline__ void store_item(const AttendSm90Args& args,
     }
   }
   barrier_sync(kOutputBarrier, 128);
-  // Eight lanes have a panel of a head, 8 columns each, in their order again (RowsOfWarp).
+  // Eight lanes have a panel of a head, 8 columns each: a unit of it, or halves of two (column_of).
   uint16_t* out = attend.out + header.token * attend.out_token_stride + warp * 128 + (lane & 7) * 8;
 #pragma unroll 1
   for (int head = lane >> 3; head < attend.num_heads; head += 4) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const uint32_t from = staged + head * 1024 + (2 * warp + i) * 128 + (lane >> 1 & 3) * 4;
-      const int unit = (lane & 1) * 4;
-      uint32_t x[4];
-#pragma unroll
-      for (int k = 0; k < 4; ++k) x[k] = load_shared(from + (((unit + k) ^ (head & 7)) << 4));
+      const int panel = 2 * warp + i;
+      const uint32_t from = staged + head * 1024 + panel * 128;
+      const bool wide = panel >= kFp8Panels;
+      const int unit = wide ? lane & 7 : lane & 6;
+      const uint32_t low = from + ((unit ^ (head & 7)) << 4);
+      const uint2 first = load_shared_2(low + (wide ? 0 : (lane & 1) * 8));
+      const uint2 second = load_shared_2(wide ? low + 8 : (low ^ 16) + (lane & 1) * 8);
       *reinterpret_cast<uint4*>(out + head * attend.out_head_stride + i * 64) =
-          make_uint4(x[0], x[1], x[2], x[3]);
+          wide ? make_uint4(first.x, first.y, second.x, second.y)
+               : make_uint4(first.x, second.x, first.y, second.y);
     }
   }
 }
@@ -321,25 +341,25 @@ __device__ __forceinline__ void store_item(const AttendSm90Args& args,
 template <typename Traits>
 __device__ __forceinline__ void output_role(const AttendSm90Args& args,
                                             SharedStorage<Traits>& shared, int warp, int lane) {
-  constexpr int kHeads = Traits::kHeads, kSlots = Traits::kSlots;
-  const int my_head = lane % kHeads, quad = lane & 3;
+  constexpr int kHeads = Traits::kHeads;
+  const int my_head = lane % kHeads, quad = lane & 3, part = part_of_thread<Traits>(warp, lane);
   for (int block = 0;;) {
     float o[8][kHeads / 2];  // by panel; o[p][4 n ...] as scores: columns instead of rows
 #pragma unroll
     for (int i = 0; i < 8 * (kHeads / 2); ++i) o[i / (kHeads / 2)][i % (kHeads / 2)] = 0.f;
     float sum = 0.f;
     for (bool last = false; !last; ++block) {
-      const int stage = block & 1, slot = block % kSlots;
-      mbarrier_wait(shared_address(&shared.barriers.known[slot]), phase_of<kSlots>(block));
-      const BlockHeader header = read_header(shared.headers[slot]);
+      const int stage = block & 1;
+      mbarrier_wait(shared_address(&shared.barriers.full[stage]), phase_of<2>(block));
+      const BlockHeader header = read_header(shared.headers[block % Traits::kHeaderSlots]);
       if (header.token < 0) return;
       last = __any_sync(~0u, (header.flags & kLastBlock) != 0);
-      mbarrier_wait(shared_address(&shared.barriers.full[stage]), phase_of<2>(block));
       const bool first = (header.flags & kFirstBlock) != 0;
       const float alpha = first ? 1.f : shared.alpha[stage][my_head];
-      const float(&sums)[4][kHeads] = shared.sums[stage];
-      sum = fmaf(sum, alpha,
-                 (sums[0][my_head] + sums[1][my_head]) + (sums[2][my_head] + sums[3][my_head]));
+      float block_sum = shared.sums[stage][0][part][my_head];
+#pragma unroll
+      for (int w = 1; w < 4; ++w) block_sum += shared.sums[stage][w][part][my_head];
+      sum = __fmaf_rn(sum, alpha, block_sum);
       if (__any_sync(~0u, alpha != 1.f)) {
 #pragma unroll
         for (int i = 0; i < kHeads / 4; ++i) {
@@ -372,7 +392,6 @@ __device__ __forceinline__ void output_role(const AttendSm90Args& args,
       if (last) store_item(args, shared, header, stage, warp, lane, sum, o);
       if (last) mbarrier_arrive(shared_address(&shared.barriers.empty[stage][0]));
       mbarrier_arrive(shared_address(&shared.barriers.empty[stage][1]));
-      mbarrier_arrive(shared_address(&shared.barriers.freed[slot]));
     }
   }
 }
@@ -390,7 +409,7 @@ __device__ __forceinline__ void set_registers() {
 /// By one thread.
 template <typename Traits>
 __device__ __forceinline__ void init_barriers(Barriers<Traits>& barriers) {
-  for (int i = 0; i < Traits::kSlots; ++i) {
+  for (int i = 0; i < Traits::kAddressSlots; ++i) {
     mbarrier_init(shared_address(&barriers.known[i]), 64);
     mbarrier_init(shared_address(&barriers.freed[i]), 128);
   }

@@ -28,12 +28,11 @@ __device__ __forceinline__ BlockHeader read_header(const BlockHeader& header) {
           static_cast<uint16_t>(words.y >> 16)};
 }
 
-/// Rows lane / 4 and lane / 4 + 8 of a warp. Of every panel of 64 columns a lane has columns 16 t
-/// ..., t = lane % 4: it copies codes and converts them without waiting for other lanes.
-///
-/// Columns are dealt to products so that codes stay where they are: column 16 t + 4 k + c of a
-/// panel is column 16 k + 2 t + c % 2 + 8 (c / 2) of the operands, of the tile, of the query in
-/// shared memory (query_role) and of O (store_item).
+/// Rows lane / 4 and lane / 4 + 8 of a warp. Of every panel of 64 codes a lane needs word t = lane
+/// % 4 of the four chunks of 16: a chunk is a step of the products, as in the kernel of 64 heads,
+/// but its columns 4 t + c are columns 2 t + c % 2 + 8 (c / 2) of the operands, of the tile, of the
+/// query in shared memory (query_role) and of O (store_item). That changes no bit: the tensor core
+/// adds the 16 products of a step at once. Panels of bf16 (`wide`) keep their order.
 template <typename Traits>
 struct RowsOfWarp {
   uint32_t raw;     // slots of the warp
@@ -72,10 +71,13 @@ struct RowsOfWarp {
     for (int r = 0; r < 2; ++r) {
       const std::byte* from = source.from[r] + offset;
       const bool valid = source.valid[r];
-#pragma unroll
-      for (int c = 0; c < (kWide ? 2 : 1); ++c) {  // of bf16 rows also 16-byte unit t + 4
-        const uint32_t to = slot + (kWide ? 2 * r + c : r) * 512 + ((lane ^ c) << 4);
-        copy_async_stream(to, from + c * 64, valid ? 16 : 0);
+      if (kWide) {  // 8 rows of 128 bytes, unit u at u ^ (4 (row % 2) + row % 8 / 2); t, and t + 4
+        const uint32_t to =
+            slot + r * 1024 + ((lane >> 2) << 7) + (((lane & 3) ^ (lane & 4) ^ (lane >> 3)) << 4);
+        copy_async_stream(to, from, valid ? 16 : 0);
+        copy_async_stream(to ^ 64, from + 64, valid ? 16 : 0);
+      } else {  // 8 rows of 64 bytes, chunk k at k ^ (row % 8 / 2)
+        copy_async_stream(slot + r * 512 + ((lane ^ (lane >> 3)) << 4), from, valid ? 16 : 0);
       }
     }
     copy_async_commit();
@@ -110,30 +112,22 @@ struct RowsOfWarp {
     }
   }
 
-  /// What lies in a slot of this lane's columns. Other lanes copied bf16 values: before and after
-  /// this, __syncwarp.
+  /// What a lane needs of a slot. Other lanes copied it: before and after this, __syncwarp.
   struct Raw {
-    uint4 words[2][2];  // row, 16 bytes; of codes only the first ones
+    uint32_t words[4][4];  // codes: row lane / 4 (+ 8), chunk; bf16 values: step, as operands
   };
   __device__ __forceinline__ void load(int panel, Raw& out) const {
+    const int row = lane & 7;
     if (panel < kFp8Panels) {
+      const uint32_t at = slot_of(panel) + row * 64 + (((lane >> 3) ^ (row >> 1)) << 4);
 #pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        out.words[r][0] = load_shared_16(slot_of(panel) + r * 512 + lane * 16);
-      }
+      for (int r = 0; r < 2; ++r) load_matrix_x4(out.words[r], at + r * 512);
       return;
     }
-    const int quad = lane & 3;
     const uint32_t at =
-        slot_of(panel) + (quad >> 1) * 512 +
-        (((lane & ~3) + (quad & 1) * 2 + (quad >> 1)) << 4);  // unit 2 t, and ^ 16: unit 2 t + 1
+        slot_of(panel) + (lane & 15) * 128 + (((lane >> 4) ^ ((row & 1) << 2) ^ (row >> 1)) << 4);
 #pragma unroll
-    for (int r = 0; r < 2; ++r) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        out.words[r][half] = load_shared_16((at ^ half << 4) + r * 1024);
-      }
-    }
+    for (int k = 0; k < 4; ++k) load_matrix_x4(out.words[k], at ^ (k << 5));
   }
 
   /// A panel as operands, a[4 k] ... for step k of 16 columns. Codes through f32: that takes half
@@ -141,18 +135,17 @@ struct RowsOfWarp {
   /// codes and all finite scales come out right.
   __device__ __forceinline__ void convert(int panel, const Raw& raw_words,
                                           const uint2 (&scales_of)[2], uint32_t (&a)[16]) const {
+    if (panel >= kFp8Panels) {
+#pragma unroll
+      for (int i = 0; i < 16; ++i) a[i] = raw_words.words[i / 4][i % 4];
+      return;
+    }
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const uint4 x = raw_words.words[r][0], y = raw_words.words[r][1];
-      if (panel < kFp8Panels) {
-        const uint32_t scale = scale_of(scales_of[r], panel);
-        convert_4(x.x, scale, a[r], a[2 + r]);
-        convert_4(x.y, scale, a[4 + r], a[6 + r]);
-        convert_4(x.z, scale, a[8 + r], a[10 + r]);
-        convert_4(x.w, scale, a[12 + r], a[14 + r]);
-      } else {
-        a[r] = x.x, a[2 + r] = x.y, a[4 + r] = x.z, a[6 + r] = x.w;
-        a[8 + r] = y.x, a[10 + r] = y.y, a[12 + r] = y.z, a[14 + r] = y.w;
+      const uint32_t scale = scale_of(scales_of[r], panel);
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        convert_4(raw_words.words[r][k], scale, a[4 * k + r], a[4 * k + 2 + r]);
       }
     }
   }
@@ -182,24 +175,44 @@ struct RowsOfWarp {
   }
 };
 
-/// The largest or the sum over a warp's rows of x[2 n], x[2 n + 1]: heads 8 n + 2 (lane % 4), + 1.
-/// Lanes halve what they care for at every step.
-template <int kHeads, typename Join>
-__device__ __forceinline__ void store_over_rows(float* to, float (&x)[kHeads / 4], int lane,
-                                                const Join& join) {
+/// The largest over a warp's rows of x[2 n], x[2 n + 1]: heads 8 n + 2 (lane % 4), + 1. Lanes halve
+/// what they care for at every step.
+template <int kHeads>
+__device__ __forceinline__ void store_maxima(float* to, const float (&x)[kHeads / 4], int lane) {
   static_assert(kHeads == 16 || kHeads == 32);
 #pragma unroll
   for (int n = 0; n < kHeads / 8; n += 2) {
     const bool upper = (lane & 16) != 0, odd = (lane & 8) != 0;
     // Lanes with bit 4 take heads 8 n + 8 ..., those with bit 3 the odd head.
-    float even_head = join(upper ? x[2 * n + 2] : x[2 * n],
-                           __shfl_xor_sync(~0u, upper ? x[2 * n] : x[2 * n + 2], 16));
-    float odd_head = join(upper ? x[2 * n + 3] : x[2 * n + 1],
-                          __shfl_xor_sync(~0u, upper ? x[2 * n + 1] : x[2 * n + 3], 16));
+    float even_head = fmaxf(upper ? x[2 * n + 2] : x[2 * n],
+                            __shfl_xor_sync(~0u, upper ? x[2 * n] : x[2 * n + 2], 16));
+    float odd_head = fmaxf(upper ? x[2 * n + 3] : x[2 * n + 1],
+                           __shfl_xor_sync(~0u, upper ? x[2 * n + 1] : x[2 * n + 3], 16));
     float mine =
-        join(odd ? odd_head : even_head, __shfl_xor_sync(~0u, odd ? even_head : odd_head, 8));
-    mine = join(mine, __shfl_xor_sync(~0u, mine, 4));
+        fmaxf(odd ? odd_head : even_head, __shfl_xor_sync(~0u, odd ? even_head : odd_head, 8));
+    mine = fmaxf(mine, __shfl_xor_sync(~0u, mine, 4));
     if ((lane & 4) == 0) to[8 * n + (lane >> 1 & 8) + 2 * (lane & 3) + (lane >> 3 & 1)] = mine;
+  }
+}
+
+/// Sums of weights, in the order of block_weights (attend_sm90.cuh), where a thread has rows 2 j, 2
+/// j
+/// + 1 of every 8: x are those over rows lane / 4 and lane / 4 + 8 of the warp's; pairs of rows are
+/// added up here, into to[j], and warps by the output role.
+template <int kHeads>
+__device__ __forceinline__ void store_sums(float (&to)[4][kHeads], const float (&x)[kHeads / 4],
+                                           int lane) {
+  const bool odd = (lane & 4) != 0;  // such lanes take heads 8 n + 8 ...
+#pragma unroll
+  for (int n = 0; n < kHeads / 8; n += 2) {
+    float sum[2];
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      const float low = x[2 * n + e], high = x[2 * n + 2 + e];
+      sum[e] = (odd ? high : low) + __shfl_xor_sync(~0u, odd ? low : high, 4);
+    }
+    *reinterpret_cast<float2*>(&to[lane >> 3][8 * n + (odd ? 8 : 0) + 2 * (lane & 3)]) =
+        make_float2(sum[0], sum[1]);
   }
 }
 
@@ -215,8 +228,7 @@ __device__ __forceinline__ void share_maxima(SharedStorage<Traits>& shared, int 
     const int at = 4 * (i / 2) + i % 2;
     largest[i] = fmaxf(s[at], s[at + 2]);
   }
-  store_over_rows<kHeads>(shared.maxima[stage][warp], largest, lane,
-                          [](float a, float b) { return fmaxf(a, b); });
+  store_maxima<kHeads>(shared.maxima[stage][warp], largest, lane);
   barrier_sync(1 + stage, 128);
 }
 
@@ -251,7 +263,7 @@ __device__ __forceinline__ void softmax(const AttendSm90Args& args, SharedStorag
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
       const float old = e == 0 ? before.x : before.y;
-      const float grown = (e == 0 ? max.x : max.y) * args.attend.scale_log2;
+      const float grown = __fmul_rn(e == 0 ? max.x : max.y, args.attend.scale_log2);
       const bool moves = grown > old + 8.f;
       reference[2 * n + e] = moves ? grown : old;
       alpha[2 * n + e] = moves ? exp2_approx(old - grown) : 1.f;
@@ -283,15 +295,14 @@ __device__ __forceinline__ void softmax(const AttendSm90Args& args, SharedStorag
     store_matrix_4_transposed(p + n * 1024, pack_bf16x2(of[0], of[1]), pack_bf16x2(of[2], of[3]),
                               pack_bf16x2(of[4], of[5]), pack_bf16x2(of[6], of[7]));
   }
-  store_over_rows<kHeads>(shared.sums[stage][warp], sum, lane,
-                          [](float a, float b) { return a + b; });
+  store_sums<kHeads>(shared.sums[stage][warp], sum, lane);
 }
 
 template <typename Traits>
 __device__ __forceinline__ void rows_role(const AttendSm90Args& args, SharedStorage<Traits>& shared,
                                           int role, int warp, int lane) {
-  constexpr int kHeads = Traits::kHeads, kSlots = Traits::kSlots, kRing = Traits::kRing;
-  constexpr int kFp8Panels = Traits::kFp8Panels;
+  constexpr int kHeads = Traits::kHeads, kSlots = Traits::kAddressSlots;
+  constexpr int kRing = Traits::kRing;
   const int row = warp * 16 + (lane >> 2);  // and row + 8
   const RowsOfWarp<Traits> rows{
       shared_address(shared.raw[role][warp]), shared_address(shared.scales[role][warp]),
@@ -307,6 +318,7 @@ __device__ __forceinline__ void rows_role(const AttendSm90Args& args, SharedStor
       const uint2 bits = load_shared_2(at + r * 64);
       out[r].bits = static_cast<uint64_t>(bits.y) << 32 | bits.x;
     }
+    mbarrier_arrive(shared_address(&shared.barriers.freed[block % kSlots]));
   };
 
   RowAddress addresses[2];
@@ -318,12 +330,20 @@ __device__ __forceinline__ void rows_role(const AttendSm90Args& args, SharedStor
 
   uint32_t seen = 1;  // phase of the last query; as if there had been one before the first
   for (int block = role;; block += 2) {
-    const BlockHeader header = read_header(shared.headers[block % kSlots]);
-    if (header.token < 0) break;
+    const BlockHeader header = read_header(shared.headers[block % Traits::kHeaderSlots]);
+    if (header.token < 0) {
+      // The output role ends with this block, too. It has seen the one before, or it would miss a
+      // phase.
+      if (block > 1) {
+        mbarrier_poll(shared_address(&shared.barriers.empty[role][1]), phase_of<2>(block) ^ 1);
+      }
+      mbarrier_arrive(shared_address(&shared.barriers.full[role]));
+      break;
+    }
     addresses_of(block + 2, addresses);
     const auto next = rows.source_of(addresses);
     copy_async_wait<kRing - 1>();
-    __syncwarp();  // scales come through other lanes
+    __syncwarp();  // rows and scales come through other lanes
     const uint2 scales[2] = {rows.load_scales(0), rows.load_scales(1)};
     typename RowsOfWarp<Traits>::Raw raw[2];
     rows.load(0, raw[0]);
@@ -347,8 +367,10 @@ __device__ __forceinline__ void rows_role(const AttendSm90Args& args, SharedStor
     for (int panel = 0; panel < 8; ++panel) {
       if (panel < 7) {  // the next panel, while this one is converted
         copy_async_wait<kRing - 2>();
-        if (panel + 1 >= kFp8Panels) __syncwarp();
+        __syncwarp();
         rows.load(panel + 1, raw[(panel + 1) & 1]);
+      } else {
+        __syncwarp();
       }
       rows.convert(panel, raw[panel & 1], scales, a[panel & 1]);
       if (panel % 4 == 0 && block > 1) {
@@ -356,12 +378,8 @@ __device__ __forceinline__ void rows_role(const AttendSm90Args& args, SharedStor
                       phase_of<2>(block) ^ 1);
       }
       rows.store(panel, a[panel & 1]);
-      // bf16 values are read by other lanes than copy them, as are scales.
-      if (panel >= kFp8Panels || (panel + kRing) % 8 >= kFp8Panels || panel == 8 - kRing) {
-        __syncwarp();
-      }
       if (panel == 8 - kRing) rows.fetch_scales(addresses);
-      // The copy of the panel kRing further on takes this one's place.
+      // The copy of the panel kRing further on takes this one's place, which all lanes have read.
       if (panel < 8 - kRing) {
         rows.fetch(panel + kRing, here);
       } else {

@@ -41,7 +41,10 @@ struct Traits {
   static constexpr int kWalkRegisters = kHeads == 16 ? 128 : 120;
   static_assert((2 * kRowsRegisters + kOutputRegisters + kWalkRegisters) * 128 <= 65536);
 
-  static constexpr int kSlots = 8;  // blocks of which addresses and headers are known at a time
+  // Blocks whose addresses wait to be read by their rows role, which does so two blocks ahead, and
+  // blocks of which the output role may still read the header: rows of a block that has begun are
+  // written over those of four blocks earlier.
+  static constexpr int kAddressSlots = 4, kHeaderSlots = 16;
 };
 
 /// What the walk tells about a block.
@@ -60,10 +63,10 @@ enum BlockFlags : uint32_t {
 /// mbarriers between roles: all threads of the giving role arrive, all of the taking one wait.
 template <typename Traits>
 struct Barriers {
-  uint64_t known[Traits::kSlots];  // walk -> rows and output roles
-  uint64_t freed[Traits::kSlots];  // output role -> walk
-  uint64_t query_full;             // query role -> rows roles, once an item
-  uint64_t query_empty;            // both rows roles -> query role, once an item
+  uint64_t known[Traits::kAddressSlots];  // walk -> rows role
+  uint64_t freed[Traits::kAddressSlots];  // rows role -> walk
+  uint64_t query_full;                    // query role -> rows roles, once an item
+  uint64_t query_empty;                   // both rows roles -> query role, once an item
   // By parity of the block:
   uint64_t reference_known[2];  // rows role -> the other rows role
   uint64_t full[2];             // rows role -> output role
@@ -74,17 +77,23 @@ template <typename Traits>
 struct SharedStorage {
   alignas(1024) uint8_t rows[2][Traits::kPanels][Traits::kPanelBytes];
   alignas(1024) uint8_t query[Traits::kPanels][Traits::kHeadPanelBytes];
-  alignas(1024) uint8_t p[2][Traits::kHeadPanelBytes];                 // by head: 64 rows
-  alignas(128) uint8_t raw[2][4][Traits::kRawBytes];                   // rows role, warp
-  alignas(16) uint64_t addresses[Traits::kSlots][Traits::kBlockRows];  // RowAddress
-  alignas(16) uint64_t scales[2][4][Traits::kHasScales ? 16 : 1];      // rows role, warp, row
-  alignas(16) BlockHeader headers[Traits::kSlots];
+  alignas(1024) uint8_t p[2][Traits::kHeadPanelBytes];                        // by head: 64 rows
+  alignas(128) uint8_t raw[2][4][Traits::kRawBytes];                          // rows role, warp
+  alignas(16) uint64_t addresses[Traits::kAddressSlots][Traits::kBlockRows];  // RowAddress
+  alignas(16) uint64_t scales[2][4][Traits::kHasScales ? 16 : 1];  // rows role, warp, row
+  alignas(16) BlockHeader headers[Traits::kHeaderSlots];
   Barriers<Traits> barriers;
   // By parity of the block.
-  alignas(16) float maxima[2][4][Traits::kHeads];  // of a warp's rows
-  alignas(16) float sums[2][4][Traits::kHeads];    // of p over a warp's rows
-  alignas(16) float reference[2][Traits::kHeads];  // maximum that p refers to, base 2
-  alignas(16) float alpha[2][Traits::kHeads];      // 2^(reference before - reference)
+  alignas(16) float maxima[2][4][Traits::kHeads];   // of a warp's rows; then item_sums
+  alignas(16) float sums[2][4][4][Traits::kHeads];  // of p over a warp's rows, in four parts
+  alignas(16) float reference[2][Traits::kHeads];   // maximum that p refers to, base 2
+  alignas(16) float alpha[2][Traits::kHeads];       // 2^(reference before - reference)
+
+  /// Four parts of the sums of an item whose last block this is: where its maxima were, from
+  /// `full` to `empty`.
+  __device__ __forceinline__ float (&item_sums(int stage))[4][Traits::kHeads] {
+    return maxima[stage];
+  }
 };
 static_assert(sizeof(SharedStorage<Traits<KvFormat::kFp8DsMla, 16>>) <= 232448, "227 KB a CTA");
 static_assert(sizeof(SharedStorage<Traits<KvFormat::kFp8DsMla, 32>>) <= 232448, "227 KB a CTA");
