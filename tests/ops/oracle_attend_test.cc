@@ -122,6 +122,37 @@ TEST_P(OracleAttend, BitsAloneAndInACrowd) {
   check_attend_crowd(subject(), which(), is_scalar() ? 60 : 300);
 }
 
+// Candidates that must have the bits of `candidate`, because dispatch chooses among them by the
+// size of a batch.
+std::vector<std::string> names_with_bits_of(const OpCandidate& candidate) {
+  if (candidate.label() == "cuda_sm90") return {"sm90_few_heads", "sm90_many_heads"};
+  return {};
+}
+
+TEST_P(OracleAttend, BitsAreThoseOfOtherKernels) {
+  const std::vector<std::string> names = names_with_bits_of(candidate());
+  if (names.empty()) GTEST_SKIP() << "its bits are its own";
+  std::vector<OpenedCandidate> others;
+  std::vector<Subject> subjects{subject()};
+  for (const std::string& name : names) {
+    OpCandidate other = candidate();
+    other.name = name;
+    others.push_back(open_candidate(other, 2));
+  }
+  for (const OpenedCandidate& other : others) subjects.push_back({other.device.get(), &other.ops});
+  check_attend_same_bits(subjects, which(), tokens());
+  if (!which().name.starts_with("csa_4heads")) return;
+  // Every number of heads; more tokens than a GPU has multiprocessors.
+  std::vector<AttendToken> crowd;
+  for (int i = 0; i < 300; ++i) crowd.push_back({i % 3, i % 5 == 4 ? i % 3 : 13 * (i % 60)});
+  for (int heads = 1; heads <= 33; ++heads) {
+    AttendCase many = which();
+    many.heads = heads;
+    many.name += "_with_" + std::to_string(heads);
+    check_attend_same_bits(subjects, many, heads == 16 || heads == 32 ? crowd : tokens());
+  }
+}
+
 TEST_P(OracleAttend, CornerCases) {
   if (is_slow()) GTEST_SKIP() << "many heads of a scalar kernel";
   if (is_enough({"csa_4heads_fp8dsmla", "csa_chains_4heads_fp8dsmla", "hca_4heads_fp8dsmla"}))

@@ -224,6 +224,34 @@ struct Scene {
       params.compressed = flat(*list);
   }
 
+  // Places of lists that hold no row: every third one, and all of some blocks.
+  void put_holes() {
+    for (size_t t = 0; t < tokens.size(); ++t) {
+      for (int i = 0; i < which.topk; ++i) {
+        if (i % 3 == 0 || i / 64 % 4 >= 2) slots[t * static_cast<size_t>(which.topk) + i] = -1;
+      }
+    }
+    std::get<ListedRows>(params.compressed).slots = memory.put(slots);
+  }
+
+  // Rare bytes in the newest rows of tokens: a NaN code, scales beyond all numbers, small and
+  // large.
+  void put_rare_bytes() {
+    for (size_t t = 0; t < tokens.size(); ++t) {
+      const int64_t slot = window->slot(tokens[t].seq, tokens[t].position);
+      std::vector<uint8_t> bytes = window->cache().bytes(slot);
+      if (t % 4 == 0) bytes[100] = bytes[101] = 0x7f;
+      if (which.format == KvFormat::kFp8DsMla) {
+        const size_t scales = bytes.size() - 8;
+        if (t % 4 == 1) bytes[scales + 3] = 0xff;
+        if (t % 4 == 2) bytes[scales + 1] = 0, bytes[scales + 6] = 1;
+        if (t % 4 == 3) bytes[scales + 2] = 134, bytes[scales + 5] = 139;
+      }
+      window->cache().put_bytes(slot, bytes);
+    }
+    window->cache().upload();
+  }
+
   void set_sink(float value) {
     std::fill(sink.begin(), sink.end(), value);
     params.sink = memory.put(sink);
@@ -485,6 +513,28 @@ void check_attend_crowd(const Subject& subject, const AttendCase& which, int num
     for (int i = 0; i < count; ++i) {
       EXPECT_TRUE(same_bits(which, few, i, batch, first + i))
           << "among " << count << " and among " << num_tokens;
+    }
+  }
+}
+
+void check_attend_same_bits(const std::vector<Subject>& subjects, const AttendCase& which,
+                            const std::vector<AttendToken>& tokens) {
+  enum Change { kNone, kHoles, kRareBytes };
+  for (Change change : {kNone, kHoles, kRareBytes}) {
+    if (change == kHoles && which.compressed != CompressedKind::kList) continue;
+    std::vector<AttendResult> results;
+    for (const Subject& subject : subjects) {
+      Scene scene(subject, which, tokens, {.window_block_rows = change == kHoles ? 61 : 64});
+      if (change == kHoles) scene.put_holes();
+      if (change == kRareBytes) scene.put_rare_bytes();
+      results.push_back(scene.run());
+    }
+    for (size_t i = 1; i < subjects.size(); ++i) {
+      for (int64_t t = 0; t < static_cast<int64_t>(tokens.size()); ++t) {
+        ASSERT_TRUE(same_bits(which, results[i], t, results[0], t))
+            << which.heads << " heads, candidate " << i << " against the first one, position "
+            << tokens[static_cast<size_t>(t)].position << ", change " << change;
+      }
     }
   }
 }

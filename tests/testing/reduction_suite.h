@@ -66,6 +66,10 @@ void check_attend_invariance(const Subject& subject, const AttendCase& which,
 /// Tokens of a large batch (of hundreds: several rounds of a GPU, larger tiles of heads) against
 /// the same ones alone.
 void check_attend_crowd(const Subject& subject, const AttendCase& which, int num_tokens);
+/// The same tokens with candidates whose sums have the same order: also with lists that have holes,
+/// and with rows of rare bytes (NaN, the smallest and large scales).
+void check_attend_same_bits(const std::vector<Subject>& subjects, const AttendCase& which,
+                            const std::vector<AttendToken>& tokens);
 /// Sinks of -inf and +inf, tokens without keys, holes (-1) and unused places of a list, and a list
 /// of all visible entries against the range of them.
 void check_attend_corner_cases(const Subject& subject, const AttendCase& which);

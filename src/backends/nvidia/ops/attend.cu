@@ -4,7 +4,7 @@
 #include <limits>
 
 #include "backends/nvidia/ops/attend_sm80.h"
-#include "backends/nvidia/ops/attend_sm90_heads.h"
+#include "backends/nvidia/ops/attend_sm90.h"
 #include "backends/nvidia/ops/families.h"
 #include "cache/kv_format.h"
 #include "core/checked_math.h"
@@ -130,6 +130,8 @@ std::span<const Candidate> attend_candidates() {
       {"attend", "sm90", needs_sm90, [](Ops& ops) { ops.attend = attend_sm90; }},
       {"attend", "sm90_few_heads", needs_sm90,
        [](Ops& ops) { ops.attend = attend_sm90_few_heads; }},
+      {"attend", "sm90_many_heads", needs_sm90,
+       [](Ops& ops) { ops.attend = attend_sm90_many_heads; }},
       {"attend", "sm80", needs_sm80, [](Ops& ops) { ops.attend = attend_sm80; }},
       {"attend", "reference", needs_sm80, [](Ops& ops) { ops.attend = attend_reference; }},
   };

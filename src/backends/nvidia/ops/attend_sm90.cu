@@ -190,8 +190,33 @@ const char* attend_sm90_why_not(const AttendArgs& args) {
 
 namespace {
 
-// With tiles of 64 heads, or of `few_heads` where that is not 0.
-void run_attend_sm90(const AttendArgs& all, int few_heads, const OpContext& context) {
+// Clusters of which all run at once, of 4 CTAs an item.
+int clusters_of_4(KvFormat format) {
+  switch (format) {
+    case KvFormat::kFp8DsMla:
+      return attend_sm90_clusters<KvFormat::kFp8DsMla, 4>();
+    case KvFormat::kBf16:
+      return attend_sm90_clusters<KvFormat::kBf16, 4>();
+    default:
+      return attend_sm90_clusters<KvFormat::kFp8, 4>();
+  }
+}
+
+enum class Kernels { kBest, kFewHeads, kManyHeads };  // all with the same bits
+
+// Heads of a tile of the kernel for few heads, or 0 where the one for 64 takes the call: with 4 or
+// 8 CTAs an item it is faster, with 2 it is not (docs/kernels/attend_sm90_heads.md).
+int few_heads_tile(const AttendArgs& args, Kernels kernels) {
+  const int tile = kernels == Kernels::kManyHeads ? 0 : attend_sm90_heads_tile(args);
+  if (tile == 0 || kernels == Kernels::kFewHeads) return tile;
+  const int64_t items = int64_t{args.num_tokens} * args.max_chains;
+  return items <= clusters_of_4(format_of(args)) ? 0 : tile;
+}
+
+void run_attend_sm90(const AttendParams& params, Kernels kernels, const OpContext& context) {
+  const AttendArgs all = attend_args(params);
+  if (*attend_sm90_why_not(all) != '\0') return attend_sm80(params, context);
+  const int few_heads = few_heads_tile(all, kernels);
   const int tile_heads = few_heads > 0 ? few_heads : kTileHeads;
   const int log2_tiles = log2_tiles_of(all.num_heads);
   const int64_t wave = tokens_per_wave(all.num_tokens, log2_tiles, all.max_chains, tile_heads);
@@ -236,15 +261,13 @@ void run_attend_sm90(const AttendArgs& all, int few_heads, const OpContext& cont
 }  // namespace
 
 void attend_sm90(const AttendParams& params, const OpContext& context) {
-  const AttendArgs all = attend_args(params);
-  if (*attend_sm90_why_not(all) != '\0') return attend_sm80(params, context);
-  run_attend_sm90(all, 0, context);
+  run_attend_sm90(params, Kernels::kBest, context);
 }
-
 void attend_sm90_few_heads(const AttendParams& params, const OpContext& context) {
-  const AttendArgs all = attend_args(params);
-  if (*attend_sm90_why_not(all) != '\0') return attend_sm80(params, context);
-  run_attend_sm90(all, attend_sm90_heads_tile(all), context);
+  run_attend_sm90(params, Kernels::kFewHeads, context);
+}
+void attend_sm90_many_heads(const AttendParams& params, const OpContext& context) {
+  run_attend_sm90(params, Kernels::kManyHeads, context);
 }
 
 int64_t attend_sm90_scratch_bytes(const ScratchLimits& limits, int64_t max_entries) {

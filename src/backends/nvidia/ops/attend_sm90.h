@@ -49,9 +49,13 @@ struct AttendSm90Args {
 
 /// Empty where the kernel takes the call, else why not. Looks at shapes, formats and strides alone.
 const char* attend_sm90_why_not(const AttendArgs& args);
-/// One 64 x 512 accumulator per token and 64 heads: warp-specialised wgmma kernel for sm_90a.
-/// What it does not take goes to attend_sm80.
+/// Warp-specialised wgmma kernels for sm_90a: one for tiles of 64 heads, with one CTA or a cluster
+/// of them an item, and one for up to 32 heads (attend_sm90_heads.h). All give the same bits, so
+/// that the number of items may choose. What they do not take goes to attend_sm80.
 void attend_sm90(const AttendParams& params, const OpContext& context);
+/// The same, but the kernel for few heads takes all calls that it can take, or none: for tests.
+void attend_sm90_few_heads(const AttendParams& params, const OpContext& context);
+void attend_sm90_many_heads(const AttendParams& params, const OpContext& context);
 /// Scratch of a call with at most `max_entries` compressed rows a token, in default grids.
 int64_t attend_sm90_scratch_bytes(const ScratchLimits& limits, int64_t max_entries);
 

@@ -6,12 +6,8 @@
 
 namespace dsv4::nvidia {
 
-/// attend_sm90, but calls of up to 32 heads take the kernel for few heads. Not the default: its
-/// hand-over of queries was mended after the last run on a GPU (docs/kernels/attend_sm90_heads.md).
-void attend_sm90_few_heads(const AttendParams& params, const OpContext& context);
-
-/// Heads of a tile for a call that attend_sm90 takes, or 0: such calls are better off with the
-/// kernel of 64 heads. Looks at heads, addresses and strides alone.
+/// Heads of a tile for a call that attend_sm90 takes, or 0: the kernel of 64 heads has to take it.
+/// Looks at heads, addresses and strides alone.
 int attend_sm90_heads_tile(const AttendArgs& args);
 
 /// Launches the kernel, and the merge of chains; args.log2_tiles is 0.
