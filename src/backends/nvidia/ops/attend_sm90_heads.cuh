@@ -13,12 +13,11 @@
 //           written and read 128 KB, query 16 KB = 1700 clocks; about 1000 instructions a warp of a
 //           rows role. Limits and measurements: docs/kernels/attend_sm90_heads.md
 // Launch    min(items, SMs) CTAs of 512 threads, smem = sizeof(SharedStorage), 1 CTA/SM
-// Contract  as sm90_attend: q, out, rows 16-byte aligned (fp8_ds_mla: 8); masked rows are never
-// read
-//           and contribute exactly nothing: their tile rows are zeros, their P is 0; a token
-//           without rows gets 0 and lse -inf; bits depend on the token's own rows only
-// Numerics  as sm90_attend: f32 sums, p rounded to bf16, sums of unrounded p, a reference maximum
-//           that moves only when the true one has grown by more than 2^8
+// Contract  as sm90_attend: q, out, rows 16-byte aligned; masked rows are never read and contribute
+//           exactly nothing: their tile rows are zeros, their P is 0; a token without rows gets 0
+//           and lse -inf; bits depend on the token's own rows only
+// Numerics  as sm90_attend, and the same bits: f32 sums, p rounded to bf16, sums of unrounded p, a
+//           reference maximum that moves only when the true one has grown by more than 2^8
 #pragma once
 #include "backends/nvidia/ops/attend_rows.cuh"
 #include "backends/nvidia/ops/attend_sm90_heads.h"
