@@ -190,33 +190,38 @@ const char* attend_sm90_why_not(const AttendArgs& args) {
 
 namespace {
 
-// Clusters of which all run at once, of 4 CTAs an item.
-int clusters_of_4(KvFormat format) {
+// Clusters of which all run at once.
+template <int kCtas>
+int num_clusters(KvFormat format) {
   switch (format) {
     case KvFormat::kFp8DsMla:
-      return attend_sm90_clusters<KvFormat::kFp8DsMla, 4>();
+      return attend_sm90_clusters<KvFormat::kFp8DsMla, kCtas>();
     case KvFormat::kBf16:
-      return attend_sm90_clusters<KvFormat::kBf16, 4>();
+      return attend_sm90_clusters<KvFormat::kBf16, kCtas>();
     default:
-      return attend_sm90_clusters<KvFormat::kFp8, 4>();
+      return attend_sm90_clusters<KvFormat::kFp8, kCtas>();
   }
 }
 
 enum class Kernels { kBest, kFewHeads, kManyHeads };  // all with the same bits
 
-// Heads of a tile of the kernel for few heads, or 0 where the one for 64 takes the call: with 4 or
-// 8 CTAs an item it is faster, with 2 it is not (docs/kernels/attend_sm90_heads.md).
-int few_heads_tile(const AttendArgs& args, Kernels kernels) {
+// Heads of a tile of the kernel for few heads, or 0 where the one for 64 takes the call: its
+// clusters are faster while there are few items of more than a few blocks; with 2 CTAs an item they
+// beat tiles of 32 heads, not those of 16 (docs/kernels/attend_sm90_heads.md).
+int few_heads_tile(const AttendArgs& args, int64_t max_entries, Kernels kernels) {
+  constexpr int64_t kShortEntries = 128;
   const int tile = kernels == Kernels::kManyHeads ? 0 : attend_sm90_heads_tile(args);
   if (tile == 0 || kernels == Kernels::kFewHeads) return tile;
+  if (args.compressed.kind == RowSource::kNone || max_entries <= kShortEntries) return tile;
+  const KvFormat format = format_of(args);
   const int64_t items = int64_t{args.num_tokens} * args.max_chains;
-  return items <= clusters_of_4(format_of(args)) ? 0 : tile;
+  return items <= (tile == 16 ? num_clusters<4>(format) : num_clusters<2>(format)) ? 0 : tile;
 }
 
 void run_attend_sm90(const AttendParams& params, Kernels kernels, const OpContext& context) {
   const AttendArgs all = attend_args(params);
   if (*attend_sm90_why_not(all) != '\0') return attend_sm80(params, context);
-  const int few_heads = few_heads_tile(all, kernels);
+  const int few_heads = few_heads_tile(all, params.max_entries, kernels);
   const int tile_heads = few_heads > 0 ? few_heads : kTileHeads;
   const int log2_tiles = log2_tiles_of(all.num_heads);
   const int64_t wave = tokens_per_wave(all.num_tokens, log2_tiles, all.max_chains, tile_heads);
