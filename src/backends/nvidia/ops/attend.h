@@ -56,6 +56,7 @@ struct AttendArgs {
   const int32_t* token_to_seq = nullptr;
   RowSource window, compressed;
   int32_t rows_per_block = 64, blocks_per_chain = 32;
+  int32_t max_blocks = 0;  ///< compressed blocks of a token, at most
   int32_t max_chains = 1;  ///< host bound of the chains of a token
 };
 

@@ -211,6 +211,41 @@ struct Sinks {
   }
 };
 
+/// Sum over all keys of a block's or item's rows.
+__device__ __forceinline__ void add_keys_of_quad(float (&sum)[2]) {
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    sum[h] += __shfl_xor_sync(~0u, sum[h], 1);
+    sum[h] += __shfl_xor_sync(~0u, sum[h], 2);
+  }
+}
+
+/// At the end of a part, for heads row and row + 8: maximum and sum become those of all parts so
+/// far, and the output roles get the weights of their values. As merge_chains_kernel does it.
+__device__ __forceinline__ void merge_part(PartResults& parts, int block, bool later_part, int row,
+                                           int quad, float (&max)[2], float (&sum)[2]) {
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    const int head = row + 8 * h;
+    if (later_part) {
+      const float2 before = __ldcg(&parts.sums[head]);
+      MergeWeights merged = {before.x, before.y, 1.f, 0.f};
+      if (sum[h] > 0.f) {
+        merged = before.y > 0.f ? merge_chains(before.x, before.y, max[h], sum[h])
+                                : MergeWeights{max[h], sum[h], 0.f, 1.f};
+      }
+      max[h] = merged.max;
+      sum[h] = merged.sum;
+      if (quad == 0) {
+        __stcg(&parts.weights[block & 1][head], make_float2(merged.by_total, merged.by_chain));
+      }
+    }
+    __syncwarp();  // all of a quad have read it
+    if (quad == 0) __stcg(&parts.sums[head], make_float2(max[h], sum[h]));
+  }
+  __syncwarp();
+}
+
 /// Of one head: log-sum-exp of a token, or maximum and sum of one of its chains.
 __device__ __forceinline__ void store_sum(const AttendSm90Args& args, const BlockHeader& item,
                                           int row, float max, float sum) {
@@ -228,12 +263,7 @@ __device__ __forceinline__ void store_sum(const AttendSm90Args& args, const Bloc
 /// go to `factors`, sums to memory.
 __device__ __forceinline__ void finish_rows(const AttendSm90Args& args, const BlockHeader& item,
                                             int row, int quad, const Sinks& sinks, float* factors,
-                                            const float (&max)[2], float (&sum)[2]) {
-#pragma unroll
-  for (int h = 0; h < 2; ++h) {
-    sum[h] += __shfl_xor_sync(~0u, sum[h], 1);
-    sum[h] += __shfl_xor_sync(~0u, sum[h], 2);
-  }
+                                            const float (&max)[2], const float (&sum)[2]) {
   if (quad != 0) return;
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
@@ -274,9 +304,9 @@ __device__ __forceinline__ void score_role(const AttendSm90Args& args,
   query.start(args, shared, read_header(shared.walk.headers[0]));
   const uint64_t query_operand = swizzled_operand(shared_address(shared.query), 16, 1024);
 
+  float max[2] = {kNoMaximum, kNoMaximum}, sum[2] = {0.f, 0.f};
   for (int block = 0; shared.walk.headers[block % Traits::kHeaderSlots].token >= 0;) {
     mbarrier_poll(shared_address(&shared.barriers.query_full), 1);
-    float max[2] = {kNoMaximum, kNoMaximum}, sum[2] = {0.f, 0.f};
     for (bool last = false; !last; ++block) {
       const int stage = block & 1;
       const uint64_t rows = swizzled_operand(shared_address(shared.rows[stage]), 16, 1024);
@@ -284,7 +314,8 @@ __device__ __forceinline__ void score_role(const AttendSm90Args& args,
       mbarrier_poll(shared_address(&shared.barriers.rows_full[stage]), phase_of<2>(block));
       start_scores(s, query, query_operand, rows, 0);
       start_scores(s, query, query_operand, rows, 1);
-      last = (shared.walk.headers[block % Traits::kHeaderSlots].flags & kLastBlock) != 0;
+      const uint32_t flags = shared.walk.headers[block % Traits::kHeaderSlots].flags;
+      last = (flags & kLastBlock) != 0;
       const bool all_rows = load_mask<8>(shared.mask[stage]).all();
       BlockHeader item, next = {-1, 0, 0, 0};
       Sinks sinks;
@@ -310,7 +341,15 @@ __device__ __forceinline__ void score_role(const AttendSm90Args& args,
         shared.alpha[row] = alpha[0];
         shared.alpha[row + 8] = alpha[1];
       }
-      if (last) finish_rows(args, item, row, quad, sinks, shared.factors, max, sum);
+      if ((flags & (kLastBlock | kEndOfPart)) != 0) {
+        add_keys_of_quad(sum);
+        if ((flags & (kEndOfPart | kLaterPart)) != 0) {
+          merge_part(args.parts[blockIdx.x], block, (flags & kLaterPart) != 0, row, quad, max, sum);
+        }
+        if (last) finish_rows(args, item, row, quad, sinks, shared.factors, max, sum);
+        max[0] = max[1] = kNoMaximum;
+        sum[0] = sum[1] = 0.f;
+      }
       fence_proxy_async();
       mbarrier_arrive(shared_address(&shared.barriers.p_full));
       if (next.token >= 0) query.start(args, shared, next);
@@ -369,6 +408,36 @@ __device__ __forceinline__ void store_chain(const AttendSm90Args& args, const Bl
 #pragma unroll
   for (int k = 0; k < 32; ++k) {
     __stcg(values + k * 256, make_float4(o(4 * k), o(4 * k + 1), o(4 * k + 2), o(4 * k + 3)));
+  }
+}
+
+/// Values of a part, of this thread, leave for the L2: the next part begins anew.
+template <typename Value>
+__device__ __forceinline__ void put_away(PartResults& parts, int half, Value&& o) {
+  float4* values = &parts.values[0][half * 128 + thread_of_role()];
+#pragma unroll
+  for (int k = 0; k < 32; ++k) {
+    // + 0: no -0, which a merge of this with nothing would not leave either.
+    __stcg(values + k * 256,
+           make_float4(o(4 * k) + 0.f, o(4 * k + 1) + 0.f, o(4 * k + 2) + 0.f, o(4 * k + 3) + 0.f));
+  }
+#pragma unroll
+  for (int i = 0; i < 128; ++i) o(i) = 0.f;
+}
+/// The parts before, and the one that ended with `block`.
+template <typename Value>
+__device__ __forceinline__ void merge_values_of_parts(const PartResults& parts, int half, int block,
+                                                      Value&& o) {
+  const float4* values = &parts.values[0][half * 128 + thread_of_role()];
+  const float2 by0 = __ldcg(&parts.weights[block & 1][row_of_thread()]);
+  const float2 by1 = __ldcg(&parts.weights[block & 1][row_of_thread() + 8]);
+#pragma unroll
+  for (int k = 0; k < 32; ++k) {
+    const float4 before = __ldcg(values + k * 256);
+    o(4 * k) = merge_values(before.x, o(4 * k), by0.x, by0.y);
+    o(4 * k + 1) = merge_values(before.y, o(4 * k + 1), by0.x, by0.y);
+    o(4 * k + 2) = merge_values(before.z, o(4 * k + 2), by1.x, by1.y);
+    o(4 * k + 3) = merge_values(before.w, o(4 * k + 3), by1.x, by1.y);
   }
 }
 
@@ -439,6 +508,13 @@ __device__ __forceinline__ void output_role(const AttendSm90Args& args,
       if (half() == 1) copy_async_wait<0>();  // of find_places
       mbarrier_arrive(shared_address(&shared.barriers.p_empty));
       if (!last) release(stage);
+      if (__any_sync(~0u, (flags & kEndOfPart) != 0 || (last && (flags & kLaterPart) != 0))) {
+        PartResults& parts = args.parts[blockIdx.x];
+        if (__any_sync(~0u, (flags & kLaterPart) != 0)) {
+          merge_values_of_parts(parts, half(), block, o);
+        }
+        if (!last) put_away(parts, half(), o);
+      }
     }
     const int stage = (block - 1) % Traits::kStages;
     const BlockHeader item = read_header(shared.walk.headers[(block - 1) % Traits::kHeaderSlots]);

@@ -36,6 +36,18 @@ struct ChainResults {
   float2* sums = nullptr;
 };
 
+/// Compressed blocks of a part of a chain whose length is a multiple of it; other chains are one
+/// part. Long enough that window + 1024 selected rows are one part.
+constexpr int kPartBlocks = 16;
+
+/// The parts of its item that a CTA has behind it.
+struct PartResults {
+  float4 values[32][256];  ///< as in ChainResults
+  float2 sums[64];         ///< maximum and sum, of 64 heads
+  /// Weights of `values` and of those of a further part, which ends with an even or odd block.
+  float2 weights[2][64];
+};
+
 struct AttendSm90Args {
   CUtensorMap q_map, out_map;  ///< bytes: dims, heads, tokens
   AttendArgs attend;
@@ -45,6 +57,13 @@ struct AttendSm90Args {
   int32_t num_items = 0;    ///< max_chains x tokens x tiles
   bool wide_rows = true;    ///< rows lie at multiples of 16 bytes
   ChainResults chains;      ///< only where max_chains > 1
+  /// Parts of a chain (kPartBlocks) begin anew and are merged in ascending order. Where items are
+  /// few, parts are dealt out as chains of `attend` are: `results_per_chain` of them are merged
+  /// first. Elsewhere an item is a whole chain, the CTA merges its parts, of `part_rows` rows (a
+  /// power of two), and keeps what it has of them in `parts`.
+  int32_t part_rows = 1 << 30;
+  int32_t results_per_chain = 1;
+  PartResults* parts = nullptr;  ///< one a CTA
 };
 
 /// Empty where the kernel takes the call, else why not. Looks at shapes, formats and strides alone.

@@ -56,6 +56,8 @@ enum BlockFlags : uint32_t {
   kFirstBlock = 1,  // of the item
   kLastBlock = 2,   // of the item
   kOnlyChain = 4,   // the token has one chain: its output is final
+  kEndOfPart = 8,   // of a part that is not the last one of the item
+  kLaterPart = 16,  // of a part that is not the first one of the item
 };
 
 /// The item after the current one; its numbers are copied asynchronously, in this order.
@@ -73,6 +75,7 @@ struct WalkState {
   uint32_t chain : 16, tile : 8;
   uint32_t only_chain : 1;  // of its token
   uint32_t inside : 1;      // the item has more blocks
+  uint32_t later_part : 1;  // a part of the item is over
   uint32_t compressed : 1;  // the source is the compressed rows
   int32_t next_items;       // first item that no lane has looked at
   uint32_t pending;         // of the 32 before it: those that wait
