@@ -153,7 +153,7 @@ template <KvFormat kFormat>
 void launch_items(const AttendSm90Args& args, cudaStream_t stream) {
   if (args.parts != nullptr) {
     const int grid = std::min(args.num_items, ctas_that_merge_parts());
-    return launch_attend_sm90<kFormat>(args, grid, stream);
+    return launch_attend_sm90<kFormat, true>(args, grid, stream);
   }
   if (args.num_items <= attend_sm90_clusters<kFormat, 8>()) {
     return launch_attend_sm90_cluster<kFormat, 8>(args, stream);
@@ -164,7 +164,7 @@ void launch_items(const AttendSm90Args& args, cudaStream_t stream) {
   if (args.num_items <= attend_sm90_clusters<kFormat, 2>()) {
     return launch_attend_sm90_cluster<kFormat, 2>(args, stream);
   }
-  launch_attend_sm90<kFormat>(args, std::min(args.num_items, num_multiprocessors()), stream);
+  launch_attend_sm90<kFormat, false>(args, std::min(args.num_items, num_multiprocessors()), stream);
 }
 
 void launch(const AttendSm90Args& args, KvFormat format, cudaStream_t stream) {

@@ -291,7 +291,7 @@ __device__ __forceinline__ void start_scores(float (&s)[32], const Query<Traits>
   wgmma_commit();
 }
 
-template <typename Traits>
+template <typename Traits, bool kParts>
 __device__ __forceinline__ void score_role(const AttendSm90Args& args,
                                            SharedStorage<Traits>& shared, int thread) {
   const int lane = thread & 31, warp = thread >> 5, quad = lane & 3;
@@ -341,9 +341,9 @@ __device__ __forceinline__ void score_role(const AttendSm90Args& args,
         shared.alpha[row] = alpha[0];
         shared.alpha[row + 8] = alpha[1];
       }
-      if ((flags & (kLastBlock | kEndOfPart)) != 0) {
+      if (last || (kParts && (flags & kEndOfPart) != 0)) {
         add_keys_of_quad(sum);
-        if ((flags & (kEndOfPart | kLaterPart)) != 0) {
+        if (kParts && (flags & (kEndOfPart | kLaterPart)) != 0) {
           merge_part(args.parts[blockIdx.x], block, (flags & kLaterPart) != 0, row, quad, max, sum);
         }
         if (last) finish_rows(args, item, row, quad, sinks, shared.factors, max, sum);
@@ -411,38 +411,48 @@ __device__ __forceinline__ void store_chain(const AttendSm90Args& args, const Bl
   }
 }
 
-/// Values of a part, of this thread, leave for the L2: the next part begins anew.
+/// Values of a part, of this thread, leave for the L2.
 template <typename Value>
-__device__ __forceinline__ void put_away(PartResults& parts, int half, Value&& o) {
-  float4* values = &parts.values[0][half * 128 + thread_of_role()];
+__device__ __forceinline__ void put_away(PartResults& parts, int half, const Value& o) {
+  float4* values = &parts.values[half][0][thread_of_role()];
 #pragma unroll
   for (int k = 0; k < 32; ++k) {
     // + 0: no -0, which a merge of this with nothing would not leave either.
-    __stcg(values + k * 256,
+    __stcg(values + k * 128,
            make_float4(o(4 * k) + 0.f, o(4 * k + 1) + 0.f, o(4 * k + 2) + 0.f, o(4 * k + 3) + 0.f));
   }
-#pragma unroll
-  for (int i = 0; i < 128; ++i) o(i) = 0.f;
 }
-/// The parts before, and the one that ended with `block`.
+/// Those before and of the part that ended with `block`. The ones before come through `staging`,
+/// 32 KB that this role alone reads, in two halves: of loads to registers few would be under way.
 template <typename Value>
 __device__ __forceinline__ void merge_values_of_parts(const PartResults& parts, int half, int block,
-                                                      Value&& o) {
-  const float4* values = &parts.values[0][half * 128 + thread_of_role()];
+                                                      uint32_t staging, int role_barrier,
+                                                      uint32_t full, Value& o) {
+  constexpr uint32_t kBytes = sizeof(parts.values[0]) / 2;
   const float2 by0 = __ldcg(&parts.weights[block & 1][row_of_thread()]);
   const float2 by1 = __ldcg(&parts.weights[block & 1][row_of_thread() + 8]);
 #pragma unroll
-  for (int k = 0; k < 32; ++k) {
-    const float4 before = __ldcg(values + k * 256);
-    o(4 * k) = merge_values(before.x, o(4 * k), by0.x, by0.y);
-    o(4 * k + 1) = merge_values(before.y, o(4 * k + 1), by0.x, by0.y);
-    o(4 * k + 2) = merge_values(before.z, o(4 * k + 2), by1.x, by1.y);
-    o(4 * k + 3) = merge_values(before.w, o(4 * k + 3), by1.x, by1.y);
+  for (int i = 0; i < 2; ++i) {
+    barrier_sync(role_barrier, 128);  // what lay there has been read
+    if (thread_of_role() == 0) {
+      fence_proxy_async();
+      mbarrier_arrive_expecting(full, kBytes);
+      copy_bytes(staging, &parts.values[half][16 * i], kBytes, full);
+    }
+    mbarrier_poll(full, i);
+#pragma unroll
+    for (int k = 16 * i; k < 16 * i + 16; ++k) {
+      const uint4 bits = load_shared_16(staging + ((k % 16) * 128 + thread_of_role()) * 16);
+      o(4 * k) = merge_values(__uint_as_float(bits.x), o(4 * k), by0.x, by0.y);
+      o(4 * k + 1) = merge_values(__uint_as_float(bits.y), o(4 * k + 1), by0.x, by0.y);
+      o(4 * k + 2) = merge_values(__uint_as_float(bits.z), o(4 * k + 2), by1.x, by1.y);
+      o(4 * k + 3) = merge_values(__uint_as_float(bits.w), o(4 * k + 3), by1.x, by1.y);
+    }
   }
 }
 
 /// O[64 x 256] of every item.
-template <typename Traits>
+template <typename Traits, bool kParts>
 __device__ __forceinline__ void output_role(const AttendSm90Args& args,
                                             SharedStorage<Traits>& shared) {
   // Read anew wherever it is used: registers are short.
@@ -456,6 +466,8 @@ __device__ __forceinline__ void output_role(const AttendSm90Args& args,
   const auto release = [&](int stage) {
     mbarrier_arrive(shared_address(&shared.barriers.rows_empty[stage]));
   };
+  // Where products begin anew.
+  constexpr uint32_t kEnd = kParts ? kLastBlock | kEndOfPart : kLastBlock;
   for (int block = 0; block == 0 || exists(block);) {
     float o0[64], o1[64];  // dims 0-127 and 128-255 of the half
     const auto o = [&](int i) -> float& { return i < 64 ? o0[i & 63] : o1[i & 63]; };
@@ -473,7 +485,10 @@ __device__ __forceinline__ void output_role(const AttendSm90Args& args,
       if (half() == 1) walk.find_places(block);
       mbarrier_poll(shared_address(&shared.barriers.p_full), phase_of<1>(block));
       const uint32_t flags = shared.walk.headers[block % Traits::kHeaderSlots].flags;
-      last = __any_sync(~0u, (flags & kLastBlock) != 0);
+      last = __any_sync(~0u, (flags & kEnd) != 0);
+      if (kParts && last && thread_of_role() == 0 && (flags & kLaterPart) != 0) {
+        prefetch_bytes(&args.parts[blockIdx.x].values[half()], sizeof(PartResults::values) / 2);
+      }
       const float a0 = shared.alpha[row_of_thread()], a1 = shared.alpha[row_of_thread() + 8];
       if ((flags & kFirstBlock) == 0 && __any_sync(~0u, a0 != 1.f || a1 != 1.f)) {
 #pragma unroll
@@ -508,18 +523,23 @@ __device__ __forceinline__ void output_role(const AttendSm90Args& args,
       if (half() == 1) copy_async_wait<0>();  // of find_places
       mbarrier_arrive(shared_address(&shared.barriers.p_empty));
       if (!last) release(stage);
-      if (__any_sync(~0u, (flags & kEndOfPart) != 0 || (last && (flags & kLaterPart) != 0))) {
-        PartResults& parts = args.parts[blockIdx.x];
-        if (__any_sync(~0u, (flags & kLaterPart) != 0)) {
-          merge_values_of_parts(parts, half(), block, o);
-        }
-        if (!last) put_away(parts, half(), o);
-      }
     }
     const int stage = (block - 1) % Traits::kStages;
     const BlockHeader item = read_header(shared.walk.headers[(block - 1) % Traits::kHeaderSlots]);
+    const int barrier = kOutputBarrier + half();
+    if constexpr (kParts) {
+      PartResults& parts = args.parts[blockIdx.x];
+      if (__any_sync(~0u, (item.flags & kLaterPart) != 0)) {
+        merge_values_of_parts(parts, half(), block - 1, values_of(stage), barrier,
+                              shared_address(&shared.barriers.parts_full[half()]), o);
+      }
+      if (__any_sync(~0u, (item.flags & kEndOfPart) != 0)) {
+        release(stage);
+        put_away(parts, half(), o);
+        continue;
+      }
+    }
     if (__any_sync(~0u, (item.flags & kOnlyChain) != 0)) {
-      const int barrier = kOutputBarrier + half();
       barrier_sync(barrier, 128);  // all warps have read their values
       store_output(args, item, half() * 256, values_of(stage), barrier, inverse, o,
                    [&] { release(stage); });
@@ -530,7 +550,7 @@ __device__ __forceinline__ void output_role(const AttendSm90Args& args,
   }
 }
 
-template <typename Traits>
+template <typename Traits, bool kParts>
 __global__ void __launch_bounds__(Traits::kThreads, 1)
     attend_kernel(const __grid_constant__ AttendSm90Args args) {
   extern __shared__ __align__(1024) uint8_t storage[];
@@ -545,7 +565,7 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
   __syncthreads();
   if (role == 0) {
     decrease_registers<Traits::kScoreRegisters>();
-    score_role(args, shared, thread_of_role());
+    score_role<Traits, kParts>(args, shared, thread_of_role());
   } else if (role == 3) {
     decrease_registers<Traits::kLoaderRegisters>();
     if constexpr (Traits::kConverts) {
@@ -555,7 +575,7 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
     }
   } else {
     increase_registers<Traits::kOutputRegisters>();
-    output_role<Traits>(args, shared);
+    output_role<Traits, kParts>(args, shared);
   }
 }
 
@@ -563,12 +583,13 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
 
 namespace dsv4::nvidia {
 
-template <KvFormat kFormat>
+template <KvFormat kFormat, bool kParts>
 void launch_attend_sm90(const AttendSm90Args& args, int grid, cudaStream_t stream) {
   using Traits = sm90_attend::Traits<kFormat>;
-  launch<sm90_attend::attend_kernel<Traits>>({dim3(static_cast<unsigned>(grid)), Traits::kThreads,
-                                              sizeof(sm90_attend::SharedStorage<Traits>)},
-                                             stream, args);
+  launch<sm90_attend::attend_kernel<Traits, kParts>>(
+      {dim3(static_cast<unsigned>(grid)), Traits::kThreads,
+       sizeof(sm90_attend::SharedStorage<Traits>)},
+      stream, args);
 }
 
 }  // namespace dsv4::nvidia

@@ -42,8 +42,8 @@ constexpr int kPartBlocks = 16;
 
 /// The parts of its item that a CTA has behind it.
 struct PartResults {
-  float4 values[32][256];  ///< as in ChainResults
-  float2 sums[64];         ///< maximum and sum, of 64 heads
+  float4 values[2][32][128];  ///< by output role, vector and thread
+  float2 sums[64];            ///< maximum and sum, of 64 heads
   /// Weights of `values` and of those of a further part, which ends with an even or odd block.
   float2 weights[2][64];
 };
@@ -74,8 +74,8 @@ void attend_sm90(const AttendParams& params, const OpContext& context);
 /// Scratch of a call with at most `max_entries` compressed rows a token, in default grids.
 int64_t attend_sm90_scratch_bytes(const ScratchLimits& limits, int64_t max_entries);
 
-/// Launches the kernel for one row format; `grid` CTAs.
-template <KvFormat kFormat>
+/// Launches the kernel for one row format; `grid` CTAs. With kParts chains may have parts.
+template <KvFormat kFormat, bool kParts>
 void launch_attend_sm90(const AttendSm90Args& args, int grid, cudaStream_t stream);
 /// The same with kCtas (2, 4 or 8) CTAs an item (attend_sm90_cluster.cuh), for as many items as
 /// clusters can run at once: attend_sm90_clusters, asked of the device once.

@@ -102,6 +102,7 @@ struct Barriers {
   uint64_t p_full;                       // S role -> output roles
   uint64_t p_empty;                      // output roles -> S role
   uint64_t query_full;                   // the copy engine -> S role; twice an item
+  uint64_t parts_full[2];                // the same -> output roles; twice a merge
 };
 
 template <typename Traits>

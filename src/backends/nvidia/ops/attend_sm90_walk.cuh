@@ -64,6 +64,7 @@ __device__ __forceinline__ void init_barriers(Barriers<Traits>& barriers) {
   mbarrier_init(shared_address(&barriers.p_full), 128);
   mbarrier_init(shared_address(&barriers.p_empty), 256);
   mbarrier_init(shared_address(&barriers.query_full), 1);
+  for (uint64_t& full : barriers.parts_full) mbarrier_init(shared_address(&full), 1);
 }
 
 /// The blocks of this CTA's items in order: `fetch` reads where the rows of the next block lie, the
