@@ -117,7 +117,7 @@ __global__ void __launch_bounds__(kTileThreads)
   }
 }
 
-int ctas_that_merge_parts() {
+int ctas_of_two_parts() {
   return std::min(num_multiprocessors(), kMaxCtas);
 }
 
@@ -147,12 +147,12 @@ AttendArgs tokens_of(const AttendArgs& args, int64_t begin, int64_t count) {
   return out;
 }
 
-// The more CTAs share an item the better, as long as all items run at once. Clusters merge no
-// parts.
+// The more CTAs share an item the better, as long as all items run at once. A cluster takes
+// one part.
 template <KvFormat kFormat>
 void launch_items(const AttendSm90Args& args, cudaStream_t stream) {
-  if (args.parts != nullptr) {
-    const int grid = std::min(args.num_items, ctas_that_merge_parts());
+  if (args.first_parts != nullptr) {
+    const int grid = std::min(args.num_items, ctas_of_two_parts());
     return launch_attend_sm90<kFormat, true>(args, grid, stream);
   }
   if (args.num_items <= attend_sm90_clusters<kFormat, 8>()) {
@@ -216,16 +216,15 @@ const char* attend_sm90_why_not(const AttendArgs& args) {
 
 namespace {
 
-// Parts of a chain; 1: the chain begins anew nowhere.
-int parts_of_chain(const AttendArgs& args) {
-  return args.blocks_per_chain % kPartBlocks == 0 ? args.blocks_per_chain / kPartBlocks : 1;
+bool has_parts(const AttendArgs& args) {
+  return args.blocks_per_chain == 2 * kPartBlocks && args.max_blocks > kPartBlocks;
 }
 
 // The same call in parts where those are fewer than multiprocessors: none waits for the one before.
 AttendArgs dealt_in_parts(const AttendArgs& args, int log2_tiles) {
   AttendArgs out = args;
   const int64_t parts = ceil_div(std::max<int64_t>(1, args.max_blocks), int64_t{kPartBlocks});
-  if (parts_of_chain(args) > 1 &&
+  if (has_parts(args) &&
       (args.num_tokens * parts << log2_tiles) <= num_multiprocessors()) {
     out.blocks_per_chain = kPartBlocks;
     out.max_chains = static_cast<int32_t>(parts);
@@ -248,9 +247,9 @@ void run_attend_sm90(const AttendArgs& call, int few_heads, const OpContext& con
     args.chains.sums = context.scratch->take_array<float2>(heads);
   }
   args.results_per_chain = call.blocks_per_chain / all.blocks_per_chain;
-  if (few_heads == 0 && parts_of_chain(all) > 1 && all.max_blocks > kPartBlocks) {
+  if (few_heads == 0 && has_parts(all)) {
     args.part_rows = kPartBlocks * all.rows_per_block;
-    args.parts = context.scratch->take_array<PartResults>(ctas_that_merge_parts());
+    args.first_parts = context.scratch->take_array<FirstPart>(ctas_of_two_parts());
   }
   if (context.scratch->measuring() || all.num_tokens == 0) return;
 
@@ -305,7 +304,7 @@ int64_t attend_sm90_scratch_bytes(const ScratchLimits& limits, int64_t max_entri
                            << log2_tiles_of(limits.num_heads);
   int64_t results = std::min(limits.max_tokens * of_token, std::max(kMaxChainResults, of_token));
   results = std::max<int64_t>(results, kMaxCtas);
-  return results * (kChainBytes + kTileHeads * 8) + kMaxCtas * int64_t{sizeof(PartResults)} +
+  return results * (kChainBytes + kTileHeads * 8) + kMaxCtas * int64_t{sizeof(FirstPart)} +
          3 * Arena::kAlignment;
 }
 

@@ -211,39 +211,27 @@ struct Sinks {
   }
 };
 
-/// Sum over all keys of a block's or item's rows.
-__device__ __forceinline__ void add_keys_of_quad(float (&sum)[2]) {
-#pragma unroll
-  for (int h = 0; h < 2; ++h) {
-    sum[h] += __shfl_xor_sync(~0u, sum[h], 1);
-    sum[h] += __shfl_xor_sync(~0u, sum[h], 2);
-  }
-}
+/// Weights of the values of two parts, of which one is 1, in one number.
+struct PartWeights {
+  float bits;  // by_second, or by_first with the sign set
 
-/// At the end of a part, for heads row and row + 8: maximum and sum become those of all parts so
-/// far, and the output roles get the weights of their values. As merge_chains_kernel does it.
-__device__ __forceinline__ void merge_part(PartResults& parts, int block, bool later_part, int row,
-                                           int quad, float (&max)[2], float (&sum)[2]) {
-#pragma unroll
-  for (int h = 0; h < 2; ++h) {
-    const int head = row + 8 * h;
-    if (later_part) {
-      const float2 before = __ldcg(&parts.sums[head]);
-      MergeWeights merged = {before.x, before.y, 1.f, 0.f};
-      if (sum[h] > 0.f) {
-        merged = before.y > 0.f ? merge_chains(before.x, before.y, max[h], sum[h])
-                                : MergeWeights{max[h], sum[h], 0.f, 1.f};
-      }
-      max[h] = merged.max;
-      sum[h] = merged.sum;
-      if (quad == 0) {
-        __stcg(&parts.weights[block & 1][head], make_float2(merged.by_total, merged.by_chain));
-      }
-    }
-    __syncwarp();  // all of a quad have read it
-    if (quad == 0) __stcg(&parts.sums[head], make_float2(max[h], sum[h]));
+  __device__ __forceinline__ static PartWeights of(float by_first, float by_second) {
+    return {by_first == 1.f ? by_second : -by_first};
   }
-  __syncwarp();
+  __device__ __forceinline__ float by_first() const { return signbit(bits) ? -bits : 1.f; }
+  __device__ __forceinline__ float by_second() const { return signbit(bits) ? 1.f : bits; }
+};
+
+/// The sums of the second part of an item become those of both, as merge_chains_kernel does it.
+__device__ __forceinline__ PartWeights merge_sums(float2 first, float& max, float& sum) {
+  MergeWeights merged = {first.x, first.y, 1.f, 0.f};
+  if (sum > 0.f) {
+    merged =
+        first.y > 0.f ? merge_chains(first.x, first.y, max, sum) : MergeWeights{max, sum, 0.f, 1.f};
+  }
+  max = merged.max;
+  sum = merged.sum;
+  return PartWeights::of(merged.by_total, merged.by_chain);
 }
 
 /// Of one head: log-sum-exp of a token, or maximum and sum of one of its chains.
@@ -259,15 +247,29 @@ __device__ __forceinline__ void store_sum(const AttendSm90Args& args, const Bloc
   }
 }
 
-/// What is known of heads row and row + 8 at the end of an item: the factors of their accumulators
-/// go to `factors`, sums to memory.
+/// What is known of heads row and row + 8 at the end of a part or item goes to `finished`; sums of
+/// an item also to memory.
+template <bool kParts>
 __device__ __forceinline__ void finish_rows(const AttendSm90Args& args, const BlockHeader& item,
-                                            int row, int quad, const Sinks& sinks, float* factors,
-                                            const float (&max)[2], const float (&sum)[2]) {
+                                            uint32_t flags, int row, int quad, const Sinks& sinks,
+                                            float2* finished, float (&max)[2], float (&sum)[2]) {
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    sum[h] += __shfl_xor_sync(~0u, sum[h], 1);
+    sum[h] += __shfl_xor_sync(~0u, sum[h], 2);
+  }
   if (quad != 0) return;
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
-    factors[row + 8 * h] = sum[h] > 0.f ? inverse_denominator(max[h], sum[h], sinks.of[h]) : 0.f;
+    float2& of_head = finished[row + 8 * h];
+    if (kParts && (flags & kEndOfPart) != 0) {
+      of_head = make_float2(max[h], sum[h]);
+      continue;
+    }
+    PartWeights weights{};
+    if (kParts && (flags & kLaterPart) != 0) weights = merge_sums(of_head, max[h], sum[h]);
+    of_head = make_float2(sum[h] > 0.f ? inverse_denominator(max[h], sum[h], sinks.of[h]) : 0.f,
+                          weights.bits);
     store_sum(args, item, row + 8 * h, max[h], sum[h]);
   }
 }
@@ -342,11 +344,7 @@ __device__ __forceinline__ void score_role(const AttendSm90Args& args,
         shared.alpha[row + 8] = alpha[1];
       }
       if (last || (kParts && (flags & kEndOfPart) != 0)) {
-        add_keys_of_quad(sum);
-        if (kParts && (flags & (kEndOfPart | kLaterPart)) != 0) {
-          merge_part(args.parts[blockIdx.x], block, (flags & kLaterPart) != 0, row, quad, max, sum);
-        }
-        if (last) finish_rows(args, item, row, quad, sinks, shared.factors, max, sum);
+        finish_rows<kParts>(args, item, flags, row, quad, sinks, shared.finished, max, sum);
         max[0] = max[1] = kNoMaximum;
         sum[0] = sum[1] = 0.f;
       }
@@ -411,10 +409,10 @@ __device__ __forceinline__ void store_chain(const AttendSm90Args& args, const Bl
   }
 }
 
-/// Values of a part, of this thread, leave for the L2.
+/// Values of the first part, of this thread, leave for the L2.
 template <typename Value>
-__device__ __forceinline__ void put_away(PartResults& parts, int half, const Value& o) {
-  float4* values = &parts.values[half][0][thread_of_role()];
+__device__ __forceinline__ void put_away(FirstPart& first, int half, const Value& o) {
+  float4* values = &first.values[half][0][thread_of_role()];
 #pragma unroll
   for (int k = 0; k < 32; ++k) {
     // + 0: no -0, which a merge of this with nothing would not leave either.
@@ -422,31 +420,33 @@ __device__ __forceinline__ void put_away(PartResults& parts, int half, const Val
            make_float4(o(4 * k) + 0.f, o(4 * k + 1) + 0.f, o(4 * k + 2) + 0.f, o(4 * k + 3) + 0.f));
   }
 }
-/// Those before and of the part that ended with `block`. The ones before come through `staging`,
-/// 32 KB that this role alone reads, in two halves: of loads to registers few would be under way.
+/// Values of both parts. Those of the first one come through `staging`, 32 KB that this role alone
+/// reads, in two halves: of loads to registers few would be under way.
 template <typename Value>
-__device__ __forceinline__ void merge_values_of_parts(const PartResults& parts, int half, int block,
-                                                      uint32_t staging, int role_barrier,
-                                                      uint32_t full, Value& o) {
-  constexpr uint32_t kBytes = sizeof(parts.values[0]) / 2;
-  const float2 by0 = __ldcg(&parts.weights[block & 1][row_of_thread()]);
-  const float2 by1 = __ldcg(&parts.weights[block & 1][row_of_thread() + 8]);
+__device__ __forceinline__ void add_first_part(const FirstPart& first, int half,
+                                               const PartWeights (&by)[2], uint32_t staging,
+                                               int role_barrier, uint32_t full, Value& o) {
+  constexpr uint32_t kBytes = sizeof(first.values[0]) / 2;
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     barrier_sync(role_barrier, 128);  // what lay there has been read
     if (thread_of_role() == 0) {
       fence_proxy_async();
       mbarrier_arrive_expecting(full, kBytes);
-      copy_bytes(staging, &parts.values[half][16 * i], kBytes, full);
+      copy_bytes(staging, &first.values[half][16 * i], kBytes, full);
     }
     mbarrier_poll(full, i);
 #pragma unroll
     for (int k = 16 * i; k < 16 * i + 16; ++k) {
       const uint4 bits = load_shared_16(staging + ((k % 16) * 128 + thread_of_role()) * 16);
-      o(4 * k) = merge_values(__uint_as_float(bits.x), o(4 * k), by0.x, by0.y);
-      o(4 * k + 1) = merge_values(__uint_as_float(bits.y), o(4 * k + 1), by0.x, by0.y);
-      o(4 * k + 2) = merge_values(__uint_as_float(bits.z), o(4 * k + 2), by1.x, by1.y);
-      o(4 * k + 3) = merge_values(__uint_as_float(bits.w), o(4 * k + 3), by1.x, by1.y);
+      const float before[4] = {__uint_as_float(bits.x), __uint_as_float(bits.y),
+                               __uint_as_float(bits.z), __uint_as_float(bits.w)};
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const PartWeights& weights = by[j >> 1];
+        o(4 * k + j) =
+            merge_values(before[j], o(4 * k + j), weights.by_first(), weights.by_second());
+      }
     }
   }
 }
@@ -475,6 +475,7 @@ __device__ __forceinline__ void output_role(const AttendSm90Args& args,
 #pragma unroll
     for (int i = 0; i < 64; ++i) o0[i] = o1[i] = 0.f;
     float inverse[2];
+    PartWeights weights[2];
     for (bool last = false; !last; ++block) {
       const int stage = block % Traits::kStages;
       if (block == 0) {
@@ -487,7 +488,7 @@ __device__ __forceinline__ void output_role(const AttendSm90Args& args,
       const uint32_t flags = shared.walk.headers[block % Traits::kHeaderSlots].flags;
       last = __any_sync(~0u, (flags & kEnd) != 0);
       if (kParts && last && thread_of_role() == 0 && (flags & kLaterPart) != 0) {
-        prefetch_bytes(&args.parts[blockIdx.x].values[half()], sizeof(PartResults::values) / 2);
+        prefetch_bytes(&args.first_parts[blockIdx.x].values[half()], sizeof(FirstPart) / 2);
       }
       const float a0 = shared.alpha[row_of_thread()], a1 = shared.alpha[row_of_thread() + 8];
       if ((flags & kFirstBlock) == 0 && __any_sync(~0u, a0 != 1.f || a1 != 1.f)) {
@@ -516,8 +517,13 @@ __device__ __forceinline__ void output_role(const AttendSm90Args& args,
         walk.find_addresses(block);
       }
       if (last) {
-        inverse[0] = shared.factors[row_of_thread()];
-        inverse[1] = shared.factors[row_of_thread() + 8];
+        const float2 heads[2] = {shared.finished[row_of_thread()],
+                                 shared.finished[row_of_thread() + 8]};
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+          inverse[h] = heads[h].x;
+          weights[h].bits = heads[h].y;
+        }
       }
       wgmma_wait<0>();
       if (half() == 1) copy_async_wait<0>();  // of find_places
@@ -528,14 +534,13 @@ __device__ __forceinline__ void output_role(const AttendSm90Args& args,
     const BlockHeader item = read_header(shared.walk.headers[(block - 1) % Traits::kHeaderSlots]);
     const int barrier = kOutputBarrier + half();
     if constexpr (kParts) {
-      PartResults& parts = args.parts[blockIdx.x];
+      FirstPart& first = args.first_parts[blockIdx.x];
       if (__any_sync(~0u, (item.flags & kLaterPart) != 0)) {
-        merge_values_of_parts(parts, half(), block - 1, values_of(stage), barrier,
-                              shared_address(&shared.barriers.parts_full[half()]), o);
-      }
-      if (__any_sync(~0u, (item.flags & kEndOfPart) != 0)) {
+        add_first_part(first, half(), weights, values_of(stage), barrier,
+                       shared_address(&shared.barriers.parts_full[half()]), o);
+      } else if (__any_sync(~0u, (item.flags & kEndOfPart) != 0)) {
         release(stage);
-        put_away(parts, half(), o);
+        put_away(first, half(), o);
         continue;
       }
     }

@@ -36,16 +36,13 @@ struct ChainResults {
   float2* sums = nullptr;
 };
 
-/// Compressed blocks of a part of a chain whose length is a multiple of it; other chains are one
-/// part. Long enough that window + 1024 selected rows are one part.
+/// Compressed blocks of a part: a chain twice as long has two, others are one part. Long enough
+/// that window + 1024 selected rows are one.
 constexpr int kPartBlocks = 16;
 
-/// The parts of its item that a CTA has behind it.
-struct PartResults {
-  float4 values[2][32][128];  ///< by output role, vector and thread
-  float2 sums[64];            ///< maximum and sum, of 64 heads
-  /// Weights of `values` and of those of a further part, which ends with an even or odd block.
-  float2 weights[2][64];
+/// Values of the first part of a CTA's item, by output role, vector and thread.
+struct FirstPart {
+  float4 values[2][32][128];
 };
 
 struct AttendSm90Args {
@@ -59,11 +56,11 @@ struct AttendSm90Args {
   ChainResults chains;      ///< only where max_chains > 1
   /// Parts of a chain (kPartBlocks) begin anew and are merged in ascending order. Where items are
   /// few, parts are dealt out as chains of `attend` are: `results_per_chain` of them are merged
-  /// first. Elsewhere an item is a whole chain, the CTA merges its parts, of `part_rows` rows (a
-  /// power of two), and keeps what it has of them in `parts`.
+  /// first. Elsewhere an item is a whole chain, whose second part begins at row `part_rows` of it
+  /// (a power of two), and its CTA keeps the values of the first one in `first_parts`.
   int32_t part_rows = 1 << 30;
   int32_t results_per_chain = 1;
-  PartResults* parts = nullptr;  ///< one a CTA
+  FirstPart* first_parts = nullptr;  ///< one a CTA
 };
 
 /// Empty where the kernel takes the call, else why not. Looks at shapes, formats and strides alone.
