@@ -216,16 +216,18 @@ const char* attend_sm90_why_not(const AttendArgs& args) {
 
 namespace {
 
+// Of at most 64 heads: more tiles fill the multiprocessors, and what a merge costs every long list
+// (9 us) is more than few tokens gain.
 bool has_parts(const AttendArgs& args) {
-  return args.blocks_per_chain == 2 * kPartBlocks && args.max_blocks > kPartBlocks;
+  return args.num_heads <= kTileHeads && args.blocks_per_chain == 2 * kPartBlocks &&
+         args.max_blocks > kPartBlocks;
 }
 
 // The same call in parts where those are fewer than multiprocessors: none waits for the one before.
-AttendArgs dealt_in_parts(const AttendArgs& args, int log2_tiles) {
+AttendArgs dealt_in_parts(const AttendArgs& args) {
   AttendArgs out = args;
-  const int64_t parts = ceil_div(std::max<int64_t>(1, args.max_blocks), int64_t{kPartBlocks});
-  if (has_parts(args) &&
-      (args.num_tokens * parts << log2_tiles) <= num_multiprocessors()) {
+  const int64_t parts = ceil_div(int64_t{args.max_blocks}, int64_t{kPartBlocks});
+  if (has_parts(args) && args.num_tokens * parts <= num_multiprocessors()) {
     out.blocks_per_chain = kPartBlocks;
     out.max_chains = static_cast<int32_t>(parts);
   }
@@ -236,7 +238,7 @@ AttendArgs dealt_in_parts(const AttendArgs& args, int log2_tiles) {
 void run_attend_sm90(const AttendArgs& call, int few_heads, const OpContext& context) {
   const int tile_heads = few_heads > 0 ? few_heads : kTileHeads;
   const int log2_tiles = log2_tiles_of(call.num_heads);
-  const AttendArgs all = few_heads > 0 ? call : dealt_in_parts(call, log2_tiles);
+  const AttendArgs all = few_heads > 0 ? call : dealt_in_parts(call);
   const int64_t wave = tokens_per_wave(all.num_tokens, log2_tiles, all.max_chains, tile_heads);
   Arena::Scope scope(*context.scratch);
   AttendSm90Args args;

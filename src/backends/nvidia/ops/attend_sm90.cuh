@@ -9,6 +9,8 @@
 //             3     gathers rows and writes them as bf16 into a stage: 64 rows x 512, K as it lies
 //                   and V through the transposing descriptor (attend_sm90_loader.cuh)
 //           Two stages. Half of the query is read from shared memory, half lives in registers.
+//           Of a chain in two parts (attend_sm90.h, kParts) the values of the first one wait in
+//           the L2 for those of the second.
 // Budget    a block and 64 heads: 2 x 1024 clocks of wgmma; shared memory 336 KB = 2690 clocks;
 //           584 B x 64 rows = 37 KB. Limits and measurements: docs/kernels/attend_sm90.md
 // Launch    min(items, SMs) CTAs of 512 threads, smem = sizeof(SharedStorage), 1 CTA/SM
