@@ -155,6 +155,13 @@ TEST_P(OracleAttend, BitsAreThoseOfOtherKernels) {
   }
 }
 
+TEST_P(OracleAttend, LongListsAloneAndInACrowd) {
+  if (!which().name.starts_with("hca_long") || is_emulated(candidate()) || is_slow()) {
+    GTEST_SKIP() << "the long cases, in a compiled kernel";
+  }
+  check_attend_long_crowd(subject(), which(), 70);
+}
+
 TEST_P(OracleAttend, CornerCases) {
   if (is_slow()) GTEST_SKIP() << "many heads of a scalar kernel";
   if (is_enough({"csa_4heads_fp8dsmla", "csa_chains_4heads_fp8dsmla", "hca_4heads_fp8dsmla"}))

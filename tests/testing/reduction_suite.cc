@@ -539,6 +539,31 @@ void check_attend_same_bits(const std::vector<Subject>& subjects, const AttendCa
   }
 }
 
+void check_attend_long_crowd(const Subject& subject, const AttendCase& which, int num_tokens) {
+  constexpr int kSeqs = 3, kStep = 7, kBlock = 64;
+  // Lists end before, at and behind the end of a block, from none to the longest.
+  std::vector<AttendToken> tokens;
+  for (int i = 0; i < num_tokens; ++i) {
+    const int blocks = which.long_entries / kBlock * i / (num_tokens - 1);
+    const int entries = std::max(0, blocks * kBlock + i % 3 - 1);
+    tokens.push_back({i % kSeqs, which.ratio * entries + which.ratio / 2});
+  }
+  const AttendResult batch = run_attend(subject, which, tokens, {});
+  for (int i = 0; i < num_tokens; ++i) {
+    const AttendResult alone = run_attend(subject, which, {tokens[i]}, {.only_own_rows = true});
+    EXPECT_TRUE(same_bits(which, alone, 0, batch, i)) << "alone and among " << num_tokens;
+  }
+  for (int first = 0; first < num_tokens; first += kStep) {
+    const int count = std::min(kStep, num_tokens - first);
+    const auto begin = tokens.begin() + first;
+    const AttendResult few = run_attend(subject, which, {begin, begin + count}, {});
+    for (int i = 0; i < count; ++i) {
+      EXPECT_TRUE(same_bits(which, few, i, batch, first + i))
+          << "among " << count << " and among " << num_tokens;
+    }
+  }
+}
+
 void check_attend_corner_cases(const Subject& subject, const AttendCase& which) {
   const int last = which.compressed == CompressedKind::kNone ? 200 : 3 * which.ratio + 200;
   const std::vector<AttendToken> tokens{{0, last}, {1, 3}, {0, 64}};
@@ -708,6 +733,13 @@ std::vector<AttendCase> attend_cases(const std::vector<KvFormat>& formats, bool 
        .ratio = 4,
        .few_tokens = true,
        .long_entries = 4200},
+      first);
+  add({.name = "hca_long",
+       .heads = 72,
+       .compressed = CompressedKind::kRange,
+       .ratio = 4,
+       .few_tokens = true,
+       .long_entries = 2200},
       first);
   add({.name = "hca_many_chains",
        .heads = 1,

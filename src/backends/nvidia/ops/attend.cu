@@ -107,6 +107,7 @@ AttendArgs attend_args(const AttendParams& params) {
              (out.window.kind != RowSource::kRange && out.compressed.kind != RowSource::kRange));
   if (out.compressed.kind != RowSource::kNone) {
     const int64_t blocks = ceil_div(std::max<int64_t>(0, params.max_entries), out.rows_per_block);
+    out.max_blocks = static_cast<int32_t>(blocks);
     out.max_chains =
         static_cast<int32_t>(std::max<int64_t>(1, ceil_div(blocks, out.blocks_per_chain)));
   }

@@ -6,7 +6,8 @@
 // Order     ReductionGrid (ops/ops.h): blocks of rows_per_block rows, chains of blocks_per_chain
 //           compressed blocks, chain 0 starts with the window blocks; attend_rows.cuh walks them.
 //           A chain is never cut; chains that saw no row are left out, the others are merged in
-//           ascending order by merge_chains (attend_rows.cuh), in whatever kernel that happens
+//           ascending order by merge_chains (attend_rows.cuh), in whatever kernel that happens.
+//           sm90 has two parts in a chain of up to 64 heads (attend_sm90.h)
 // Grids     come from host numbers only (tokens, heads, max_entries), so that a captured graph
 //           stays right when lengths change
 #pragma once
@@ -56,6 +57,7 @@ struct AttendArgs {
   const int32_t* token_to_seq = nullptr;
   RowSource window, compressed;
   int32_t rows_per_block = 64, blocks_per_chain = 32;
+  int32_t max_blocks = 0;  ///< compressed blocks of a token, at most
   int32_t max_chains = 1;  ///< host bound of the chains of a token
 };
 

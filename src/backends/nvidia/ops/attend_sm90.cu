@@ -21,14 +21,45 @@ constexpr int kThreadVectors = kTileHeads * kHeadDim / 4 / 256;  // float4 of a 
 constexpr int64_t kChainBytes = kTileHeads * kHeadDim * 4;
 /// Most partial results of 64 heads at a time, 128 MiB of them; more tokens go in waves.
 constexpr int64_t kMaxChainResults = 1024;
+/// Most CTAs: multiprocessors of the largest Hopper chip.
+constexpr int kMaxCtas = 144;
 
-// sm90_merge_chains: the chains of one token and 64 heads, in ascending order.
+// sm90_merge_chains: the chains of one token and 64 heads, in ascending order; where results are
+// those of parts, `results_per_chain` of them make a chain first.
 //
 // Tiling    CTA = (token, tile, eighth of the values); threads hold values as those of the two
 //           output roles of sm90_attend do: thread, vector v -> heads row and row + 8, dims
 //           128 (thread / 128) ... (8 v + 2 (thread % 4)) of a half
 // Contract  tokens with one chain are left alone
 constexpr int kMergeParts = 8;
+
+/// Results merged so far, of one thread: two heads.
+template <int kVectors>
+struct MergedRows {
+  float2 sums[2] = {{-INFINITY, 0.f}, {-INFINITY, 0.f}};  // maximum, sum
+  float4 values[kVectors] = {};
+
+  __device__ __forceinline__ void merge(const float2 (&more)[2],
+                                        const float4 (&more_values)[kVectors]) {
+    float by_total[2] = {1.f, 1.f}, by_chain[2] = {0.f, 0.f};
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      if (more[h].y == 0.f) continue;
+      MergeWeights merged = {more[h].x, more[h].y, 0.f, 1.f};
+      if (sums[h].y != 0.f) merged = merge_chains(sums[h].x, sums[h].y, more[h].x, more[h].y);
+      sums[h] = {merged.max, merged.sum};
+      by_total[h] = merged.by_total;
+      by_chain[h] = merged.by_chain;
+    }
+#pragma unroll
+    for (int v = 0; v < kVectors; ++v) {
+      values[v].x = merge_values(values[v].x, more_values[v].x, by_total[0], by_chain[0]);
+      values[v].y = merge_values(values[v].y, more_values[v].y, by_total[0], by_chain[0]);
+      values[v].z = merge_values(values[v].z, more_values[v].z, by_total[1], by_chain[1]);
+      values[v].w = merge_values(values[v].w, more_values[v].w, by_total[1], by_chain[1]);
+    }
+  }
+};
 
 __global__ void __launch_bounds__(kTileThreads)
     merge_chains_kernel(const __grid_constant__ AttendSm90Args args) {
@@ -42,40 +73,23 @@ __global__ void __launch_bounds__(kTileThreads)
   const int thread = static_cast<int>(threadIdx.x), first = static_cast<int>(blockIdx.y) * kVectors;
   const int row = (thread >> 5 & 3) * 16 + (thread & 31) / 4;
 
-  float max[2], sum[2];
-  bool any[2] = {false, false};
-  float values[kVectors][4] = {};
-  for (int chain = 0; chain < blocks.num_chains; ++chain) {
-    if (chain > 0 && chain_blocks(attend, blocks, chain).count == 0) continue;
-    const int64_t slot = static_cast<int64_t>(blockIdx.x) * attend.max_chains + chain;
-    const float4* from =
-        args.chains.values + (slot * kThreadVectors + first) * kTileThreads + thread;
-    float by_total[2] = {1.f, 1.f}, by_chain[2] = {0.f, 0.f};
+  MergedRows<kVectors> total, chain;
+  for (int result = 0; result < blocks.num_chains; ++result) {
+    if (result == 0 || chain_blocks(attend, blocks, result).count > 0) {
+      const int64_t slot = static_cast<int64_t>(blockIdx.x) * attend.max_chains + result;
+      const float4* from =
+          args.chains.values + (slot * kThreadVectors + first) * kTileThreads + thread;
+      float2 sums[2];
+      float4 values[kVectors];
 #pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const float2 partial = args.chains.sums[slot * kTileHeads + row + 8 * h];
-      if (partial.y == 0.f) continue;
-      if (any[h]) {
-        const MergeWeights merged = merge_chains(max[h], sum[h], partial.x, partial.y);
-        max[h] = merged.max;
-        sum[h] = merged.sum;
-        by_total[h] = merged.by_total;
-        by_chain[h] = merged.by_chain;
-      } else {
-        max[h] = partial.x;
-        sum[h] = partial.y;
-        by_total[h] = 0.f;
-        by_chain[h] = 1.f;
-        any[h] = true;
-      }
+      for (int v = 0; v < kVectors; ++v) values[v] = __ldcg(from + v * kTileThreads);
+#pragma unroll
+      for (int h = 0; h < 2; ++h) sums[h] = args.chains.sums[slot * kTileHeads + row + 8 * h];
+      chain.merge(sums, values);
     }
-#pragma unroll
-    for (int v = 0; v < kVectors; ++v) {
-      const float4 add = __ldcg(from + v * kTileThreads);
-      values[v][0] = merge_values(values[v][0], add.x, by_total[0], by_chain[0]);
-      values[v][1] = merge_values(values[v][1], add.y, by_total[0], by_chain[0]);
-      values[v][2] = merge_values(values[v][2], add.z, by_total[1], by_chain[1]);
-      values[v][3] = merge_values(values[v][3], add.w, by_total[1], by_chain[1]);
+    if ((result + 1) % args.results_per_chain == 0 || result + 1 == blocks.num_chains) {
+      total.merge(chain.sums, chain.values);
+      chain = {};
     }
   }
 
@@ -84,20 +98,27 @@ __global__ void __launch_bounds__(kTileThreads)
     const int head = tile * kTileHeads + row + 8 * h;
     if (head >= attend.num_heads) continue;
     const float sink = attend.sink != nullptr ? __ldg(attend.sink + head) : -INFINITY;
-    const float inverse = any[h] ? inverse_denominator(max[h], sum[h], sink) : 0.f;
+    const float2 sums = total.sums[h];
+    const bool any = sums.y != 0.f;
+    const float inverse = any ? inverse_denominator(sums.x, sums.y, sink) : 0.f;
     uint16_t* out = attend.out + token * attend.out_token_stride + head * attend.out_head_stride +
                     (thread >> 7) * 256 + (thread & 3) * 2;
 #pragma unroll
     for (int v = 0; v < kVectors; ++v) {
+      const float4 of = total.values[v];
       const __nv_bfloat162 pair =
-          __floats2bfloat162_rn(values[v][2 * h] * inverse, values[v][2 * h + 1] * inverse);
+          __floats2bfloat162_rn((h == 0 ? of.x : of.z) * inverse, (h == 0 ? of.y : of.w) * inverse);
       *reinterpret_cast<__nv_bfloat162*>(out + (first + v) * 8) = pair;
     }
     if (blockIdx.y == 0 && thread < 128 && (thread & 3) == 0 && attend.lse != nullptr) {
       attend.lse[static_cast<int64_t>(token) * attend.num_heads + head] =
-          any[h] ? log_sum_exp(max[h], sum[h]) : -INFINITY;
+          any ? log_sum_exp(sums.x, sums.y) : -INFINITY;
     }
   }
+}
+
+int ctas_of_two_parts() {
+  return std::min(num_multiprocessors(), kMaxCtas);
 }
 
 int log2_tiles_of(int num_heads) {
@@ -126,9 +147,14 @@ AttendArgs tokens_of(const AttendArgs& args, int64_t begin, int64_t count) {
   return out;
 }
 
-// The more CTAs share an item the better, as long as all items run at once.
+// The more CTAs share an item the better, as long as all items run at once. A cluster takes
+// one part.
 template <KvFormat kFormat>
 void launch_items(const AttendSm90Args& args, cudaStream_t stream) {
+  if (args.first_parts != nullptr) {
+    const int grid = std::min(args.num_items, ctas_of_two_parts());
+    return launch_attend_sm90<kFormat, true>(args, grid, stream);
+  }
   if (args.num_items <= attend_sm90_clusters<kFormat, 8>()) {
     return launch_attend_sm90_cluster<kFormat, 8>(args, stream);
   }
@@ -138,7 +164,7 @@ void launch_items(const AttendSm90Args& args, cudaStream_t stream) {
   if (args.num_items <= attend_sm90_clusters<kFormat, 2>()) {
     return launch_attend_sm90_cluster<kFormat, 2>(args, stream);
   }
-  launch_attend_sm90<kFormat>(args, std::min(args.num_items, num_multiprocessors()), stream);
+  launch_attend_sm90<kFormat, false>(args, std::min(args.num_items, num_multiprocessors()), stream);
 }
 
 void launch(const AttendSm90Args& args, KvFormat format, cudaStream_t stream) {
@@ -190,6 +216,23 @@ const char* attend_sm90_why_not(const AttendArgs& args) {
 
 namespace {
 
+// Of at most 64 heads: more tiles fill the multiprocessors, and what a merge costs every long list
+// (9 us) is more than few tokens gain.
+bool has_parts(const AttendArgs& args) {
+  return args.num_heads <= kTileHeads && args.blocks_per_chain == 2 * kPartBlocks &&
+         args.max_blocks > kPartBlocks;
+}
+
+// The same call with parts as chains.
+AttendArgs dealt_in_parts(const AttendArgs& args) {
+  AttendArgs out = args;
+  if (has_parts(args)) {
+    out.blocks_per_chain = kPartBlocks;
+    out.max_chains = (args.max_blocks + kPartBlocks - 1) / kPartBlocks;
+  }
+  return out;
+}
+
 // Clusters of which all run at once.
 template <int kCtas>
 int num_clusters(KvFormat format) {
@@ -219,11 +262,17 @@ int few_heads_tile(const AttendArgs& args, int64_t max_entries, Kernels kernels)
 }
 
 void run_attend_sm90(const AttendParams& params, Kernels kernels, const OpContext& context) {
-  const AttendArgs all = attend_args(params);
-  if (*attend_sm90_why_not(all) != '\0') return attend_sm80(params, context);
-  const int few_heads = few_heads_tile(all, params.max_entries, kernels);
+  const AttendArgs call = attend_args(params);
+  if (*attend_sm90_why_not(call) != '\0') return attend_sm80(params, context);
+  const AttendArgs in_parts = dealt_in_parts(call);
+  const int few_heads = few_heads_tile(in_parts, params.max_entries, kernels);
+  // Where there are more of them than multiprocessors, a CTA takes both parts of a chain; results
+  // of few heads are small.
+  const bool parts_fit =
+      int64_t{in_parts.num_tokens} * in_parts.max_chains <= num_multiprocessors();
+  const AttendArgs& all = few_heads > 0 || parts_fit ? in_parts : call;
   const int tile_heads = few_heads > 0 ? few_heads : kTileHeads;
-  const int log2_tiles = log2_tiles_of(all.num_heads);
+  const int log2_tiles = log2_tiles_of(call.num_heads);
   const int64_t wave = tokens_per_wave(all.num_tokens, log2_tiles, all.max_chains, tile_heads);
   Arena::Scope scope(*context.scratch);
   AttendSm90Args args;
@@ -232,6 +281,11 @@ void run_attend_sm90(const AttendParams& params, Kernels kernels, const OpContex
     const int64_t heads = (wave << log2_tiles) * all.max_chains * tile_heads;
     args.chains.values = context.scratch->take_array<float4>(heads * kHeadDim / 4);
     args.chains.sums = context.scratch->take_array<float2>(heads);
+  }
+  args.results_per_chain = call.blocks_per_chain / all.blocks_per_chain;
+  if (few_heads == 0 && has_parts(all)) {
+    args.part_rows = kPartBlocks * all.rows_per_block;
+    args.first_parts = context.scratch->take_array<FirstPart>(ctas_of_two_parts());
   }
   if (context.scratch->measuring() || all.num_tokens == 0) return;
 
@@ -276,14 +330,16 @@ void attend_sm90_many_heads(const AttendParams& params, const OpContext& context
 }
 
 int64_t attend_sm90_scratch_bytes(const ScratchLimits& limits, int64_t max_entries) {
-  const int64_t max_chains = ceil_div(
-      max_entries, int64_t{ReductionGrid{}.rows_per_block} * ReductionGrid{}.blocks_per_chain);
-  if (max_chains <= 1 || limits.max_tokens == 0) return 0;
-  // Of any call within the limits, also one with fewer chains and longer waves.
-  const int64_t of_token = max_chains << log2_tiles_of(limits.num_heads);
-  const int64_t results =
-      std::min(limits.max_tokens * of_token, std::max(kMaxChainResults, of_token));
-  return results * (kChainBytes + kTileHeads * 8) + 2 * Arena::kAlignment;
+  constexpr ReductionGrid kGrid;
+  const int64_t max_blocks = ceil_div(max_entries, int64_t{kGrid.rows_per_block});
+  if (max_blocks <= kPartBlocks || limits.max_tokens == 0) return 0;
+  // Of any call within the limits, also one with fewer chains and longer waves, or in parts.
+  const int64_t of_token = ceil_div(max_blocks, int64_t{kGrid.blocks_per_chain})
+                           << log2_tiles_of(limits.num_heads);
+  int64_t results = std::min(limits.max_tokens * of_token, std::max(kMaxChainResults, of_token));
+  results = std::max<int64_t>(results, kMaxCtas);
+  return results * (kChainBytes + kTileHeads * 8) + kMaxCtas * int64_t{sizeof(FirstPart)} +
+         3 * Arena::kAlignment;
 }
 
 }  // namespace dsv4::nvidia

@@ -9,6 +9,8 @@
 //             3     gathers rows and writes them as bf16 into a stage: 64 rows x 512, K as it lies
 //                   and V through the transposing descriptor (attend_sm90_loader.cuh)
 //           Two stages. Half of the query is read from shared memory, half lives in registers.
+//           Of a chain in two parts (attend_sm90.h, kParts) the values of the first one wait in
+//           the L2 for those of the second.
 // Budget    a block and 64 heads: 2 x 1024 clocks of wgmma; shared memory 336 KB = 2690 clocks;
 //           584 B x 64 rows = 37 KB. Limits and measurements: docs/kernels/attend_sm90.md
 // Launch    min(items, SMs) CTAs of 512 threads, smem = sizeof(SharedStorage), 1 CTA/SM
@@ -218,6 +220,29 @@ struct Sinks {
   }
 };
 
+/// Weights of the values of two parts, of which one is 1, in one number.
+struct PartWeights {
+  float bits;  // by_second, or by_first with the sign set
+
+  __device__ __forceinline__ static PartWeights of(float by_first, float by_second) {
+    return {by_first == 1.f ? by_second : -by_first};
+  }
+  __device__ __forceinline__ float by_first() const { return signbit(bits) ? -bits : 1.f; }
+  __device__ __forceinline__ float by_second() const { return signbit(bits) ? 1.f : bits; }
+};
+
+/// The sums of the second part of an item become those of both, as merge_chains_kernel does it.
+__device__ __forceinline__ PartWeights merge_sums(float2 first, float& max, float& sum) {
+  MergeWeights merged = {first.x, first.y, 1.f, 0.f};
+  if (sum != 0.f) {
+    merged = first.y != 0.f ? merge_chains(first.x, first.y, max, sum)
+                            : MergeWeights{max, sum, 0.f, 1.f};
+  }
+  max = merged.max;
+  sum = merged.sum;
+  return PartWeights::of(merged.by_total, merged.by_chain);
+}
+
 /// Of one head: log-sum-exp of a token, or maximum and sum of one of its chains.
 __device__ __forceinline__ void store_sum(const AttendSm90Args& args, const BlockHeader& item,
                                           int row, float max, float sum) {
@@ -231,11 +256,12 @@ __device__ __forceinline__ void store_sum(const AttendSm90Args& args, const Bloc
   }
 }
 
-/// What is known of heads row and row + 8 at the end of an item: the factors of their accumulators
-/// go to `factors`, sums to memory.
+/// What is known of heads row and row + 8 at the end of a part or item goes to `finished`; sums of
+/// an item also to memory.
+template <bool kParts>
 __device__ __forceinline__ void finish_rows(const AttendSm90Args& args, const BlockHeader& item,
-                                            int row, int quad, const Sinks& sinks, float* factors,
-                                            const float (&max)[2], float (&sum)[2]) {
+                                            uint32_t flags, int row, int quad, const Sinks& sinks,
+                                            float2* finished, float (&max)[2], float (&sum)[2]) {
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
     sum[h] += __shfl_xor_sync(~0u, sum[h], 1);
@@ -244,7 +270,15 @@ __device__ __forceinline__ void finish_rows(const AttendSm90Args& args, const Bl
   if (quad != 0) return;
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
-    factors[row + 8 * h] = sum[h] != 0.f ? inverse_denominator(max[h], sum[h], sinks.of[h]) : 0.f;
+    float2& of_head = finished[row + 8 * h];
+    if (kParts && (flags & kEndOfPart) != 0) {
+      of_head = make_float2(max[h], sum[h]);
+      continue;
+    }
+    PartWeights weights{};
+    if (kParts && (flags & kLaterPart) != 0) weights = merge_sums(of_head, max[h], sum[h]);
+    of_head = make_float2(sum[h] != 0.f ? inverse_denominator(max[h], sum[h], sinks.of[h]) : 0.f,
+                          weights.bits);
     store_sum(args, item, row + 8 * h, max[h], sum[h]);
   }
 }
@@ -268,7 +302,7 @@ __device__ __forceinline__ void start_scores(float (&s)[32], const Query<Traits>
   wgmma_commit();
 }
 
-template <typename Traits>
+template <typename Traits, bool kParts>
 __device__ __forceinline__ void score_role(const AttendSm90Args& args,
                                            SharedStorage<Traits>& shared, int thread) {
   const int lane = thread & 31, warp = thread >> 5, quad = lane & 3;
@@ -281,9 +315,9 @@ __device__ __forceinline__ void score_role(const AttendSm90Args& args,
   query.start(args, shared, read_header(shared.walk.headers[0]));
   const uint64_t query_operand = swizzled_operand(shared_address(shared.query), 16, 1024);
 
+  float max[2] = {kNoMaximum, kNoMaximum}, sum[2] = {0.f, 0.f};
   for (int block = 0; shared.walk.headers[block % Traits::kHeaderSlots].token >= 0;) {
     mbarrier_poll(shared_address(&shared.barriers.query_full), 1);
-    float max[2] = {kNoMaximum, kNoMaximum}, sum[2] = {0.f, 0.f};
     for (bool last = false; !last; ++block) {
       const int stage = block & 1;
       const uint64_t rows = swizzled_operand(shared_address(shared.rows[stage]), 16, 1024);
@@ -291,7 +325,8 @@ __device__ __forceinline__ void score_role(const AttendSm90Args& args,
       mbarrier_poll(shared_address(&shared.barriers.rows_full[stage]), phase_of<2>(block));
       start_scores(s, query, query_operand, rows, 0);
       start_scores(s, query, query_operand, rows, 1);
-      last = (shared.walk.headers[block % Traits::kHeaderSlots].flags & kLastBlock) != 0;
+      const uint32_t flags = shared.walk.headers[block % Traits::kHeaderSlots].flags;
+      last = (flags & kLastBlock) != 0;
       const bool all_rows = load_mask<8>(shared.mask[stage]).all();
       BlockHeader item, next = {-1, 0, 0, 0};
       Sinks sinks;
@@ -317,7 +352,11 @@ __device__ __forceinline__ void score_role(const AttendSm90Args& args,
         shared.alpha[row] = alpha[0];
         shared.alpha[row + 8] = alpha[1];
       }
-      if (last) finish_rows(args, item, row, quad, sinks, shared.factors, max, sum);
+      if (last || (kParts && (flags & kEndOfPart) != 0)) {
+        finish_rows<kParts>(args, item, flags, row, quad, sinks, shared.finished, max, sum);
+        max[0] = max[1] = kNoMaximum;
+        sum[0] = sum[1] = 0.f;
+      }
       fence_proxy_async();
       mbarrier_arrive(shared_address(&shared.barriers.p_full));
       if (next.token >= 0) query.start(args, shared, next);
@@ -379,8 +418,50 @@ __device__ __forceinline__ void store_chain(const AttendSm90Args& args, const Bl
   }
 }
 
+/// Values of the first part, of this thread, leave for the L2.
+template <typename Value>
+__device__ __forceinline__ void put_away(FirstPart& first, int half, const Value& o) {
+  float4* values = &first.values[half][0][thread_of_role()];
+#pragma unroll
+  for (int k = 0; k < 32; ++k) {
+    // + 0: no -0, which a merge of this with nothing would not leave either.
+    __stcg(values + k * 128,
+           make_float4(o(4 * k) + 0.f, o(4 * k + 1) + 0.f, o(4 * k + 2) + 0.f, o(4 * k + 3) + 0.f));
+  }
+}
+/// Values of both parts. Those of the first one come through `staging`, 32 KB that this role alone
+/// reads, in two halves: of loads to registers few would be under way.
+template <typename Value>
+__device__ __forceinline__ void add_first_part(const FirstPart& first, int half,
+                                               const PartWeights (&by)[2], uint32_t staging,
+                                               int role_barrier, uint32_t full, Value& o) {
+  constexpr uint32_t kBytes = sizeof(first.values[0]) / 2;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    barrier_sync(role_barrier, 128);  // what lay there has been read
+    if (thread_of_role() == 0) {
+      fence_proxy_async();
+      mbarrier_arrive_expecting(full, kBytes);
+      copy_bytes(staging, &first.values[half][16 * i], kBytes, full);
+    }
+    mbarrier_poll(full, i);
+#pragma unroll
+    for (int k = 16 * i; k < 16 * i + 16; ++k) {
+      const uint4 bits = load_shared_16(staging + ((k % 16) * 128 + thread_of_role()) * 16);
+      const float before[4] = {__uint_as_float(bits.x), __uint_as_float(bits.y),
+                               __uint_as_float(bits.z), __uint_as_float(bits.w)};
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const PartWeights& weights = by[j >> 1];
+        o(4 * k + j) =
+            merge_values(before[j], o(4 * k + j), weights.by_first(), weights.by_second());
+      }
+    }
+  }
+}
+
 /// O[64 x 256] of every item.
-template <typename Traits>
+template <typename Traits, bool kParts>
 __device__ __forceinline__ void output_role(const AttendSm90Args& args,
                                             SharedStorage<Traits>& shared) {
   // Read anew wherever it is used: registers are short.
@@ -394,6 +475,8 @@ __device__ __forceinline__ void output_role(const AttendSm90Args& args,
   const auto release = [&](int stage) {
     mbarrier_arrive(shared_address(&shared.barriers.rows_empty[stage]));
   };
+  // Where products begin anew.
+  constexpr uint32_t kEnd = kParts ? kLastBlock | kEndOfPart : kLastBlock;
   for (int block = 0; block == 0 || exists(block);) {
     float o0[64], o1[64];  // dims 0-127 and 128-255 of the half
     const auto o = [&](int i) -> float& { return i < 64 ? o0[i & 63] : o1[i & 63]; };
@@ -401,6 +484,7 @@ __device__ __forceinline__ void output_role(const AttendSm90Args& args,
 #pragma unroll
     for (int i = 0; i < 64; ++i) o0[i] = o1[i] = 0.f;
     float inverse[2];
+    PartWeights weights[2];
     for (bool last = false; !last; ++block) {
       const int stage = block % Traits::kStages;
       if (block == 0) {
@@ -411,7 +495,10 @@ __device__ __forceinline__ void output_role(const AttendSm90Args& args,
       if (half() == 1) walk.find_places(block);
       mbarrier_poll(shared_address(&shared.barriers.p_full), phase_of<1>(block));
       const uint32_t flags = shared.walk.headers[block % Traits::kHeaderSlots].flags;
-      last = __any_sync(~0u, (flags & kLastBlock) != 0);
+      last = __any_sync(~0u, (flags & kEnd) != 0);
+      if (kParts && last && thread_of_role() == 0 && (flags & kLaterPart) != 0) {
+        prefetch_bytes(&args.first_parts[blockIdx.x].values[half()], sizeof(FirstPart) / 2);
+      }
       const float a0 = shared.alpha[row_of_thread()], a1 = shared.alpha[row_of_thread() + 8];
       if ((flags & kFirstBlock) == 0 && __any_sync(~0u, a0 != 1.f || a1 != 1.f)) {
 #pragma unroll
@@ -439,8 +526,13 @@ __device__ __forceinline__ void output_role(const AttendSm90Args& args,
         walk.find_addresses(block);
       }
       if (last) {
-        inverse[0] = shared.factors[row_of_thread()];
-        inverse[1] = shared.factors[row_of_thread() + 8];
+        const float2 heads[2] = {shared.finished[row_of_thread()],
+                                 shared.finished[row_of_thread() + 8]};
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+          inverse[h] = heads[h].x;
+          weights[h].bits = heads[h].y;
+        }
       }
       wgmma_wait<0>();
       if (half() == 1) copy_async_wait<0>();  // of find_places
@@ -449,8 +541,19 @@ __device__ __forceinline__ void output_role(const AttendSm90Args& args,
     }
     const int stage = (block - 1) % Traits::kStages;
     const BlockHeader item = read_header(shared.walk.headers[(block - 1) % Traits::kHeaderSlots]);
+    const int barrier = kOutputBarrier + half();
+    if constexpr (kParts) {
+      FirstPart& first = args.first_parts[blockIdx.x];
+      if (__any_sync(~0u, (item.flags & kLaterPart) != 0)) {
+        add_first_part(first, half(), weights, values_of(stage), barrier,
+                       shared_address(&shared.barriers.parts_full[half()]), o);
+      } else if (__any_sync(~0u, (item.flags & kEndOfPart) != 0)) {
+        release(stage);
+        put_away(first, half(), o);
+        continue;
+      }
+    }
     if (__any_sync(~0u, (item.flags & kOnlyChain) != 0)) {
-      const int barrier = kOutputBarrier + half();
       barrier_sync(barrier, 128);  // all warps have read their values
       store_output(args, item, half() * 256, values_of(stage), barrier, inverse, o,
                    [&] { release(stage); });
@@ -461,7 +564,7 @@ __device__ __forceinline__ void output_role(const AttendSm90Args& args,
   }
 }
 
-template <typename Traits>
+template <typename Traits, bool kParts>
 __global__ void __launch_bounds__(Traits::kThreads, 1)
     attend_kernel(const __grid_constant__ AttendSm90Args args) {
   extern __shared__ __align__(1024) uint8_t storage[];
@@ -476,7 +579,7 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
   __syncthreads();
   if (role == 0) {
     decrease_registers<Traits::kScoreRegisters>();
-    score_role(args, shared, thread_of_role());
+    score_role<Traits, kParts>(args, shared, thread_of_role());
   } else if (role == 3) {
     decrease_registers<Traits::kLoaderRegisters>();
     if constexpr (Traits::kConverts) {
@@ -486,7 +589,7 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
     }
   } else {
     increase_registers<Traits::kOutputRegisters>();
-    output_role<Traits>(args, shared);
+    output_role<Traits, kParts>(args, shared);
   }
 }
 
@@ -494,12 +597,13 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
 
 namespace dsv4::nvidia {
 
-template <KvFormat kFormat>
+template <KvFormat kFormat, bool kParts>
 void launch_attend_sm90(const AttendSm90Args& args, int grid, cudaStream_t stream) {
   using Traits = sm90_attend::Traits<kFormat>;
-  launch<sm90_attend::attend_kernel<Traits>>({dim3(static_cast<unsigned>(grid)), Traits::kThreads,
-                                              sizeof(sm90_attend::SharedStorage<Traits>)},
-                                             stream, args);
+  launch<sm90_attend::attend_kernel<Traits, kParts>>(
+      {dim3(static_cast<unsigned>(grid)), Traits::kThreads,
+       sizeof(sm90_attend::SharedStorage<Traits>)},
+      stream, args);
 }
 
 }  // namespace dsv4::nvidia

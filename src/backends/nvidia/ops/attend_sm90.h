@@ -36,6 +36,15 @@ struct ChainResults {
   float2* sums = nullptr;
 };
 
+/// Compressed blocks of a part: a chain twice as long has two, others are one part. Long enough
+/// that window + 1024 selected rows are one.
+constexpr int kPartBlocks = 16;
+
+/// Values of the first part of a CTA's item, by output role, vector and thread.
+struct FirstPart {
+  float4 values[2][32][128];
+};
+
 struct AttendSm90Args {
   CUtensorMap q_map, out_map;  ///< bytes: dims, heads, tokens
   AttendArgs attend;
@@ -45,6 +54,13 @@ struct AttendSm90Args {
   int32_t num_items = 0;    ///< max_chains x tokens x tiles
   bool wide_rows = true;    ///< rows lie at multiples of 16 bytes
   ChainResults chains;      ///< only where max_chains > 1
+  /// Parts of a chain (kPartBlocks) begin anew and are merged in ascending order. Where items are
+  /// few, parts are dealt out as chains of `attend` are: `results_per_chain` of them are merged
+  /// first. Elsewhere an item is a whole chain, whose second part begins at row `part_rows` of it
+  /// (a power of two), and its CTA keeps the values of the first one in `first_parts`.
+  int32_t part_rows = 1 << 30;
+  int32_t results_per_chain = 1;
+  FirstPart* first_parts = nullptr;  ///< one a CTA
 };
 
 /// Empty where the kernel takes the call, else why not. Looks at shapes, formats and strides alone.
@@ -59,8 +75,8 @@ void attend_sm90_many_heads(const AttendParams& params, const OpContext& context
 /// Scratch of a call with at most `max_entries` compressed rows a token, in default grids.
 int64_t attend_sm90_scratch_bytes(const ScratchLimits& limits, int64_t max_entries);
 
-/// Launches the kernel for one row format; `grid` CTAs.
-template <KvFormat kFormat>
+/// Launches the kernel for one row format; `grid` CTAs. With kParts chains may have parts.
+template <KvFormat kFormat, bool kParts>
 void launch_attend_sm90(const AttendSm90Args& args, int grid, cudaStream_t stream);
 /// The same with kCtas (2, 4 or 8) CTAs an item (attend_sm90_cluster.cuh), for as many items as
 /// clusters can run at once: attend_sm90_clusters, asked of the device once.

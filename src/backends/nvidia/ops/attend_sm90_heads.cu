@@ -12,8 +12,29 @@ namespace {
 constexpr int kHeadDim = 512;
 constexpr int kMergeThreads = kHeadDim / 4;
 
-// sm90_merge_heads: the chains of one token and head, in ascending order; the same bits as
-// sm90_merge_chains.
+/// Results merged so far: 4 dims of a head.
+struct MergedValues {
+  float2 sums = {-INFINITY, 0.f};  // maximum, sum
+  float4 values = {};
+
+  __device__ __forceinline__ void merge(float2 more, float4 more_values) {
+    float by_total = 1.f, by_chain = 0.f;
+    if (more.y != 0.f) {
+      MergeWeights merged = {more.x, more.y, 0.f, 1.f};
+      if (sums.y != 0.f) merged = merge_chains(sums.x, sums.y, more.x, more.y);
+      sums = {merged.max, merged.sum};
+      by_total = merged.by_total;
+      by_chain = merged.by_chain;
+    }
+    values.x = merge_values(values.x, more_values.x, by_total, by_chain);
+    values.y = merge_values(values.y, more_values.y, by_total, by_chain);
+    values.z = merge_values(values.z, more_values.z, by_total, by_chain);
+    values.w = merge_values(values.w, more_values.w, by_total, by_chain);
+  }
+};
+
+// sm90_merge_heads: the chains of one token and head, in ascending order, parts before them; the
+// same bits as sm90_merge_chains.
 //
 // Tiling    CTA = (token, head), a thread 4 dims
 // Contract  tokens with one chain are left alone
@@ -26,36 +47,28 @@ __global__ void __launch_bounds__(kMergeThreads)
   const TokenBlocks blocks = token_blocks(attend, token);
   if (blocks.num_chains == 1) return;
 
-  float max = -INFINITY, sum = 0.f, values[4] = {};
-  bool any = false;
-  for (int chain = 0; chain < blocks.num_chains; ++chain) {
-    if (chain > 0 && chain_blocks(attend, blocks, chain).count == 0) continue;
-    const int64_t slot = static_cast<int64_t>(token) * attend.max_chains + chain;
-    const int64_t at = slot * tile_heads + head;
-    const float4 add = __ldcg(args.chains.values + at * kHeadDim / 4 + thread);
-    const float2 partial = args.chains.sums[at];
-    float by_total = 1.f, by_chain = 0.f;
-    if (partial.y != 0.f) {
-      MergeWeights merged = {partial.x, partial.y, 0.f, 1.f};
-      if (any) merged = merge_chains(max, sum, partial.x, partial.y);
-      any = true;
-      max = merged.max;
-      sum = merged.sum;
-      by_total = merged.by_total;
-      by_chain = merged.by_chain;
+  MergedValues total, chain;
+  for (int result = 0; result < blocks.num_chains; ++result) {
+    if (result == 0 || chain_blocks(attend, blocks, result).count > 0) {
+      const int64_t slot = static_cast<int64_t>(token) * attend.max_chains + result;
+      const int64_t at = slot * tile_heads + head;
+      chain.merge(args.chains.sums[at], __ldcg(args.chains.values + at * kHeadDim / 4 + thread));
     }
-    values[0] = merge_values(values[0], add.x, by_total, by_chain);
-    values[1] = merge_values(values[1], add.y, by_total, by_chain);
-    values[2] = merge_values(values[2], add.z, by_total, by_chain);
-    values[3] = merge_values(values[3], add.w, by_total, by_chain);
+    if ((result + 1) % args.results_per_chain == 0 || result + 1 == blocks.num_chains) {
+      total.merge(chain.sums, chain.values);
+      chain = {};
+    }
   }
+  const float max = total.sums.x, sum = total.sums.y;
+  const bool any = sum != 0.f;
+  const float4 values = total.values;
 
   const float sink = attend.sink != nullptr ? __ldg(attend.sink + head) : -INFINITY;
   const float factor = any ? inverse_denominator(max, sum, sink) : 0.f;
   auto* out = reinterpret_cast<__nv_bfloat162*>(attend.out + token * attend.out_token_stride +
                                                 head * attend.out_head_stride + 4 * thread);
-  out[0] = __floats2bfloat162_rn(values[0] * factor, values[1] * factor);
-  out[1] = __floats2bfloat162_rn(values[2] * factor, values[3] * factor);
+  out[0] = __floats2bfloat162_rn(values.x * factor, values.y * factor);
+  out[1] = __floats2bfloat162_rn(values.z * factor, values.w * factor);
   if (thread == 0 && attend.lse != nullptr) {
     attend.lse[static_cast<int64_t>(token) * attend.num_heads + head] =
         any ? log_sum_exp(max, sum) : -INFINITY;

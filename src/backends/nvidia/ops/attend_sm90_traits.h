@@ -56,6 +56,8 @@ enum BlockFlags : uint32_t {
   kFirstBlock = 1,  // of the item
   kLastBlock = 2,   // of the item
   kOnlyChain = 4,   // the token has one chain: its output is final
+  kEndOfPart = 8,   // of the first of two parts of the item
+  kLaterPart = 16,  // of the second one
 };
 
 /// The item after the current one; its numbers are copied asynchronously, in this order.
@@ -73,6 +75,7 @@ struct WalkState {
   uint32_t chain : 16, tile : 8;
   uint32_t only_chain : 1;  // of its token
   uint32_t inside : 1;      // the item has more blocks
+  uint32_t later_part : 1;  // the first part of the item is over
   uint32_t compressed : 1;  // the source is the compressed rows
   int32_t next_items;       // first item that no lane has looked at
   uint32_t pending;         // of the 32 before it: those that wait
@@ -99,6 +102,7 @@ struct Barriers {
   uint64_t p_full;                       // S role -> output roles
   uint64_t p_empty;                      // output roles -> S role
   uint64_t query_full;                   // the copy engine -> S role; twice an item
+  uint64_t parts_full[2];                // the same -> output roles; twice an item of two parts
 };
 
 template <typename Traits>
@@ -111,7 +115,9 @@ struct SharedStorage {
   alignas(16) uint32_t mask[Traits::kStages][8];  // 8 rows a word, 4 equal bits a row
   Barriers<Traits> barriers;
   float alpha[Traits::kTileHeads];
-  float factors[Traits::kTileHeads];  // of the accumulators of a finished item
+  // Of a head: maximum and sum of the first part of an item, kept by the S role; at the end of the
+  // item the factor of its accumulators, and PartWeights of both parts.
+  float2 finished[Traits::kTileHeads];
 };
 static_assert(sizeof(SharedStorage<Traits<KvFormat::kFp8DsMla>>) <= 232448, "227 KB a CTA");
 

@@ -64,6 +64,7 @@ __device__ __forceinline__ void init_barriers(Barriers<Traits>& barriers) {
   mbarrier_init(shared_address(&barriers.p_full), 128);
   mbarrier_init(shared_address(&barriers.p_empty), 256);
   mbarrier_init(shared_address(&barriers.query_full), 1);
+  for (uint64_t& full : barriers.parts_full) mbarrier_init(shared_address(&full), 1);
 }
 
 /// The blocks of this CTA's items in order: `fetch` reads where the rows of the next block lie, the
@@ -171,7 +172,12 @@ struct BlockWalk {
     }
     const bool ends = first + 64 >= state.end;
     const bool more = !ends || (!compressed && state.entry_end > 0);
+    // A source that begins in a later part leaves the window as a part of its own.
+    const bool ends_part = ends ? !compressed && state.entry_begin >= args.part_rows
+                                : compressed && end_of_part(first);
     if (!more) flags |= kLastBlock;
+    if (more && ends_part) flags |= kEndOfPart;
+    if (state.later_part != 0) flags |= kLaterPart;
     __syncwarp();
     if (has_row()) {
       const uint32_t place = address_of_row(block_idx % Traits::kAddressSlots);
@@ -185,6 +191,7 @@ struct BlockWalk {
                        static_cast<uint32_t>(token), state.tile | state.chain << 8 | flags << 24);
       }
       state.inside = more;
+      state.later_part = more && (state.later_part != 0 || ends_part);
       state.first = first + 64;
       if (ends && more) start_source(state, true, state.entry_begin, state.entry_end);
     }
@@ -223,6 +230,11 @@ struct BlockWalk {
   static constexpr int kNoRow = -1;
   static constexpr int kCompressedRow = 1 << 30;
   static constexpr int kListRow = kCompressedRow - 1;
+
+  // Whether the block from compressed row `first` on is the last one of a part.
+  __device__ __forceinline__ bool end_of_part(int first) const {
+    return ((first + 64) & (args.part_rows - 1)) == 0;
+  }
 
   // By those that write.
   __device__ __forceinline__ void start_source(WalkState& state, bool compressed, int begin,

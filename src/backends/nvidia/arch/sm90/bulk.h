@@ -37,6 +37,19 @@ __device__ __forceinline__ void copy_box(uint32_t to, const CUtensorMap& map, in
       "l"(&map), "r"(barrier), "r"(x), "r"(y), "r"(z)
       : "memory");
 }
+/// 9.7.9.25.4 cp.async.bulk: `bytes` (a multiple of 16) that lie in one piece.
+__device__ __forceinline__ void copy_bytes(uint32_t to, const void* from, uint32_t bytes,
+                                           uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+          "r"(to),
+      "l"(from), "r"(bytes), "r"(barrier)
+      : "memory");
+}
+/// 9.7.9.25.6 cp.async.bulk.prefetch: the same, into the L2.
+__device__ __forceinline__ void prefetch_bytes(const void* from, uint32_t bytes) {
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
+}
 /// A box from shared memory; what lies outside the map is not written.
 __device__ __forceinline__ void store_box(const CUtensorMap& map, int x, int y, int z,
                                           uint32_t from) {
