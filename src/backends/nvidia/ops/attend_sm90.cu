@@ -24,12 +24,12 @@ constexpr int64_t kMaxChainResults = 1024;
 
 // sm90_merge_chains: the chains of one token and 64 heads, in ascending order.
 //
-// Tiling    CTA = (token, tile, eighth of the values); threads hold values as those of the two
-//           output roles of sm90_attend do: thread, vector v -> heads row and row + 8, dims
-//           128 (thread / 128) ... (8 v + 2 (thread % 4)) of a half
+// Tiling    CTA = (token, tile, one of kParts parts of the values); threads hold values as those of
+//           the two output roles of sm90_attend do: thread, vector v -> heads row and row + 8, dims
+//           128 (thread / 128) ... (8 v + 2 (thread % 4)) of a half. What is read of kAtOnce chains
+//           is asked for together
 // Contract  tokens with one chain are left alone
-constexpr int kMergeParts = 8;
-
+template <int kParts>
 __global__ void __launch_bounds__(kTileThreads)
     merge_chains_kernel(const __grid_constant__ AttendSm90Args args) {
   follow_kernels_before();
@@ -38,44 +38,73 @@ __global__ void __launch_bounds__(kTileThreads)
   const int tile = static_cast<int>(blockIdx.x) - (token << args.log2_tiles);
   const TokenBlocks blocks = token_blocks(attend, token);
   if (blocks.num_chains == 1) return;
-  constexpr int kVectors = kThreadVectors / kMergeParts;
+  constexpr int kVectors = kThreadVectors / kParts;
+  constexpr int kAtOnce = kVectors == 1 ? 4 : 2;
   const int thread = static_cast<int>(threadIdx.x), first = static_cast<int>(blockIdx.y) * kVectors;
   const int row = (thread >> 5 & 3) * 16 + (thread & 31) / 4;
+  float sinks[2];
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    const int head = tile * kTileHeads + row + 8 * h;
+    sinks[h] =
+        attend.sink != nullptr && head < attend.num_heads ? __ldg(attend.sink + head) : -INFINITY;
+  }
 
   float max[2], sum[2];
   bool any[2] = {false, false};
   float values[kVectors][4] = {};
-  for (int chain = 0; chain < blocks.num_chains; ++chain) {
-    if (chain > 0 && chain_blocks(attend, blocks, chain).count == 0) continue;
-    const int64_t slot = static_cast<int64_t>(blockIdx.x) * attend.max_chains + chain;
-    const float4* from =
-        args.chains.values + (slot * kThreadVectors + first) * kTileThreads + thread;
-    float by_total[2] = {1.f, 1.f}, by_chain[2] = {0.f, 0.f};
+#pragma unroll 1
+  for (int chain0 = 0; chain0 < blocks.num_chains; chain0 += kAtOnce) {
+    float4 add[kAtOnce][kVectors];
+    float2 partial[kAtOnce][2];
+    bool exists[kAtOnce];
 #pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const float2 partial = args.chains.sums[slot * kTileHeads + row + 8 * h];
-      if (partial.y == 0.f) continue;
-      if (any[h]) {
-        const MergeWeights merged = merge_chains(max[h], sum[h], partial.x, partial.y);
-        max[h] = merged.max;
-        sum[h] = merged.sum;
-        by_total[h] = merged.by_total;
-        by_chain[h] = merged.by_chain;
-      } else {
-        max[h] = partial.x;
-        sum[h] = partial.y;
-        by_total[h] = 0.f;
-        by_chain[h] = 1.f;
-        any[h] = true;
+    for (int c = 0; c < kAtOnce; ++c) {
+      const int chain = chain0 + c;
+      const int64_t slot = static_cast<int64_t>(blockIdx.x) * attend.max_chains + chain;
+      exists[c] = chain < blocks.num_chains &&
+                  (chain == 0 || chain_blocks(attend, blocks, chain).count > 0);
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        partial[c][h] = exists[c] ? __ldcg(args.chains.sums + slot * kTileHeads + row + 8 * h)
+                                  : make_float2(0.f, 0.f);
+      }
+      const float4* from =
+          args.chains.values + (slot * kThreadVectors + first) * kTileThreads + thread;
+#pragma unroll
+      for (int v = 0; v < kVectors; ++v) {
+        add[c][v] = exists[c] ? __ldcg(from + v * kTileThreads) : make_float4(0.f, 0.f, 0.f, 0.f);
       }
     }
 #pragma unroll
-    for (int v = 0; v < kVectors; ++v) {
-      const float4 add = __ldcg(from + v * kTileThreads);
-      values[v][0] = merge_values(values[v][0], add.x, by_total[0], by_chain[0]);
-      values[v][1] = merge_values(values[v][1], add.y, by_total[0], by_chain[0]);
-      values[v][2] = merge_values(values[v][2], add.z, by_total[1], by_chain[1]);
-      values[v][3] = merge_values(values[v][3], add.w, by_total[1], by_chain[1]);
+    for (int c = 0; c < kAtOnce; ++c) {
+      if (!exists[c]) continue;
+      float by_total[2] = {1.f, 1.f}, by_chain[2] = {0.f, 0.f};
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const float2 of_chain = partial[c][h];
+        if (of_chain.y == 0.f) continue;
+        if (any[h]) {
+          const MergeWeights merged = merge_chains(max[h], sum[h], of_chain.x, of_chain.y);
+          max[h] = merged.max;
+          sum[h] = merged.sum;
+          by_total[h] = merged.by_total;
+          by_chain[h] = merged.by_chain;
+        } else {
+          max[h] = of_chain.x;
+          sum[h] = of_chain.y;
+          by_total[h] = 0.f;
+          by_chain[h] = 1.f;
+          any[h] = true;
+        }
+      }
+#pragma unroll
+      for (int v = 0; v < kVectors; ++v) {
+        values[v][0] = merge_values(values[v][0], add[c][v].x, by_total[0], by_chain[0]);
+        values[v][1] = merge_values(values[v][1], add[c][v].y, by_total[0], by_chain[0]);
+        values[v][2] = merge_values(values[v][2], add[c][v].z, by_total[1], by_chain[1]);
+        values[v][3] = merge_values(values[v][3], add[c][v].w, by_total[1], by_chain[1]);
+      }
     }
   }
 
@@ -83,8 +112,7 @@ __global__ void __launch_bounds__(kTileThreads)
   for (int h = 0; h < 2; ++h) {
     const int head = tile * kTileHeads + row + 8 * h;
     if (head >= attend.num_heads) continue;
-    const float sink = attend.sink != nullptr ? __ldg(attend.sink + head) : -INFINITY;
-    const float inverse = any[h] ? inverse_denominator(max[h], sum[h], sink) : 0.f;
+    const float inverse = any[h] ? inverse_denominator(max[h], sum[h], sinks[h]) : 0.f;
     uint16_t* out = attend.out + token * attend.out_token_stride + head * attend.out_head_stride +
                     (thread >> 7) * 256 + (thread & 3) * 2;
 #pragma unroll
@@ -227,8 +255,16 @@ void run_attend_sm90(const AttendArgs& all, int few_heads, const OpContext& cont
                                count, all.num_heads, 2 * kHeadDim, kTileHeads);
     launch(args, format_of(all), stream);
     if (all.max_chains > 1) {
-      const dim3 grid(static_cast<unsigned>(count << log2_tiles), kMergeParts);
-      nvidia::launch<merge_chains_kernel>({grid, kTileThreads}, stream, args);
+      // Finer where that fills multiprocessors that had nothing to do.
+      constexpr int kManyParts = 32, kParts = 8;
+      const auto tiles = static_cast<unsigned>(count << log2_tiles);
+      if (static_cast<int>(tiles) * kParts < num_multiprocessors()) {
+        nvidia::launch<merge_chains_kernel<kManyParts>>({dim3(tiles, kManyParts), kTileThreads},
+                                                        stream, args);
+      } else {
+        nvidia::launch<merge_chains_kernel<kParts>>({dim3(tiles, kParts), kTileThreads}, stream,
+                                                    args);
+      }
     }
   }
 }
