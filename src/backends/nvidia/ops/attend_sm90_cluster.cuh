@@ -369,13 +369,13 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
   if (threadIdx.x == 384) init_cluster_barriers(shared);
   __syncwarp();
   cluster_arrive_relaxed();
+  if (role == 2) prefetch_lists<Traits>(args, thread_of_role());
+  if (role == 3) prefetch_query<Traits>(args, rank, thread_of_role());
   follow_kernels_before();
   if (role == 0) {
     copy_query(args, shared, thread_of_role() >> 5, thread_of_role() & 31);
   } else if (threadIdx.x == 128) {
     start_item(args, shared);
-  } else if (role == 2) {
-    prefetch_slots<Traits>(args, thread_of_role());
   }
   __syncthreads();
   cluster_wait();

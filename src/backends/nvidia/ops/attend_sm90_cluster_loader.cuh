@@ -37,14 +37,32 @@ __device__ __forceinline__ ItemPlace item_of_cluster(const AttendSm90Args& args)
   return {token, rest - (token << args.log2_tiles), chain};
 }
 
-/// Fetches lists into L2 while nobody knows yet how long they are.
+/// Into L2, while the kernel before may still run, what this CTA reads first and can name already:
+/// lists and numbers of its item by one warpgroup, its part of the query by another one.
 template <typename Traits>
-__device__ __forceinline__ void prefetch_slots(const AttendSm90Args& args, int thread) {
+__device__ __forceinline__ void prefetch_lists(const AttendSm90Args& args, int thread) {
   constexpr int kLine = 32;  // slots of 128 bytes
   const int token = item_of_cluster<Traits>(args).token;
   for (const RowSource* rows : {&args.attend.window, &args.attend.compressed}) {
     if (rows->kind == RowSource::kList && thread * kLine < rows->slots_stride) {
       prefetch_l2(rows->slots + token * rows->slots_stride + thread * kLine);
+    }
+    if (thread == 0 && rows->begin != nullptr) prefetch_l2(rows->begin + token);
+    if (thread == 0 && rows->end != nullptr) prefetch_l2(rows->end + token);
+  }
+  if (thread == 0 && args.attend.token_to_seq != nullptr) {
+    prefetch_l2(args.attend.token_to_seq + token);
+  }
+}
+template <typename Traits>
+__device__ __forceinline__ void prefetch_query(const AttendSm90Args& args, int rank, int thread) {
+  constexpr int kHeads = 64 / Traits::kCtas;
+  const ItemPlace item = item_of_cluster<Traits>(args);
+  for (int i = thread; i < kHeads * 8; i += 128) {
+    const int head = item.tile * 64 + rank * kHeads + i / 8;
+    if (head < args.attend.num_heads) {
+      prefetch_l2(args.attend.q + item.token * args.attend.q_token_stride +
+                  head * args.attend.q_head_stride + i % 8 * 64);
     }
   }
 }
