@@ -1,5 +1,6 @@
 // The loaders of sm90_attend_cluster: rows as keys of the blocks that a CTA owns, and the columns
-// that it sums of the rows of all blocks. Each warp gathers and converts for itself.
+// that it sums of the rows of all blocks. Each warp gathers and converts for itself. Clusters of 2:
+// attend_sm90_cluster_pair.cuh.
 #pragma once
 #include <cuda_fp16.h>
 
@@ -186,7 +187,7 @@ __device__ __forceinline__ void load_keys(const AttendSm90Args& args,
   };
   auto coming = places(rank);
   RowAddress found{};
-  const uint32_t tile = shared_address(shared.keys) + (warp * 8 + row) * 128;
+  const uint32_t tile = shared_address(shared.keys[0]) + (warp * 8 + row) * 128;
   const uint32_t raw = shared_address(shared.raw_keys[warp]);
   // Round -1 only asks for the rows of round 0: all code is there once, as it is in no cache when
   // a call begins.
@@ -195,7 +196,7 @@ __device__ __forceinline__ void load_keys(const AttendSm90Args& args,
        ++round, block += Traits::kCtas) {
     if (round >= 0) {
       if (round == 0) mbarrier_poll(shared_address(&shared.query_taken), 0);
-      if (round > 0) mbarrier_poll(shared_address(&shared.keys_empty), phase_of<1>(round) ^ 1);
+      if (round > 0) mbarrier_poll(shared_address(&shared.keys_empty[0]), phase_of<1>(round) ^ 1);
     }
     const int next = (round + 1) % kBatch;
     const RowAddress found_before = found;
@@ -245,7 +246,7 @@ __device__ __forceinline__ void load_keys(const AttendSm90Args& args,
         copy_async_wait<0>();
       }
       fence_proxy_async();
-      mbarrier_arrive(shared_address(&shared.keys_full));
+      mbarrier_arrive(shared_address(&shared.keys_full[0]));
     }
   }
 }
