@@ -27,12 +27,12 @@ constexpr int kMaxCtas = 144;
 // sm90_merge_chains: the chains of one token and 64 heads, in ascending order; where results are
 // those of parts, `results_per_chain` of them make a chain first.
 //
-// Tiling    CTA = (token, tile, eighth of the values); threads hold values as those of the two
-//           output roles of sm90_attend do: thread, vector v -> heads row and row + 8, dims
-//           128 (thread / 128) ... (8 v + 2 (thread % 4)) of a half
+// Tiling    CTA = (token, tile, one of kSlices slices of the values); threads hold values as those
+// of
+//           the two output roles of sm90_attend do: thread, vector v -> heads row and row + 8, dims
+//           128 (thread / 128) ... (8 v + 2 (thread % 4)) of a half. What is read of kAtOnce chains
+//           is asked for together
 // Contract  tokens with one chain are left alone
-constexpr int kMergeParts = 8;
-
 /// Results merged so far, of one thread: two heads.
 template <int kVectors>
 struct MergedRows {
@@ -61,6 +61,7 @@ struct MergedRows {
   }
 };
 
+template <int kSlices>
 __global__ void __launch_bounds__(kTileThreads)
     merge_chains_kernel(const __grid_constant__ AttendSm90Args args) {
   follow_kernels_before();
@@ -69,27 +70,50 @@ __global__ void __launch_bounds__(kTileThreads)
   const int tile = static_cast<int>(blockIdx.x) - (token << args.log2_tiles);
   const TokenBlocks blocks = token_blocks(attend, token);
   if (blocks.num_chains == 1) return;
-  constexpr int kVectors = kThreadVectors / kMergeParts;
+  constexpr int kVectors = kThreadVectors / kSlices;
+  constexpr int kAtOnce = kVectors == 1 ? 4 : 2;
   const int thread = static_cast<int>(threadIdx.x), first = static_cast<int>(blockIdx.y) * kVectors;
   const int row = (thread >> 5 & 3) * 16 + (thread & 31) / 4;
+  float sinks[2];
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    const int head = tile * kTileHeads + row + 8 * h;
+    sinks[h] =
+        attend.sink != nullptr && head < attend.num_heads ? __ldg(attend.sink + head) : -INFINITY;
+  }
 
   MergedRows<kVectors> total, chain;
-  for (int result = 0; result < blocks.num_chains; ++result) {
-    if (result == 0 || chain_blocks(attend, blocks, result).count > 0) {
+#pragma unroll 1
+  for (int result0 = 0; result0 < blocks.num_chains; result0 += kAtOnce) {
+    float4 add[kAtOnce][kVectors];
+    float2 partial[kAtOnce][2];
+#pragma unroll
+    for (int c = 0; c < kAtOnce; ++c) {
+      const int result = result0 + c;
+      const bool exists = result < blocks.num_chains &&
+                          (result == 0 || chain_blocks(attend, blocks, result).count > 0);
       const int64_t slot = static_cast<int64_t>(blockIdx.x) * attend.max_chains + result;
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        partial[c][h] = exists ? __ldcg(args.chains.sums + slot * kTileHeads + row + 8 * h)
+                               : make_float2(0.f, 0.f);
+      }
       const float4* from =
           args.chains.values + (slot * kThreadVectors + first) * kTileThreads + thread;
-      float2 sums[2];
-      float4 values[kVectors];
 #pragma unroll
-      for (int v = 0; v < kVectors; ++v) values[v] = __ldcg(from + v * kTileThreads);
-#pragma unroll
-      for (int h = 0; h < 2; ++h) sums[h] = args.chains.sums[slot * kTileHeads + row + 8 * h];
-      chain.merge(sums, values);
+      for (int v = 0; v < kVectors; ++v) {
+        add[c][v] = exists ? __ldcg(from + v * kTileThreads) : make_float4(0.f, 0.f, 0.f, 0.f);
+      }
     }
-    if ((result + 1) % args.results_per_chain == 0 || result + 1 == blocks.num_chains) {
-      total.merge(chain.sums, chain.values);
-      chain = {};
+#pragma unroll
+    for (int c = 0; c < kAtOnce; ++c) {
+      const int result = result0 + c;
+      if (result >= blocks.num_chains) break;
+      chain.merge(partial[c], add[c]);
+      if ((result + 1) % args.results_per_chain == 0 || result + 1 == blocks.num_chains) {
+        total.merge(chain.sums, chain.values);
+        chain = {};
+      }
     }
   }
 
@@ -97,10 +121,9 @@ __global__ void __launch_bounds__(kTileThreads)
   for (int h = 0; h < 2; ++h) {
     const int head = tile * kTileHeads + row + 8 * h;
     if (head >= attend.num_heads) continue;
-    const float sink = attend.sink != nullptr ? __ldg(attend.sink + head) : -INFINITY;
     const float2 sums = total.sums[h];
     const bool any = sums.y != 0.f;
-    const float inverse = any ? inverse_denominator(sums.x, sums.y, sink) : 0.f;
+    const float inverse = any ? inverse_denominator(sums.x, sums.y, sinks[h]) : 0.f;
     uint16_t* out = attend.out + token * attend.out_token_stride + head * attend.out_head_stride +
                     (thread >> 7) * 256 + (thread & 3) * 2;
 #pragma unroll
@@ -311,8 +334,16 @@ void run_attend_sm90(const AttendParams& params, Kernels kernels, const OpContex
                                count, all.num_heads, 2 * kHeadDim, kTileHeads);
     launch(args, format_of(all), stream);
     if (all.max_chains > 1) {
-      const dim3 grid(static_cast<unsigned>(count << log2_tiles), kMergeParts);
-      nvidia::launch<merge_chains_kernel>({grid, kTileThreads}, stream, args);
+      // Finer where that fills multiprocessors that had nothing to do.
+      constexpr int kManySlices = 32, kSlices = 8;
+      const auto tiles = static_cast<unsigned>(count << log2_tiles);
+      if (static_cast<int>(tiles) * kSlices < num_multiprocessors()) {
+        nvidia::launch<merge_chains_kernel<kManySlices>>({dim3(tiles, kManySlices), kTileThreads},
+                                                         stream, args);
+      } else {
+        nvidia::launch<merge_chains_kernel<kSlices>>({dim3(tiles, kSlices), kTileThreads}, stream,
+                                                     args);
+      }
     }
   }
 }

@@ -8,9 +8,10 @@
 //             0     S [64 x 64] of an own block; row maxima to all CTAs and from them; P to all
 //             1     O[64 x 512 / N] += P V for every block, in order
 //             2     gathers and converts its columns of all blocks (cluster of 4: 2, 3)
-//             3, 4  gather and convert its own blocks, all columns (cluster of 2: 3; of 4: 4)
-//           All rows are thus converted twice, as keys and as values: cheaper than to send what was
-//           converted, and nothing waits for its reader elsewhere.
+//             3, 4  gather and convert its own blocks, all columns (cluster of 2: 2, 3; of 4: 4)
+//           In clusters of 4 and 8 all rows are thus converted twice, as keys and as values:
+//           cheaper than to send what was converted, and nothing waits for its reader elsewhere. In
+//           clusters of 2 the copy engine sends the other CTA its half of what was converted.
 //           What is serial in a chain is exchanged as it is: the reference maximum is found by
 //           every CTA from the maxima of all blocks in their order (a round of N blocks at a time),
 //           sums are added up where O is.
@@ -23,7 +24,7 @@
 // Numerics  as sm90_attend
 #pragma once
 #include "backends/nvidia/ops/attend_sm90.cuh"
-#include "backends/nvidia/ops/attend_sm90_cluster_loader.cuh"
+#include "backends/nvidia/ops/attend_sm90_cluster_pair.cuh"
 #include "backends/nvidia/ops/launch.h"
 
 namespace dsv4::nvidia::sm90_attend {
@@ -71,8 +72,6 @@ __device__ __forceinline__ void cluster_score_role(const AttendSm90Args& args,
   const int num_blocks = shared.item.num_blocks;
   uint32_t query[32][4];
   take_query(query, shared, warp, lane);
-  const uint64_t keys = swizzled_operand(shared_address(shared.keys), 16, 1024);
-
   float max[2] = {kNoMaximum, kNoMaximum};  // after the rounds before
   int round = 0;
   for (int block = rank; block < num_blocks; block += Traits::kCtas, ++round) {
@@ -81,7 +80,9 @@ __device__ __forceinline__ void cluster_score_role(const AttendSm90Args& args,
     float s[32];
 #pragma unroll
     for (float& x : s) x = 0.f;
-    mbarrier_poll(shared_address(&shared.keys_full), phase_of<1>(round));
+    const int stage = round % Traits::kKeyStages;
+    const uint64_t keys = swizzled_operand(shared_address(shared.keys[stage]), 16, 1024);
+    mbarrier_poll(shared_address(&shared.keys_full[stage]), phase_of<Traits::kKeyStages>(round));
     wgmma_fence();
 #pragma unroll
     for (int k = 0; k < 32; ++k) {
@@ -92,7 +93,7 @@ __device__ __forceinline__ void cluster_score_role(const AttendSm90Args& args,
     wgmma_commit();
     wgmma_wait<0>();
     mask_scores(s, load_mask<8>(shared.mask[parity]), quad);
-    mbarrier_arrive(shared_address(&shared.keys_empty));
+    mbarrier_arrive(shared_address(&shared.keys_empty[stage]));
 
     // The maxima of the round's blocks, to and from all CTAs that have one.
     float largest[2];
@@ -145,10 +146,12 @@ __device__ __forceinline__ void cluster_score_role(const AttendSm90Args& args,
     fence_proxy_async();
     mbarrier_arrive(shared_address(&shared.weights_full[slot][warp]));
     __syncwarp();
-    if (lane < Traits::kCtas && lane != rank) {
-      cluster_copy_async(cluster_address(&weights, lane), shared_address(&weights),
+    // Each CTA begins with another one, so that they do not all wait for the same.
+    if (lane > 0 && lane < Traits::kCtas) {
+      const int to = (rank + lane) % Traits::kCtas;
+      cluster_copy_async(cluster_address(&weights, to), shared_address(&weights),
                          sizeof(BlockWeights),
-                         cluster_address(&shared.weights_full[slot][warp], lane));
+                         cluster_address(&shared.weights_full[slot][warp], to));
     }
   }
 }
@@ -293,9 +296,21 @@ __device__ __forceinline__ void cluster_output_role(const AttendSm90Args& args,
       o.scale(alpha);
     }
 
-    mbarrier_poll(at(&shared.values_full[stage]), stage_phase);
-    const uint64_t values =
-        swizzled_operand(at(shared.values[stage]), Traits::kPanelStride, Traits::kGroupStride);
+    uint32_t values_at = at(shared.values[stage]);
+    const int round = block / Traits::kCtas;
+    if constexpr (Traits::kSendsValues) {
+      // Own blocks lie where their keys do, and are there since P is.
+      if (owner == rank) {
+        values_at = at(shared.keys[round & 1][rank * Traits::kValuePanels]);
+      } else {
+        const uint32_t full = at(&shared.values_full[0]);
+        if (thread_of_role() == 0) mbarrier_expect_bytes(full, sizeof(shared.values[0]));
+        mbarrier_poll(full, phase_of<1>(round));
+      }
+    } else {
+      mbarrier_poll(at(&shared.values_full[stage]), stage_phase);
+    }
+    const uint64_t values = swizzled_operand(values_at, Traits::kPanelStride, Traits::kGroupStride);
     wgmma_fence();
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
@@ -318,7 +333,16 @@ __device__ __forceinline__ void cluster_output_role(const AttendSm90Args& args,
       }
     }
     wgmma_wait<0>();
-    mbarrier_arrive(at(&shared.values_empty[stage]));
+    if constexpr (Traits::kSendsValues) {
+      if (owner == rank) {
+        mbarrier_arrive(at(&shared.keys_empty[round & 1]));
+      } else if (lane == 0) {
+        cluster_mbarrier_arrive(cluster_address(&shared.keys_empty[round & 1], owner));
+        cluster_mbarrier_arrive(cluster_address(&shared.values_empty[0], owner));
+      }
+    } else {
+      mbarrier_arrive(at(&shared.values_empty[stage]));
+    }
     owner = owner == Traits::kCtas - 1 ? 0 : owner + 1;
     slot = slot == Traits::kWeightSlots - 1 ? 0 : slot + 1;
     if (slot == 0) slot_phase ^= 1;
@@ -343,10 +367,18 @@ __device__ __forceinline__ void cluster_output_role(const AttendSm90Args& args,
 template <typename Traits>
 __device__ __forceinline__ void init_cluster_barriers(ClusterStorage<Traits>& shared) {
   mbarrier_init(shared_address(&shared.query_taken), 128);
-  mbarrier_init(shared_address(&shared.keys_full), Traits::kKeyWarps * 32);
-  mbarrier_init(shared_address(&shared.keys_empty), 128);
-  for (uint64_t& barrier : shared.values_full) mbarrier_init(shared_address(&barrier), 128);
-  for (uint64_t& barrier : shared.values_empty) mbarrier_init(shared_address(&barrier), 128);
+  constexpr bool kSends = Traits::kSendsValues;
+  for (int i = 0; i < Traits::kKeyStages; ++i) {
+    mbarrier_init(shared_address(&shared.keys_full[i]), Traits::kKeyWarps * 32);
+    // S; O of this CTA; a thread of each warp of O of the other one
+    mbarrier_init(shared_address(&shared.keys_empty[i]), kSends ? 128 + 128 + 4 : 128);
+  }
+  for (uint64_t& barrier : shared.values_full) {
+    mbarrier_init(shared_address(&barrier), kSends ? 1 : 128);
+  }
+  for (uint64_t& barrier : shared.values_empty) {
+    mbarrier_init(shared_address(&barrier), kSends ? 4 : 128);
+  }
   for (auto& parity : shared.maxima_full) {
     for (uint64_t& barrier : parity) mbarrier_init(shared_address(&barrier), 1);
   }
@@ -369,13 +401,13 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
   if (threadIdx.x == 384) init_cluster_barriers(shared);
   __syncwarp();
   cluster_arrive_relaxed();
+  if (role == 2) prefetch_lists<Traits>(args, thread_of_role());
+  if (role == 3) prefetch_query<Traits>(args, rank, thread_of_role());
   follow_kernels_before();
   if (role == 0) {
     copy_query(args, shared, thread_of_role() >> 5, thread_of_role() & 31);
   } else if (threadIdx.x == 128) {
     start_item(args, shared);
-  } else if (role == 2) {
-    prefetch_slots<Traits>(args, thread_of_role());
   }
   __syncthreads();
   cluster_wait();
@@ -390,6 +422,10 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
         decrease_registers<Traits::kOutputRegisters>();
       }
       cluster_output_role(args, shared, rank);
+    } else if constexpr (Traits::kSendsValues) {
+      decrease_registers<Traits::kKeyRegisters>();
+      load_keys_of_pair(args, shared, rank, (role - 2) * 4 + (thread_of_role() >> 5),
+                        thread_of_role() & 31);
     } else if (role < 2 + Traits::kValueGroups) {
       decrease_registers<Traits::kValueRegisters>();
       load_values(args, shared, rank, role - 2, thread_of_role() >> 5, thread_of_role() & 31);

@@ -1,5 +1,6 @@
 // The loaders of sm90_attend_cluster: rows as keys of the blocks that a CTA owns, and the columns
-// that it sums of the rows of all blocks. Each warp gathers and converts for itself.
+// that it sums of the rows of all blocks. Each warp gathers and converts for itself. Clusters of 2:
+// attend_sm90_cluster_pair.cuh.
 #pragma once
 #include <cuda_fp16.h>
 
@@ -37,14 +38,32 @@ __device__ __forceinline__ ItemPlace item_of_cluster(const AttendSm90Args& args)
   return {token, rest - (token << args.log2_tiles), chain};
 }
 
-/// Fetches lists into L2 while nobody knows yet how long they are.
+/// Into L2, while the kernel before may still run, what this CTA reads first and can name already:
+/// lists and numbers of its item by one warpgroup, its part of the query by another one.
 template <typename Traits>
-__device__ __forceinline__ void prefetch_slots(const AttendSm90Args& args, int thread) {
+__device__ __forceinline__ void prefetch_lists(const AttendSm90Args& args, int thread) {
   constexpr int kLine = 32;  // slots of 128 bytes
   const int token = item_of_cluster<Traits>(args).token;
   for (const RowSource* rows : {&args.attend.window, &args.attend.compressed}) {
     if (rows->kind == RowSource::kList && thread * kLine < rows->slots_stride) {
       prefetch_l2(rows->slots + token * rows->slots_stride + thread * kLine);
+    }
+    if (thread == 0 && rows->begin != nullptr) prefetch_l2(rows->begin + token);
+    if (thread == 0 && rows->end != nullptr) prefetch_l2(rows->end + token);
+  }
+  if (thread == 0 && args.attend.token_to_seq != nullptr) {
+    prefetch_l2(args.attend.token_to_seq + token);
+  }
+}
+template <typename Traits>
+__device__ __forceinline__ void prefetch_query(const AttendSm90Args& args, int rank, int thread) {
+  constexpr int kHeads = 64 / Traits::kCtas;
+  const ItemPlace item = item_of_cluster<Traits>(args);
+  for (int i = thread; i < kHeads * 8; i += 128) {
+    const int head = item.tile * 64 + rank * kHeads + i / 8;
+    if (head < args.attend.num_heads) {
+      prefetch_l2(args.attend.q + item.token * args.attend.q_token_stride +
+                  head * args.attend.q_head_stride + i % 8 * 64);
     }
   }
 }
@@ -168,7 +187,7 @@ __device__ __forceinline__ void load_keys(const AttendSm90Args& args,
   };
   auto coming = places(rank);
   RowAddress found{};
-  const uint32_t tile = shared_address(shared.keys) + (warp * 8 + row) * 128;
+  const uint32_t tile = shared_address(shared.keys[0]) + (warp * 8 + row) * 128;
   const uint32_t raw = shared_address(shared.raw_keys[warp]);
   // Round -1 only asks for the rows of round 0: all code is there once, as it is in no cache when
   // a call begins.
@@ -177,7 +196,7 @@ __device__ __forceinline__ void load_keys(const AttendSm90Args& args,
        ++round, block += Traits::kCtas) {
     if (round >= 0) {
       if (round == 0) mbarrier_poll(shared_address(&shared.query_taken), 0);
-      if (round > 0) mbarrier_poll(shared_address(&shared.keys_empty), phase_of<1>(round) ^ 1);
+      if (round > 0) mbarrier_poll(shared_address(&shared.keys_empty[0]), phase_of<1>(round) ^ 1);
     }
     const int next = (round + 1) % kBatch;
     const RowAddress found_before = found;
@@ -227,7 +246,7 @@ __device__ __forceinline__ void load_keys(const AttendSm90Args& args,
         copy_async_wait<0>();
       }
       fence_proxy_async();
-      mbarrier_arrive(shared_address(&shared.keys_full));
+      mbarrier_arrive(shared_address(&shared.keys_full[0]));
     }
   }
 }

@@ -15,10 +15,14 @@ struct ClusterTraits : Traits<kFormatOfRows> {
   static constexpr int kValuePanels = kColumns / 64;
   static constexpr int kProductColumns = kColumns < 128 ? kColumns : 128;  // of one product
 
+  // Whether a CTA gets its columns of the other one's blocks as that one has converted them: it can
+  // be sent in less time than a block takes where it is half of one.
+  static constexpr bool kSendsValues = kCtas == 2;
+
   // Warpgroups that load keys and values: as many as there are registers for, the second one where
   // it is worth more by measurement. Values go to theirs in turn, block by block.
-  static constexpr int kKeyGroups = kCtas == 8 ? 2 : 1;
-  static constexpr int kValueGroups = kCtas == 4 ? 2 : 1;
+  static constexpr int kKeyGroups = kCtas == 4 ? 1 : 2;
+  static constexpr int kValueGroups = kCtas == 8 ? 1 : kCtas == 4 ? 2 : 0;
   static constexpr int kKeyWarps = 4 * kKeyGroups;
   static constexpr int kKeyPasses = Base::kBlockRows / (8 * kKeyWarps);
   static constexpr int kThreads = 128 * (2 + kValueGroups + kKeyGroups);
@@ -28,7 +32,7 @@ struct ClusterTraits : Traits<kFormatOfRows> {
   static constexpr int kScoreRegisters = 192;
   static constexpr int kOutputRegisters = kCtas == 2 ? 176 : kCtas == 4 ? 112 : 88;
   static constexpr int kKeyRegisters = 72;
-  static constexpr int kValueRegisters = kCtas == 2 ? 72 : 48;
+  static constexpr int kValueRegisters = 48;
   static_assert(kScoreRegisters + kOutputRegisters + kKeyGroups * kKeyRegisters +
                     kValueGroups * kValueRegisters <=
                 kLaunchRegisters * (2 + kValueGroups + kKeyGroups));
@@ -37,7 +41,8 @@ struct ClusterTraits : Traits<kFormatOfRows> {
   // Blocks whose weights and values wait for the output role. Not more of the former than CTAs: a
   // CTA must not hear of two of its blocks at once.
   static constexpr int kWeightSlots = kCtas == 8 ? 6 : kCtas;
-  static constexpr int kValueSlots = kCtas == 8 ? 4 : 2;
+  static constexpr int kKeyStages = kSendsValues ? 2 : 1;
+  static constexpr int kValueSlots = kCtas == 8 ? 4 : kCtas == 4 ? 2 : 1;
   // Blocks of values, for each group, under way between global memory and conversion, in units of
   // 16 bytes a lane. A panel of bf16 takes two.
   static constexpr int kRawValueSlots = kCtas == 8 ? 3 : 2;
@@ -74,16 +79,23 @@ struct BlockWeights {
   float4 reference[8];  // of lane / 4: alpha of both heads, their reference maxima
 };
 
-template <typename Traits>
-struct ClusterStorage {
-  // At first, keys and what follows hold the query.
-  alignas(1024) uint8_t keys[Traits::kPanels][Traits::kPanelBytes];  // a block of this CTA
-  // Columns of this CTA.
-  alignas(1024) uint8_t values[Traits::kValueSlots][Traits::kValuePanels][Traits::kPanelBytes];
-  alignas(16) uint8_t raw_keys[Traits::kKeyWarps][Traits::kKeyPasses][Traits::kRawKeyBytes];
+/// Rows under way to the loaders of values.
+template <typename Traits, bool kSendsValues = Traits::kSendsValues>
+struct RawValues {
   uint4 raw_values[Traits::kValueGroups][Traits::kRawValueSlots][4][2][Traits::kRawUnits]
                   [32];  // warp, pass, unit, lane
   uint2 raw_scales[Traits::kValueGroups][Traits::kRawValueSlots][4][2][8];
+};
+template <typename Traits>
+struct RawValues<Traits, true> {};
+
+template <typename Traits>
+struct ClusterStorage : RawValues<Traits> {
+  // Blocks of this CTA. At first, keys and what follows hold the query.
+  alignas(1024) uint8_t keys[Traits::kKeyStages][Traits::kPanels][Traits::kPanelBytes];
+  // Columns of this CTA.
+  alignas(1024) uint8_t values[Traits::kValueSlots][Traits::kValuePanels][Traits::kPanelBytes];
+  alignas(16) uint8_t raw_keys[Traits::kKeyWarps][Traits::kKeyPasses][Traits::kRawKeyBytes];
   BlockWeights weights[Traits::kWeightSlots][4];
   float2 maxima[2][Traits::kCtas][4][8];  // round parity, CTA, warp, lane / 4: of row, row + 8
   alignas(16) uint32_t mask[2][8];        // round parity; 8 rows a word, 4 equal bits a row
@@ -92,9 +104,10 @@ struct ClusterStorage {
 
   // mbarriers within the CTA
   uint64_t query_taken;
-  uint64_t keys_full, keys_empty;
+  uint64_t keys_full[Traits::kKeyStages], keys_empty[Traits::kKeyStages];
   uint64_t values_full[Traits::kValueSlots], values_empty[Traits::kValueSlots];
-  // mbarriers at which other CTAs arrive, or their bytes
+  // mbarriers at which other CTAs arrive, or their bytes. Where values are sent, values_full is one
+  // of them, and values_empty tells that the other CTA has read what this one has sent.
   uint64_t maxima_full[2][4];
   uint64_t weights_full[Traits::kWeightSlots][4];
   uint64_t weights_free[4];  // the slot of this CTA's next block, in all CTAs

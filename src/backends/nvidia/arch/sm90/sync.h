@@ -46,6 +46,18 @@ __device__ __forceinline__ void mbarrier_poll(uint32_t barrier, uint32_t parity)
       "r"(parity)
       : "memory");
 }
+/// Whether the phase of that parity has ended.
+__device__ __forceinline__ bool mbarrier_test(uint32_t barrier, uint32_t parity) {
+  uint32_t ended;
+  asm volatile(
+      "{\n.reg .pred p;\n"
+      "mbarrier.test_wait.parity.shared::cta.b64 p, [%1], %2;\n"
+      "selp.u32 %0, 1, 0, p;\n}\n"
+      : "=r"(ended)
+      : "r"(barrier), "r"(parity)
+      : "memory");
+  return ended != 0;
+}
 /// Waits for the end of the phase of that parity; the hint lets the hardware put the warp to sleep.
 __device__ __forceinline__ void mbarrier_wait(uint32_t barrier, uint32_t parity) {
   asm volatile(
