@@ -80,9 +80,9 @@ void project_out(DeepseekV4Attention::Step& step, const DeepseekV4Attention::Lay
     z.strides[0] = step.z.strides[0];
     groups[static_cast<size_t>(g)] = {x, wo_a.row_slice(g * rank, rank), z};
   }
-  ops.linear(
-      {.problems = {groups.data(), static_cast<size_t>(layer.num_groups)}, .quantise_input = false},
-      context);
+  ops.linear({.problems = {groups.data(), static_cast<size_t>(layer.num_groups)},
+              .quantised_input = quantise},
+             context);
   const LinearProblem last{step.z, layer.weights.wo_b, out};
   project(ops, context, layer.numerics, {&last, 1});
 }
