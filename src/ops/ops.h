@@ -301,13 +301,15 @@ struct AttendParams {
 /// then
 ///   quantise = false: one rounding to out's dtype;
 ///   quantise = true: E4M3 per 128 consecutive values of the f32 result, power-of-two scales, amax
-///   >= 1e-10 (o_proj.md 4); on the CPU `out` then holds the dequantised values, exact in bf16.
+///   >= 1e-10 (o_proj.md 4); `out` then holds the dequantised values, exact in bf16, or, where it
+///   is kF8E4M3 (Ops::takes_e4m3), the codes.
 struct InverseRopeParams {
   ConstTensor o;  // [T, heads, head_dim] act
   RopeView rope;
   const int32_t* positions;
   bool quantise;
-  Tensor out;  // [T, heads, head_dim]
+  Tensor out;         // [T, heads, head_dim]
+  RowScales scale{};  // of a kF8E4M3 out, as rows of heads * head_dim
 };
 
 // ---- the model around attention
@@ -421,7 +423,8 @@ struct Ops {
   Op<RouteParams> route = nullptr;
   Op<MoeParams> moe = nullptr;
   /// Does linear take codes and scales, for FP8 weights with scale blocks of 128 columns x a
-  /// multiple of 128 rows and rows of a multiple of 16 bytes?
+  /// multiple of 128 rows and rows of a multiple of 16 bytes, and does inverse_rope write them, for
+  /// a head_dim that is a multiple of 128?
   bool takes_e4m3 = false;
   /// Scratch that any single operation needs within these limits.
   int64_t (*scratch_bytes)(const ScratchLimits&) = nullptr;

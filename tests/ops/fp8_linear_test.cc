@@ -213,6 +213,70 @@ TEST_P(Fp8Product, NanOfTheWeight) {
     EXPECT_EQ(std::isnan(by_scale[static_cast<size_t>(i)]), i % kRows >= 128) << "output " << i;
 }
 
+// Codes and scales of inverse_rope are its values, and give the same products as these do.
+TEST_P(Fp8Product, CodesOfInverseRope) {
+  ASSERT_TRUE(ops_.takes_e4m3);
+  constexpr int64_t kHeads = 4, kDim = 512, kCols = kHeads * kDim, kRows = 200;
+  const std::vector<float> frequencies = oracle::rope_frequencies({}, 64);
+  for (const int64_t tokens : {int64_t{1}, int64_t{17}, int64_t{70}, int64_t{300}}) {
+    SCOPED_TRACE(::testing::Message() << tokens << " tokens");
+    Random random(4);
+    Vector o = rounded(DType::kBf16, normal_values(random, tokens * kCols, 0.3));
+    std::fill_n(o.begin(), 128, 0.0);  // an empty group: the floor decides its scale
+    for (int64_t i = 128; i < 256; ++i) o[static_cast<size_t>(i)] *= 0x1p-20;
+    o[300] = std::numeric_limits<double>::quiet_NaN();
+    std::vector<int32_t> positions;
+    for (int64_t t = 0; t < tokens; ++t) positions.push_back(static_cast<int32_t>(t * 97));
+    const int64_t stride = row_scale_stride(tokens);
+    InverseRopeParams params{.o = memory().tensor(DType::kBf16, {tokens, kHeads, kDim}, o),
+                             .rope = {memory().put(frequencies), 64},
+                             .positions = memory().put(positions),
+                             .quantise = true,
+                             .out = memory().tensor(DType::kBf16, {tokens, kHeads, kDim})};
+    ScratchLimits limits;
+    limits.max_tokens = tokens;
+    limits.num_heads = kHeads;
+    limits.head_dim = kDim;
+    run(ops_.inverse_rope, params, limits);
+    const Tensor values = params.out;
+    params.out = Tensor(memory().raw(tokens * kCols), DType::kF8E4M3, {tokens, kHeads, kDim});
+    params.scale = {reinterpret_cast<float*>(memory().raw(kCols / 128 * stride * 4)), stride};
+    run(ops_.inverse_rope, params, limits);
+
+    const Vector expected = memory().numbers(values);
+    const std::vector<uint8_t> codes = memory().get(params.out.as<uint8_t>(), tokens * kCols);
+    const std::vector<float> scales = memory().get(params.scale.data, kCols / 128 * stride);
+    for (int64_t t = 0; t < tokens; ++t) {
+      for (int64_t k = 0; k < kCols; ++k) {
+        const auto idx = static_cast<size_t>(t * kCols + k);
+        const double value = oracle::e4m3_decode(codes[idx]) *
+                             double{scales[static_cast<size_t>(k / 128 * stride + t)]};
+        ASSERT_TRUE(value == expected[idx] || (std::isnan(value) && std::isnan(expected[idx])))
+            << "token " << t << ", column " << k << ": " << value << ", " << expected[idx];
+      }
+    }
+
+    const Weight w = make_weight(memory(), DType::kF8E4M3, kRows, kCols, 4).weight;
+    const auto flat = [&](const Tensor& x) {
+      return ConstTensor(x.data, x.dtype, {tokens, kCols});
+    };
+    const std::vector<float> of_values = multiply(flat(values), w, true);
+    const LinearProblem problem{flat(params.out), w, memory().tensor(DType::kF32, {tokens, kRows}),
+                                params.scale};
+    limits.max_cols = kCols;
+    limits.max_rows = kRows;
+    run(ops_.linear, {.problems = {&problem, 1}}, limits);
+    const std::vector<float> of_codes = memory().get(problem.out.as<float>(), tokens * kRows);
+    for (size_t i = 0; i < of_codes.size(); ++i) {
+      ASSERT_TRUE(of_codes[i] == of_values[i] ||
+                  (std::isnan(of_codes[i]) && std::isnan(of_values[i])))
+          << "output " << i << ": " << of_codes[i] << ", " << of_values[i];
+      ASSERT_EQ(std::isnan(of_codes[i]), i < kRows) << "output " << i;
+    }
+    clear_memory();
+  }
+}
+
 // The measure of DeepGEMM's tests, 1 - 2 sum(xy) / sum(x^2 + y^2), against exact products of the
 // same codes: at most 1e-3 there, for codes against numbers that were not quantised.
 TEST_P(Fp8Product, ErrorOfAWholeProduct) {
