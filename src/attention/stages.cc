@@ -60,11 +60,22 @@ void project_out(DeepseekV4Attention::Step& step, const DeepseekV4Attention::Lay
   const int64_t group_width = layer.config.group_width(), rank = layer.config.o_lora_rank;
   // A layer whose wo_a was left unquantised takes bf16 input, as vLLM does (o_proj.md 2).
   const bool quantise = layer.numerics.wo_a == WoA::kFp8 && wo_a.dtype == DType::kF8E4M3;
+  // Codes and scales take less room than the values. Taps want to see values; products are the
+  // same.
+  Tensor x = step.o_rotated;
+  RowScales scale;
+  if (quantise && ops.takes_e4m3 && layer.config.head_dim % 128 == 0 && wo_a.block_cols == 128 &&
+      wo_a.block_rows % 128 == 0 && wo_a.row_stride % 16 == 0 && step.options->taps == nullptr) {
+    x = Tensor(x.data, DType::kF8E4M3, {x.shape[0], x.shape[1], x.shape[2]});
+    scale = {reinterpret_cast<float*>(x.as<char>() + x.num_elements()),
+             row_scale_stride(step.num_tokens())};
+  }
   ops.inverse_rope({.o = real_heads(step.o, layer.num_heads),
                     .rope = layer.rope(),
                     .positions = step.plan->positions,
                     .quantise = quantise,
-                    .out = step.o_rotated},
+                    .out = x,
+                    .scale = scale},
                    context);
 
   constexpr int kMaxGroups = 64;
@@ -72,17 +83,21 @@ void project_out(DeepseekV4Attention::Step& step, const DeepseekV4Attention::Lay
   std::array<LinearProblem, kMaxGroups> groups;
   const int64_t o_stride = layer.num_heads * int64_t{layer.config.head_dim};
   for (int g = 0; g < layer.num_groups; ++g) {
-    Tensor x(step.o_rotated.as<char>() + g * group_width * size_of(step.o_rotated.dtype),
-             step.o_rotated.dtype, {step.num_tokens(), group_width});
-    x.strides[0] = o_stride;
+    Tensor columns(x.as<char>() + g * group_width * size_of(x.dtype), x.dtype,
+                   {step.num_tokens(), group_width});
+    columns.strides[0] = o_stride;
     Tensor z(step.z.as<char>() + g * rank * size_of(step.z.dtype), step.z.dtype,
              {step.num_tokens(), rank});
     z.strides[0] = step.z.strides[0];
-    groups[static_cast<size_t>(g)] = {x, wo_a.row_slice(g * rank, rank), z};
+    groups[static_cast<size_t>(g)] = {columns, wo_a.row_slice(g * rank, rank), z};
+    if (scale.data != nullptr) {
+      groups[static_cast<size_t>(g)].x_scale = {scale.data + g * group_width / 128 * scale.stride,
+                                                scale.stride};
+    }
   }
-  ops.linear(
-      {.problems = {groups.data(), static_cast<size_t>(layer.num_groups)}, .quantise_input = false},
-      context);
+  ops.linear({.problems = {groups.data(), static_cast<size_t>(layer.num_groups)},
+              .quantised_input = quantise},
+             context);
   const LinearProblem last{step.z, layer.weights.wo_b, out};
   project(ops, context, layer.numerics, {&last, 1});
 }

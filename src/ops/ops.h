@@ -35,6 +35,17 @@ struct OpContext {
 // ---- generic
 // -------------------------------------------------------------------------------------------------------
 
+/// Scales of rows of E4M3 codes, a power of two per 128 columns: of row r and columns 128 c .. at
+/// data[c * stride + r]. `stride` is row_scale_stride(rows): what lies between is read, not used.
+struct RowScales {
+  float* data = nullptr;
+  int64_t stride = 0;
+};
+constexpr int64_t row_scale_stride(int64_t rows) {
+  const int64_t tile = rows <= 16 ? 16 : rows <= 64 ? 64 : 256;
+  return (rows + tile - 1) / tile * tile;
+}
+
 /// out = x w^T. x [M, cols] act (row stride may exceed cols), out [M, rows] bf16 or f32 (row stride
 /// may exceed rows). f32 accumulation in one order for every M. With bf16 x the products are bf16 x
 /// bf16 (FP8 and FP4 weights with power-of-two scales are exact in bf16); with f32 x they are f32 x
@@ -43,6 +54,7 @@ struct LinearProblem {
   ConstTensor x;
   Weight w;
   Tensor out;
+  RowScales x_scale{};  ///< where x is kF8E4M3 (Ops::takes_e4m3)
 };
 /// Independent problems in one region. Neighbours with the same x share its preparation.
 struct LinearParams {
@@ -50,6 +62,8 @@ struct LinearParams {
   /// Quantise x (bf16) to E4M3 per row and 128 columns with power-of-two scales first, amax >= 1e-4
   /// (numerics.md 4).
   bool quantise_input = false;
+  /// The values of x (bf16) are such products of E4M3 numbers and scales already, however small.
+  bool quantised_input = false;
 };
 
 /// out = weight * x / sqrt(mean(x^2) + eps), f32 inside, one rounding. x [T, n] act, weight [n]
@@ -287,13 +301,15 @@ struct AttendParams {
 /// then
 ///   quantise = false: one rounding to out's dtype;
 ///   quantise = true: E4M3 per 128 consecutive values of the f32 result, power-of-two scales, amax
-///   >= 1e-10 (o_proj.md 4); on the CPU `out` then holds the dequantised values, exact in bf16.
+///   >= 1e-10 (o_proj.md 4); `out` then holds the dequantised values, exact in bf16, or, where it
+///   is kF8E4M3 (Ops::takes_e4m3), the codes.
 struct InverseRopeParams {
   ConstTensor o;  // [T, heads, head_dim] act
   RopeView rope;
   const int32_t* positions;
   bool quantise;
-  Tensor out;  // [T, heads, head_dim]
+  Tensor out;         // [T, heads, head_dim]
+  RowScales scale{};  // of a kF8E4M3 out, as rows of heads * head_dim
 };
 
 // ---- the model around attention
@@ -406,6 +422,10 @@ struct Ops {
   Op<HcHeadParams> hc_head = nullptr;
   Op<RouteParams> route = nullptr;
   Op<MoeParams> moe = nullptr;
+  /// Does linear take codes and scales, for FP8 weights with scale blocks of 128 columns x a
+  /// multiple of 128 rows and rows of a multiple of 16 bytes, and does inverse_rope write them, for
+  /// a head_dim that is a multiple of 128?
+  bool takes_e4m3 = false;
   /// Scratch that any single operation needs within these limits.
   int64_t (*scratch_bytes)(const ScratchLimits&) = nullptr;
 };

@@ -135,10 +135,10 @@ TEST_P(LinearInvariance, ColumnsOfOneMatrix) {
           make_weight(memory(), DType::kF8E4M3, kRows, kCols, 30 + static_cast<uint64_t>(g)).weight;
       alone.push_back(memory().tensor(DType::kF32, {tokens, kRows}));
       const LinearProblem one{columns, weight, alone.back()};
-      run(ops_.linear, {.problems = {&one, 1}}, limits);
+      run(ops_.linear, {.problems = {&one, 1}, .quantised_input = true}, limits);
       problems.push_back({columns, weight, memory().tensor(DType::kF32, {tokens, kRows})});
     }
-    run(ops_.linear, {.problems = problems}, limits);
+    run(ops_.linear, {.problems = problems, .quantised_input = true}, limits);
     for (size_t g = 0; g < kGroups; ++g) {
       const Tensor& out = problems[g].out;
       ASSERT_EQ(memory().get(out.as<uint8_t>(), out.num_bytes()),

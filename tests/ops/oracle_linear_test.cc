@@ -1,4 +1,5 @@
 // linear against the oracle: every candidate, weight format, activation type and output type.
+#include "tests/ops/fp8_product.h"
 #include "tests/ops/oracle_testing.h"
 #include "tests/ops/stored_weight.h"
 
@@ -44,7 +45,13 @@ class OracleLinear : public CandidateTest {
     limits.max_tokens = tokens;
     limits.max_cols = cols;
     limits.max_rows = rows;
-    run(ops_.linear, {.problems = problems, .quantise_input = quantise}, limits);
+    run(ops_.linear,
+        {.problems = problems,
+         .quantise_input = quantise,
+         .quantised_input = input == Input::kQuantised},
+        limits);
+    const bool fp8_sums =
+        adds_on_fp8_cores(GetParam()) && w_type == DType::kF8E4M3 && input != Input::kPlain;
 
     for (size_t i = 0; i < problems.size(); ++i) {
       const oracle::Weight& w = weights[i].numbers;
@@ -58,8 +65,9 @@ class OracleLinear : public CandidateTest {
         for (int64_t n = 0; n < w.rows; ++n) {
           // Products and additions in any order, a scale applied to each group of 32 (FP4), and
           // products below 2^-126 that count as zero.
-          const double slack = dot_bound(cols + cols / 32 + 8, magnitude.row(t)[n]) +
-                               static_cast<double>(cols) * 0x1p-126;
+          double slack = dot_bound(cols + cols / 32 + 8, magnitude.row(t)[n]) +
+                         static_cast<double>(cols) * 0x1p-126;
+          if (fp8_sums) slack += fp8_product_bound(x.row(t).data(), w.row(n).data(), cols);
           comparison.add({t, n}, actual[t * w.rows + n], exact.row(t)[n],
                          slack + rounding_bound(y_type, exact.row(t)[n], slack));
         }

@@ -220,8 +220,11 @@ struct InverseRopeArgs {
   Rope rope;
   const int32_t* positions;
   int32_t head_dim;
+  float* scale;  // of codes: [heads * head_dim / 128][scale_stride]
+  int64_t scale_stride;
 };
 
+// Out: values, or with uint8_t their codes.
 template <typename Act, typename Out, bool kQuantise, int kVectors, Access kAccess>
 struct InverseRope {
   using Params = InverseRopeArgs;
@@ -241,10 +244,37 @@ struct InverseRope {
     block_sync();
     while (h < mine.end) {
       rotate_tail(row, count, args.rope.pairs, [&](int p) { return table.angle[p]; });
-      if constexpr (kQuantise) quantise(row);
-      store_row<kAccess>(out + h * args.out_head_stride, count, row);
+      if constexpr (sizeof(Out) == 1) {
+        store_codes_of_row(args, row, mine.token, h, out + h * args.out_head_stride);
+      } else {
+        if constexpr (kQuantise) quantise(row);
+        store_row<kAccess>(out + h * args.out_head_stride, count, row);
+      }
       h += kThreads / kGroupLanes;
       if (h < mine.end) row = load_row<kVectors, kAccess>(o + h * args.o_head_stride, count);
+    }
+  }
+
+  DSV4_DEVICE static Scale scale_of_group(const Row<kVectors>& row, int i) {
+    const uint32_t first = max_magnitude(row, i), second = max_magnitude(row, i + 1);
+    const float amax = float_of(group_max(first < second ? second : first));
+    return scale_for(amax, kInverseRopeAmaxFloor, kE4m3Max);
+  }
+
+  // With a NaN scale the codes do not matter.
+  DSV4_DEVICE static void store_codes_of_row(const Params& args, const Row<kVectors>& row,
+                                             int64_t token, int head, uint8_t* codes) {
+    DSV4_UNROLL
+    for (int i = 0; i < kVectors; i += 2) {
+      if (i * kVectorElems >= args.head_dim) break;
+      const Scale scale = scale_of_group(row, i);
+      DSV4_UNROLL
+      for (int v = i; v < i + 2; ++v) {
+        store_codes(codes + v * kVectorElems + 2 * group_lane(),
+                    pack_e4m3(row.even[v] * scale.inverse, row.odd[v] * scale.inverse));
+      }
+      const int64_t column = (int64_t{head} * args.head_dim + i * kVectorElems) / 128;
+      if (group_lane() == 0) args.scale[column * args.scale_stride + token] = scale.value;
     }
   }
 
@@ -254,9 +284,7 @@ struct InverseRope {
     static_assert(kVectors % 2 == 0);
     DSV4_UNROLL
     for (int i = 0; i < kVectors; i += 2) {
-      const uint32_t first = max_magnitude(row, i), second = max_magnitude(row, i + 1);
-      const float amax = float_of(group_max(first < second ? second : first));
-      const Scale scale = scale_for(amax, kInverseRopeAmaxFloor, kE4m3Max);
+      const Scale scale = scale_of_group(row, i);
       DSV4_UNROLL
       for (int v = i; v < i + 2; ++v) {
         // With a NaN scale all become NaN: the products are.

@@ -255,8 +255,23 @@ void inverse_rope(const InverseRopeParams& params, const OpContext& context) {
                        .out_head_stride = params.out.strides[1],
                        .rope = rope_of(params.rope),
                        .positions = params.positions,
-                       .head_dim = static_cast<int32_t>(head_dim)};
+                       .head_dim = static_cast<int32_t>(head_dim),
+                       .scale = params.scale.data,
+                       .scale_stride = params.scale.stride};
   const bool aligned = has_aligned_pairs(o) && has_aligned_pairs(params.out);
+  if constexpr (requires { Launch::kWritesCodes; }) {
+    if (params.out.dtype == DType::kF8E4M3) {
+      DSV4_CHECK(params.quantise && head_dim % 128 == 0 && aligned);
+      return with_act<Launch>(o.dtype, [&]<typename Act>(Act) {
+        with_row_form<8, 16>(head_dim, aligned, [&](auto vectors, auto access) {
+          using Kernel =
+              InverseRope<Act, uint8_t, true, decltype(vectors)::value, decltype(access)::value>;
+          args.cut = cut_tokens(o.shape[0], o.shape[1], Kernel::kThreads / kGroupLanes);
+          launch.template run<Kernel>(blocks_of(args.cut), args);
+        });
+      });
+    }
+  }
   with_act<Launch>(o.dtype, [&]<typename Act>(Act) {
     with_act<Launch>(params.out.dtype, [&]<typename Out>(Out) {
       with_row_form<8, 16>(head_dim, aligned, [&](auto vectors, auto access) {

@@ -8,6 +8,7 @@
 #include "backends/nvidia/ops/families.h"
 #include "backends/nvidia/ops/gpu_check.h"
 #include "backends/nvidia/ops/linear_sm90.h"
+#include "backends/nvidia/ops/linear_sm90_fp8.h"
 #include "core/checked_math.h"
 #include "core/fail.h"
 #include "ops/linear_problem.h"
@@ -51,6 +52,16 @@ int64_t panels_bytes(int64_t rows, int64_t cols) {
   return panel_rows(rows) * round_up(cols, 128) * int64_t{sizeof(uint16_t)};
 }
 
+// Codes of an x for the FP8 products, then its scales, for whole tiles of tokens.
+int64_t codes_bytes(int64_t rows, int64_t cols) {
+  return round_up(rows * round_up(cols, kFp8BlockCols), Arena::kAlignment);
+}
+int64_t fp8_bytes(int64_t rows, int64_t cols) {
+  return codes_bytes(rows, cols) +
+         round_up(row_scale_stride(rows) * ceil_div(cols, kFp8BlockCols) * int64_t{sizeof(float)},
+                  Arena::kAlignment);
+}
+
 // Columns of x, elements from the first of `whole` to those of `part`; -1: not columns of it.
 int64_t column_of(const ConstTensor& whole, const ConstTensor& part) {
   if (whole.dtype != part.dtype || whole.shape[0] != part.shape[0] ||
@@ -71,7 +82,9 @@ class Launches {
       if (takes_split(problem)) budget_ = std::max(budget_, split_bytes(rows, problem.w.cols));
       if (problem.x.dtype != DType::kBf16) continue;
       budget_ = std::max(budget_, prepared_bytes(rows, problem.w.cols));
-      if (takes_sm90(problem)) budget_ = std::max(budget_, panels_bytes(rows, whole_x(i).shape[1]));
+      const int64_t whole_cols = whole_x(i).shape[1];
+      if (takes_fp8(problem)) budget_ = std::max(budget_, fp8_bytes(rows, whole_cols));
+      if (takes_sm90(problem)) budget_ = std::max(budget_, panels_bytes(rows, whole_cols));
     }
     base_ = context.scratch->take(budget_);
   }
@@ -79,7 +92,9 @@ class Launches {
   void add(size_t idx) {
     const LinearProblem& problem = params_.problems[idx];
     if (problem.x.shape[0] == 0 || problem.w.rows == 0) return;
+    if (problem.x.dtype == DType::kF8E4M3) return add_codes(problem);
     check(problem, params_.quantise_input);
+    if (takes_fp8(problem)) return add_fp8(idx);
     if (takes_sm90(problem)) return add_sm90(idx);
     if (takes_split(problem)) return add_split(problem);
     ConstTensor x = problem.x;
@@ -104,18 +119,26 @@ class Launches {
 
   void flush() {
     const cudaStream_t stream = stream_of(context_.stream);
+    launch_linear_sm90_fp8(codes_batch_, stream);
     launch_linear_sm90(DType::kF8E4M3, fp8_, stream);
     launch_linear_sm90(DType::kBf16, bf16_, stream);
     launch_linear_fast(fast_, max_tokens_, stream);
     launch_linear_split(split_, stream);
     launch_linear_reference(slow_, stream);
-    split_.count = fp8_.count = bf16_.count = fast_.count = slow_.count = 0;
+    codes_batch_.count = split_.count = fp8_.count = bf16_.count = fast_.count = slow_.count = 0;
     max_tokens_ = 0;
   }
 
  private:
+  // A property of the call and the weight, never of the number of tokens.
+  bool takes_fp8(const LinearProblem& problem) const {
+    return kernels_ == LinearKernels::kSm90Fp8 &&
+           (params_.quantise_input || params_.quantised_input) && problem.x.dtype == DType::kBf16 &&
+           problem.w.dtype == DType::kF8E4M3 && sm90_takes(problem.w);
+  }
+
   bool takes_sm90(const LinearProblem& problem) const {
-    return kernels_ == LinearKernels::kSm90 && problem.x.dtype == DType::kBf16 &&
+    return kernels_ >= LinearKernels::kSm90 && problem.x.dtype == DType::kBf16 &&
            problem.x.shape[0] > kMaxStreamTokens && sm90_takes(problem.w);
   }
 
@@ -173,7 +196,7 @@ class Launches {
     if (used_ + bytes > budget_) {
       flush();
       used_ = 0;
-      last_x_ = panels_x_ = {};
+      last_x_ = panels_x_ = codes_x_ = {};
     }
     used_ += bytes;
     return base_ + used_ - bytes;
@@ -236,20 +259,81 @@ class Launches {
     launch_linear_sm90_prepare(panels_, stream_of(context_.stream));
   }
 
+  void add_fp8(size_t idx) {
+    const LinearProblem& problem = params_.problems[idx];
+    int64_t col = codes_x_ ? column_of(codes_x_, problem.x) : -1;
+    if (col < 0 || col % kFp8BlockCols != 0) {
+      prepare_codes(whole_x(idx));
+      col = 0;
+    }
+    add_codes(problem, codes_.codes + col, codes_.code_stride,
+              {codes_.scale + col / kFp8BlockCols * codes_.scale_stride, codes_.scale_stride});
+  }
+
+  // Codes that an operation before has written.
+  void add_codes(const LinearProblem& problem) {
+    const ConstTensor& x = problem.x;
+    DSV4_CHECK(kernels_ == LinearKernels::kSm90Fp8 && problem.w.dtype == DType::kF8E4M3 &&
+               sm90_takes(problem.w) && x.rank == 2 && x.shape[1] == problem.w.cols &&
+               x.shape[0] == problem.out.shape[0] && problem.out.shape[1] == problem.w.rows &&
+               x.strides[1] == 1 && x.shape[1] % kFp8BlockCols == 0 &&
+               aligned(x.data, x.strides[0]) && aligned(problem.x_scale.data, 0) &&
+               problem.x_scale.stride == row_scale_stride(x.shape[0]));
+    add_codes(problem, x.as<uint8_t>(), x.strides[0], problem.x_scale);
+  }
+
+  void add_codes(const LinearProblem& problem, const uint8_t* codes, int64_t stride,
+                 const RowScales& scale) {
+    // A launch has tiles of one size, whose scales are read whole.
+    const auto tokens = static_cast<int32_t>(problem.x.shape[0]);
+    if (codes_batch_.count == kMaxFp8Items ||
+        (codes_batch_.count > 0 && codes_batch_.items[0].tokens != tokens))
+      flush();
+    Fp8Item& item = codes_batch_.items[codes_batch_.count++];
+    item.w = linear_weight(problem.w);
+    item.x = codes;
+    item.x_stride = stride;
+    item.x_scale = scale.data;
+    item.x_scale_stride = scale.stride;
+    item.out = problem.out.data;
+    item.out_stride = problem.out.strides[0];
+    item.tokens = tokens;
+    item.out_f32 = problem.out.dtype == DType::kF32;
+  }
+
+  void prepare_codes(const ConstTensor& x) {
+    const int64_t rows = x.shape[0], cols = x.shape[1];
+    std::byte* data = take(fp8_bytes(rows, cols));
+    codes_x_ = x;
+    codes_ = {.x = x.as<uint16_t>(),
+              .x_stride = x.strides[0],
+              .codes = reinterpret_cast<uint8_t*>(data),
+              .code_stride = round_up(cols, kFp8BlockCols),
+              .scale = reinterpret_cast<float*>(data + codes_bytes(rows, cols)),
+              .scale_stride = row_scale_stride(rows),
+              .rows = static_cast<int32_t>(rows),
+              .cols = static_cast<int32_t>(cols),
+              .quantised = params_.quantised_input};
+    launch_linear_sm90_fp8_prepare(codes_, stream_of(context_.stream));
+  }
+
   const LinearParams& params_;
   const OpContext& context_;
   LinearKernels kernels_;
   std::byte* base_ = nullptr;
   int64_t budget_ = 0, used_ = 0;
-  ConstTensor last_x_{}, last_prepared_{}, panels_x_{};
+  ConstTensor last_x_{}, last_prepared_{}, panels_x_{}, codes_x_{};
   Sm90PrepareParams panels_{};
+  Fp8PrepareParams codes_{};
   LinearBatch fast_, split_, slow_;
   Sm90Batch fp8_, bf16_;
+  Fp8Batch codes_batch_;
   int64_t max_tokens_ = 0;
 };
 
 template <LinearKernels kKernels>
 void install(Ops& ops) {
+  ops.takes_e4m3 = kKernels == LinearKernels::kSm90Fp8;
   ops.linear = [](const LinearParams& params, const OpContext& context) {
     run_linear(params, context, kKernels);
   };
@@ -307,6 +391,7 @@ void run_linear(const LinearParams& params, const OpContext& context, LinearKern
 std::span<const Candidate> linear_candidates() {
   static constexpr Candidate kCandidates[] = {
       {"linear", "sm90", needs_sm90, install<LinearKernels::kSm90>},
+      {"linear", "sm90_fp8", needs_sm90, install<LinearKernels::kSm90Fp8>},
       {"linear", "sm80", needs_sm80, install<LinearKernels::kSm80>},
       {"linear", "reference", needs_sm80, install<LinearKernels::kReference>},
   };
@@ -319,8 +404,8 @@ int64_t linear_scratch_bytes(const ScratchLimits& limits) {
   // A tile of tokens at most twice as many.
   const int64_t rows = round_up(limits.max_tokens, kSm90MaxTileTokens);
   return std::max({prepared_bytes(limits.max_tokens, limits.max_cols),
-                   split_bytes(limits.max_tokens, limits.max_cols),
-                   panels_bytes(rows, whole_cols)});
+                   split_bytes(limits.max_tokens, limits.max_cols), panels_bytes(rows, whole_cols),
+                   fp8_bytes(rows, whole_cols)});
 }
 
 }  // namespace dsv4::nvidia

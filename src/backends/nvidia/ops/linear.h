@@ -113,8 +113,9 @@ void launch_linear_split_prepare(const SplitParams& params, cudaStream_t stream)
 /// Which kernels a candidate uses: what one cannot take goes to the next.
 enum class LinearKernels {
   kReference,
-  kSm80,  ///< tensor cores for bf16 x
-  kSm90,  ///< warpgroup tensor cores for bf16 x with FP8 or bf16 weights (linear_sm90.h)
+  kSm80,     ///< tensor cores for bf16 x
+  kSm90,     ///< warpgroup tensor cores for bf16 x with FP8 or bf16 weights (linear_sm90.h)
+  kSm90Fp8,  ///< FP8 tensor cores for quantised x with FP8 weights (linear_sm90_fp8.h)
 };
 void run_linear(const LinearParams& params, const OpContext& context, LinearKernels kernels);
 

@@ -9,6 +9,12 @@ namespace dsv4::nvidia {
 constexpr int kQuantiseGroup = 128;  ///< columns that share a scale
 constexpr int kQuantiseCols = 4;     ///< of a lane: a warp holds a group
 
+/// ceil(log2(amax / 448)) in the bit form, as a biased exponent.
+__device__ __forceinline__ uint32_t quantise_exponent(float amax) {
+  const uint32_t bits = __float_as_uint(__fmul_rn(amax, 1.0f / 448.0f));
+  return (bits >> 23) + ((bits & 0x7fffffu) != 0 ? 1 : 0);
+}
+
 /// A group's values replaced by E4M3 numbers, which times the returned power of two are the
 /// quantised values; by NaN where one of them is infinite or NaN. `floor` bounds the largest
 /// magnitude from below. All lanes of a warp call it, each with its columns.
@@ -25,9 +31,7 @@ __device__ __forceinline__ float quantise_group_codes(float (&values)[kQuantiseC
     amax = fmaxf(amax, __shfl_xor_sync(0xffffffffu, amax, distance));
   finite = __all_sync(0xffffffffu, finite);
   if (!finite) amax = floor;
-  // ceil(log2(amax / 448)) in the bit form, as a biased exponent.
-  const uint32_t bits = __float_as_uint(__fmul_rn(amax, 1.0f / 448.0f));
-  const uint32_t exponent = (bits >> 23) + ((bits & 0x7fffffu) != 0 ? 1 : 0);
+  const uint32_t exponent = quantise_exponent(amax);
   const float inverse = __uint_as_float((254 - exponent) << 23);
 #pragma unroll
   for (float& value : values) {

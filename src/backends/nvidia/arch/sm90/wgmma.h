@@ -219,6 +219,45 @@ struct TransposedProduct<32> {
   }
 };
 
+// ---- E4M3, both operands in shared memory
+
+/// d[64, kN] = (kAccumulate ? d : 0) + a[64, 32] b[kN, 32]^T in E4M3, both fp8_operand; d as above.
+template <int kN>
+struct Fp8Product;
+
+template <>
+struct Fp8Product<32> {
+  template <bool kAccumulate>
+  __device__ static __forceinline__ void run(float (&d)[16], uint64_t a, uint64_t b) {
+    asm volatile("wgmma.mma_async.sync.aligned.m64n32k32.f32.e4m3.e4m3 {" DSV4_REGS16
+                 "}, %16, %17, %18, 1, 1;\n"
+                 : DSV4_ACC8(d, 0), DSV4_ACC8(d, 8)
+                 : "l"(a), "l"(b), "n"(kAccumulate));
+  }
+};
+
+template <>
+struct Fp8Product<64> {
+  template <bool kAccumulate>
+  __device__ static __forceinline__ void run(float (&d)[32], uint64_t a, uint64_t b) {
+    asm volatile("wgmma.mma_async.sync.aligned.m64n64k32.f32.e4m3.e4m3 {" DSV4_REGS32
+                 "}, %32, %33, %34, 1, 1;\n"
+                 : DSV4_ACC32(d, 0)
+                 : "l"(a), "l"(b), "n"(kAccumulate));
+  }
+};
+
+template <>
+struct Fp8Product<128> {
+  template <bool kAccumulate>
+  __device__ static __forceinline__ void run(float (&d)[64], uint64_t a, uint64_t b) {
+    asm volatile("wgmma.mma_async.sync.aligned.m64n128k32.f32.e4m3.e4m3 {" DSV4_REGS64
+                 "}, %64, %65, %66, 1, 1;\n"
+                 : DSV4_ACC32(d, 0), DSV4_ACC32(d, 32)
+                 : "l"(a), "l"(b), "n"(kAccumulate));
+  }
+};
+
 #undef DSV4_ACC8
 #undef DSV4_ACC32
 #undef DSV4_REGS8

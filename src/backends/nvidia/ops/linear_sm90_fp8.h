@@ -1,0 +1,62 @@
+// Products of quantised x with FP8 weights on the FP8 tensor cores of sm_90.
+//
+// The order of every output, whatever the number of tokens, the tile and the grid:
+//
+//   K is cut into blocks of 128 columns. Inside a block four wgmma of 32 columns accumulate E4M3 x
+//   E4M3 from zero in the tensor core; its sum times the scales of x and W, a power of two, is
+//   added to an f32 total, in ascending order of the blocks; then one rounding.
+//
+// A tensor core keeps fewer bits of a sum than f32 (tests/ops/fp8_product.h states how many), so
+// this is another order than that of linear.h, and less exact.
+#pragma once
+#include <cuda.h>
+#include <cuda_runtime_api.h>
+
+#include "backends/nvidia/ops/linear.h"
+
+namespace dsv4::nvidia {
+
+constexpr int kFp8BlockCols = 128;  ///< that share scales of x and W
+constexpr int kFp8MaxTileTokens = 256;
+
+/// One product. Prepared x: codes in rows, scales [block of columns][scale_stride].
+struct Fp8Item {
+  CUtensorMap w_map, x_map;  ///< filled in by the launcher
+  LinearWeight w;
+  const uint8_t* x;
+  int64_t x_stride;
+  const float* x_scale;
+  int64_t x_scale_stride;  ///< row_scale_stride() of ops.h
+  void* out;
+  int64_t out_stride;
+  int32_t tokens;
+  int32_t first_tile;
+  bool out_f32;
+};
+constexpr int kMaxFp8Items = 16;
+struct Fp8Batch {
+  int32_t count = 0;
+  int32_t tile_tokens = 0;  ///< that are copied for a tile; filled in by the launcher
+  Fp8Item items[kMaxFp8Items];
+};
+
+/// Weights are FP8 that sm90_takes() (linear_sm90.h).
+void launch_linear_sm90_fp8(Fp8Batch& batch, cudaStream_t stream);
+
+/// x [rows, cols] bf16 as E4M3 codes [rows, x_stride] and scales [cols / 128, scale_stride]:
+/// columns up to a multiple of 128 are zero. `quantised`: the values are E4M3 numbers times a power
+/// of two per 128 columns already, however small; otherwise numerics.md 4. A group of 128 columns
+/// with an infinity or NaN becomes NaN.
+struct Fp8PrepareParams {
+  const uint16_t* x;
+  int64_t x_stride;
+  uint8_t* codes;
+  int64_t code_stride;
+  float* scale;
+  int64_t scale_stride;
+  int32_t rows, cols;
+  bool quantised;
+};
+void launch_linear_sm90_fp8_prepare(const Fp8PrepareParams& params, cudaStream_t stream);
+
+}  // namespace dsv4::nvidia

@@ -1,0 +1,336 @@
+// linear on FP8 tensor cores (candidate sm90_fp8): what its sums keep, its one order for every
+// number of tokens and every tile, its edges, and how far a whole product is from the exact one.
+#include <cstdio>
+#include <limits>
+
+#include "tests/ops/fp8_product.h"
+#include "tests/ops/oracle_testing.h"
+#include "tests/ops/stored_weight.h"
+
+namespace dsv4::testing {
+namespace {
+
+std::vector<OpCandidate> fp8_candidates() {
+  std::vector<OpCandidate> out;
+  for (const OpCandidate& candidate : op_candidates("linear")) {
+    if (adds_on_fp8_cores(candidate)) out.push_back(candidate);
+  }
+  return out;
+}
+
+class Fp8Product : public CandidateTest {
+ protected:
+  // x [tokens, cols] bf16 times w, as f32 bytes.
+  std::vector<float> multiply(const ConstTensor& x, const Weight& w, bool quantised) {
+    const int64_t tokens = x.shape[0];
+    const LinearProblem problem{x, w, memory().tensor(DType::kF32, {tokens, w.rows})};
+    ScratchLimits limits;
+    limits.max_tokens = tokens;
+    limits.max_cols = w.cols;
+    limits.max_rows = w.rows;
+    run(ops_.linear,
+        {.problems = {&problem, 1}, .quantise_input = !quantised, .quantised_input = quantised},
+        limits);
+    return memory().get(problem.out.as<float>(), tokens * w.rows);
+  }
+
+  // A weight of one scale byte from codes.
+  Weight weight(const std::vector<uint8_t>& codes, int64_t rows, uint8_t scale_byte) {
+    const int64_t cols = std::ssize(codes) / rows;
+    const int64_t blocks = (rows + 127) / 128 * ((cols + 127) / 128);
+    return {.dtype = DType::kF8E4M3,
+            .data = memory().put(codes),
+            .rows = rows,
+            .cols = cols,
+            .row_stride = cols,
+            .scale = memory().put(std::vector<uint8_t>(static_cast<size_t>(blocks), scale_byte)),
+            .scale_stride = (cols + 127) / 128};
+  }
+};
+
+// 256 + 2^-n, the small number in the instruction of the large one, or in the one after it: bits
+// that are kept below the leading one. The bound of fp8_product.h stands on this number.
+TEST_P(Fp8Product, KeptBits) {
+  constexpr int64_t kCols = 128;
+  for (const int64_t col : {int64_t{1}, int64_t{33}, int64_t{127}}) {
+    int kept = 0;
+    bool all_before = true;
+    for (int n = -7; n <= 9; ++n) {  // 2^-9 is the smallest E4M3 number
+      Vector values(kCols, 0.0);
+      values[0] = 256;
+      values[static_cast<size_t>(col)] = std::ldexp(1.0, -n);
+      const Tensor x = memory().tensor(DType::kBf16, {1, kCols}, values);
+      const std::vector<float> out =
+          multiply(x, weight(std::vector<uint8_t>(kCols, oracle::e4m3_encode(1)), 1, 127), true);
+      all_before = all_before && out[0] == 256 + std::ldexp(1.0, -n);
+      if (all_before) kept = 8 + n;
+    }
+    std::printf("column %d: sums keep %d bits below the leading one\n", static_cast<int>(col),
+                kept);
+    EXPECT_GE(kept, kFp8SumBits) << "column " << col;
+    clear_memory();
+  }
+}
+
+// Every number of tokens, and every tile: shapes whose cheapest tiles have 16 .. 128 rows of W and
+// 64, 128 or 256 tokens.
+TEST_P(Fp8Product, BitsDependOnTheRowOnly) {
+  struct Shape {
+    int64_t rows, cols, tokens;
+    bool every_count;
+  };
+  for (const Shape& shape :
+       {Shape{300, 1040, 700, true}, Shape{1540, 512, 200, false}, Shape{4000, 640, 700, false},
+        Shape{8300, 1040, 140, false}, Shape{17000, 256, 400, false}}) {
+    SCOPED_TRACE(::testing::Message() << shape.rows << " x " << shape.cols);
+    Random random(3);
+    const Tensor x =
+        memory().tensor(DType::kBf16, {shape.tokens, shape.cols},
+                        rounded(DType::kBf16, normal_values(random, shape.tokens * shape.cols, 1)));
+    const Weight w = make_weight(memory(), DType::kF8E4M3, shape.rows, shape.cols, 4).weight;
+    const std::vector<float> all = multiply(x, w, false);
+    const auto row_bytes = static_cast<size_t>(shape.rows) * sizeof(float);
+    for (int64_t count = 1; count < shape.tokens; ++count) {
+      if (shape.every_count ? count > 200 && count % 61 != 0 : count % 31 != 1) continue;
+      const int64_t begin = count * 37 % (shape.tokens - count + 1);
+      const std::vector<float> some = multiply(x.rows(begin, count), w, false);
+      for (int64_t t = 0; t < count; ++t) {
+        ASSERT_EQ(std::memcmp(some.data() + t * shape.rows, all.data() + (begin + t) * shape.rows,
+                              row_bytes),
+                  0)
+            << "row " << begin + t << " in a call of " << count << " rows from " << begin;
+      }
+    }
+    clear_memory();
+  }
+}
+
+// Problems of one call that need tiles of different sizes.
+TEST_P(Fp8Product, ProblemsOfDifferentLengths) {
+  constexpr int64_t kRows = 300, kCols = 512;
+  const Weight w = make_weight(memory(), DType::kF8E4M3, kRows, kCols, 4).weight;
+  std::vector<LinearProblem> problems;
+  std::vector<std::vector<float>> alone;
+  for (const int64_t tokens : {int64_t{1}, int64_t{200}, int64_t{30}, int64_t{1}}) {
+    Random random(static_cast<uint64_t>(tokens));
+    const Tensor x =
+        memory().tensor(DType::kBf16, {tokens, kCols},
+                        rounded(DType::kBf16, normal_values(random, tokens * kCols, 1)));
+    alone.push_back(multiply(x, w, false));
+    problems.push_back({x, w, memory().tensor(DType::kF32, {tokens, kRows})});
+  }
+  ScratchLimits limits;
+  limits.max_tokens = 200;
+  limits.max_cols = kCols;
+  limits.max_rows = kRows;
+  run(ops_.linear, {.problems = problems, .quantise_input = true}, limits);
+  for (size_t i = 0; i < problems.size(); ++i) {
+    EXPECT_EQ(memory().get(problems[i].out.as<float>(), std::ssize(alone[i])), alone[i])
+        << "problem " << i;
+  }
+}
+
+// Many tokens and rows of W, ends within tiles, against the oracle.
+TEST_P(Fp8Product, LargeTilesAgree) {
+  constexpr int64_t kTokens = 300, kRows = 9000, kCols = 400;
+  Random random(8);
+  const Vector values = rounded(DType::kBf16, normal_values(random, kTokens * kCols, 1));
+  const Tensor x = memory().tensor(DType::kBf16, {kTokens, kCols}, values);
+  const StoredWeight w = make_weight(memory(), DType::kF8E4M3, kRows, kCols, 9);
+  const std::vector<float> out = multiply(x, w.weight, false);
+  Comparison comparison("out");
+  for (int64_t t = 0; t < kTokens; t += t < 280 ? 23 : 1) {
+    Vector row(values.begin() + t * kCols, values.begin() + (t + 1) * kCols);
+    oracle::quantise_linear_input(row);
+    for (int64_t n = t % 7; n < kRows; n += n < kRows - 140 ? 7 : 1) {
+      double sum = 0, magnitude = 0;
+      for (int64_t k = 0; k < kCols; ++k) {
+        const double product = row[static_cast<size_t>(k)] * w.numbers.row(n)[k];
+        sum += product;
+        magnitude += std::abs(product);
+      }
+      const double slack = dot_bound(kCols, magnitude) +
+                           fp8_product_bound(row.data(), w.numbers.row(n).data(), kCols);
+      comparison.add({t, n}, out[static_cast<size_t>(t * kRows + n)], sum, slack);
+    }
+  }
+  EXPECT_TRUE(comparison.result());
+  std::printf("largest error / bound %.3f\n", comparison.worst_ratio());
+}
+
+// Inputs that were quantised before come back with their own codes, also where their scales are far
+// below those that quantising gives.
+TEST_P(Fp8Product, SmallQuantisedInputs) {
+  constexpr int64_t kCols = 256;
+  for (const int exponent : {-100, -42, -30, 0}) {
+    Random random(5);
+    Vector values;
+    for (int64_t k = 0; k < kCols; ++k) {
+      uint8_t code;
+      do {
+        code = static_cast<uint8_t>(random.below(256));
+      } while ((code & 0x7f) == 0x7f);
+      values.push_back(std::ldexp(oracle::e4m3_decode(code), exponent));
+    }
+    const Tensor x = memory().tensor(DType::kBf16, {1, kCols}, values);
+    const StoredWeight w = make_weight(memory(), DType::kF8E4M3, 40, kCols, 6);
+    const std::vector<float> out = multiply(x, w.weight, true);
+    Comparison comparison("out");
+    for (int64_t n = 0; n < 40; ++n) {
+      double sum = 0, magnitude = 0;
+      for (int64_t k = 0; k < kCols; ++k) {
+        const double product = values[static_cast<size_t>(k)] * w.numbers.row(n)[k];
+        sum += product;
+        magnitude += std::abs(product);
+      }
+      comparison.add({n}, out[static_cast<size_t>(n)], sum,
+                     dot_bound(kCols, magnitude) +
+                         fp8_product_bound(values.data(), w.numbers.row(n).data(), kCols));
+    }
+    EXPECT_TRUE(comparison.result()) << "scale 2^" << exponent;
+    clear_memory();
+  }
+}
+
+// A code NaN, or a scale NaN, of W spoils the outputs of its row, or its block of rows, alone.
+TEST_P(Fp8Product, NanOfTheWeight) {
+  constexpr int64_t kRows = 140, kCols = 256;
+  Random random(5);
+  const Tensor x = memory().tensor(DType::kBf16, {3, kCols},
+                                   rounded(DType::kBf16, normal_values(random, 3 * kCols, 1)));
+  std::vector<uint8_t> codes(kRows * kCols, oracle::e4m3_encode(1));
+  codes[17 * kCols + 200] = 0x7f;
+  codes[139 * kCols] = 0xff;
+  const std::vector<float> by_code = multiply(x, weight(codes, kRows, 120), false);
+  for (int64_t i = 0; i < std::ssize(by_code); ++i)
+    EXPECT_EQ(std::isnan(by_code[static_cast<size_t>(i)]), i % kRows == 17 || i % kRows == 139)
+        << "output " << i;
+
+  Weight w = weight(std::vector<uint8_t>(kRows * kCols, oracle::e4m3_encode(1)), kRows, 120);
+  w.scale = memory().put(std::vector<uint8_t>{120, 121, 120, 255});
+  const std::vector<float> by_scale = multiply(x, w, false);
+  for (int64_t i = 0; i < std::ssize(by_scale); ++i)
+    EXPECT_EQ(std::isnan(by_scale[static_cast<size_t>(i)]), i % kRows >= 128) << "output " << i;
+}
+
+// Codes and scales of inverse_rope are its values, and give the same products as these do.
+TEST_P(Fp8Product, CodesOfInverseRope) {
+  ASSERT_TRUE(ops_.takes_e4m3);
+  constexpr int64_t kHeads = 4, kDim = 512, kCols = kHeads * kDim, kRows = 200;
+  const std::vector<float> frequencies = oracle::rope_frequencies({}, 64);
+  for (const int64_t tokens : {int64_t{1}, int64_t{17}, int64_t{70}, int64_t{300}}) {
+    SCOPED_TRACE(::testing::Message() << tokens << " tokens");
+    Random random(4);
+    Vector o = rounded(DType::kBf16, normal_values(random, tokens * kCols, 0.3));
+    std::fill_n(o.begin(), 128, 0.0);  // an empty group: the floor decides its scale
+    for (int64_t i = 128; i < 256; ++i) o[static_cast<size_t>(i)] *= 0x1p-20;
+    o[300] = std::numeric_limits<double>::quiet_NaN();
+    std::vector<int32_t> positions;
+    for (int64_t t = 0; t < tokens; ++t) positions.push_back(static_cast<int32_t>(t * 97));
+    const int64_t stride = row_scale_stride(tokens);
+    InverseRopeParams params{.o = memory().tensor(DType::kBf16, {tokens, kHeads, kDim}, o),
+                             .rope = {memory().put(frequencies), 64},
+                             .positions = memory().put(positions),
+                             .quantise = true,
+                             .out = memory().tensor(DType::kBf16, {tokens, kHeads, kDim})};
+    ScratchLimits limits;
+    limits.max_tokens = tokens;
+    limits.num_heads = kHeads;
+    limits.head_dim = kDim;
+    run(ops_.inverse_rope, params, limits);
+    const Tensor values = params.out;
+    params.out = Tensor(memory().raw(tokens * kCols), DType::kF8E4M3, {tokens, kHeads, kDim});
+    params.scale = {reinterpret_cast<float*>(memory().raw(kCols / 128 * stride * 4)), stride};
+    run(ops_.inverse_rope, params, limits);
+
+    const Vector expected = memory().numbers(values);
+    const std::vector<uint8_t> codes = memory().get(params.out.as<uint8_t>(), tokens * kCols);
+    const std::vector<float> scales = memory().get(params.scale.data, kCols / 128 * stride);
+    for (int64_t t = 0; t < tokens; ++t) {
+      for (int64_t k = 0; k < kCols; ++k) {
+        const auto idx = static_cast<size_t>(t * kCols + k);
+        const double value = oracle::e4m3_decode(codes[idx]) *
+                             double{scales[static_cast<size_t>(k / 128 * stride + t)]};
+        ASSERT_TRUE(value == expected[idx] || (std::isnan(value) && std::isnan(expected[idx])))
+            << "token " << t << ", column " << k << ": " << value << ", " << expected[idx];
+      }
+    }
+
+    const Weight w = make_weight(memory(), DType::kF8E4M3, kRows, kCols, 4).weight;
+    const auto flat = [&](const Tensor& x) {
+      return ConstTensor(x.data, x.dtype, {tokens, kCols});
+    };
+    const std::vector<float> of_values = multiply(flat(values), w, true);
+    const LinearProblem problem{flat(params.out), w, memory().tensor(DType::kF32, {tokens, kRows}),
+                                params.scale};
+    limits.max_cols = kCols;
+    limits.max_rows = kRows;
+    run(ops_.linear, {.problems = {&problem, 1}}, limits);
+    const std::vector<float> of_codes = memory().get(problem.out.as<float>(), tokens * kRows);
+    for (size_t i = 0; i < of_codes.size(); ++i) {
+      ASSERT_TRUE(of_codes[i] == of_values[i] ||
+                  (std::isnan(of_codes[i]) && std::isnan(of_values[i])))
+          << "output " << i << ": " << of_codes[i] << ", " << of_values[i];
+      ASSERT_EQ(std::isnan(of_codes[i]), i < kRows) << "output " << i;
+    }
+    clear_memory();
+  }
+}
+
+// The measure of DeepGEMM's tests, 1 - 2 sum(xy) / sum(x^2 + y^2), against exact products of the
+// same codes: at most 1e-3 there, for codes against numbers that were not quantised.
+TEST_P(Fp8Product, ErrorOfAWholeProduct) {
+  for (const auto& [rows, cols] :
+       {std::pair{256, 1024}, std::pair{256, 4096}, std::pair{64, 8192}}) {
+    constexpr int64_t kTokens = 32;
+    Random random(21);
+    Vector values = rounded(DType::kBf16, normal_values(random, kTokens * cols, 1));
+    const Tensor x = memory().tensor(DType::kBf16, {kTokens, cols}, values);
+    std::vector<uint8_t> codes;
+    for (int64_t i = 0; i < int64_t{rows} * cols; ++i)
+      codes.push_back(oracle::e4m3_encode(100 * random.normal()));
+    const std::vector<float> out = multiply(x, weight(codes, rows, 115), false);
+    double error = 0, squares = 0, products = 0, largest = 0, largest_error = 0;
+    Comparison comparison("out");
+    for (int64_t t = 0; t < kTokens; ++t) {
+      std::span<double> row =
+          std::span(values).subspan(static_cast<size_t>(t * cols), static_cast<size_t>(cols));
+      oracle::quantise_linear_input(row);
+      for (int64_t n = 0; n < rows; ++n) {
+        double sum = 0, magnitude = 0;
+        Vector numbers(static_cast<size_t>(cols));
+        for (int64_t k = 0; k < cols; ++k) {
+          const auto idx = static_cast<size_t>(k);
+          numbers[idx] = oracle::e4m3_decode(codes[static_cast<size_t>(n * cols + k)]) * 0x1p-12;
+          sum += row[idx] * numbers[idx];
+          magnitude += std::abs(row[idx] * numbers[idx]);
+        }
+        const double is = out[static_cast<size_t>(t * rows + n)];
+        comparison.add(
+            {t, n}, is, sum,
+            dot_bound(cols, magnitude) + fp8_product_bound(row.data(), numbers.data(), cols));
+        squares += sum * sum + is * is;
+        products += sum * is;
+        error += (sum - is) * (sum - is);
+        largest = std::max(largest, std::abs(sum));
+        largest_error = std::max(largest_error, std::abs(sum - is));
+      }
+    }
+    EXPECT_TRUE(comparison.result());
+    const double difference = 1 - 2 * products / squares;
+    std::printf(
+        "K %d: calc_diff %.2e, rms error / rms %.2e, largest error / largest %.2e, error / "
+        "bound %.3f\n",
+        static_cast<int>(cols), difference, std::sqrt(2 * error / squares), largest_error / largest,
+        comparison.worst_ratio());
+    EXPECT_LT(difference, 1e-5);
+    clear_memory();
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Candidates, Fp8Product, ::testing::ValuesIn(fp8_candidates()),
+                         candidate_name);
+GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(Fp8Product);
+
+}  // namespace
+}  // namespace dsv4::testing
