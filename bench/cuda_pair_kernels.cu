@@ -102,6 +102,46 @@ __global__ void __launch_bounds__(32 * kWarps) compare_kernel(Comparison what, f
   }
 }
 
+// One block per row.
+template <typename T>
+__global__ void __launch_bounds__(32 * kWarps)
+    compare_rows_kernel(const T* ours, int64_t our_stride, const T* theirs, int64_t their_stride,
+                        int64_t cols, float* worst) {
+  __shared__ float sums[2][kWarps];
+  float difference = 0, size = 0;
+  for (int64_t i = threadIdx.x; i < cols; i += blockDim.x) {
+    const auto a = static_cast<float>(ours[blockIdx.x * our_stride + i]);
+    const auto b = static_cast<float>(theirs[blockIdx.x * their_stride + i]);
+    difference += (a - b) * (a - b);
+    size += b * b;
+  }
+  for (int lanes = 16; lanes > 0; lanes /= 2) {
+    difference += __shfl_xor_sync(~0u, difference, lanes);
+    size += __shfl_xor_sync(~0u, size, lanes);
+  }
+  if (threadIdx.x % 32 == 0) {
+    sums[0][threadIdx.x / 32] = difference;
+    sums[1][threadIdx.x / 32] = size;
+  }
+  __syncthreads();
+  if (threadIdx.x > 0) return;
+  for (int warp = 1; warp < kWarps; ++warp) {
+    difference += sums[0][warp];
+    size += sums[1][warp];
+  }
+  keep_largest(worst, sqrtf(difference / size));
+}
+
+// A thread makes four numbers of one token.
+__global__ void __launch_bounds__(32 * kWarps)
+    expand_codes_kernel(const uint32_t* codes, const float* scale, int64_t scale_tokens,
+                        int64_t tokens, int groups, int cols, uint2* out) {
+  const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  const int64_t col = 4 * i % cols, group = 4 * i / cols % groups, token = 4 * i / cols / groups;
+  if (token >= tokens) return;
+  out[i] = dequantise(codes[i], scale[(group * (cols / 128) + col / 128) * scale_tokens + token]);
+}
+
 unsigned blocks_for(int64_t items, int per_block) {
   return static_cast<unsigned>((items + per_block - 1) / per_block);
 }
@@ -120,6 +160,30 @@ void gather_bf16(const CacheView& cache, const int32_t* slots, int64_t count, vo
 void compare(const Comparison& what, float* worst, cudaStream_t stream) {
   compare_kernel<<<blocks_for(what.tokens * what.heads, kWarps), 32 * kWarps, 0, stream>>>(what,
                                                                                            worst);
+  DSV4_CUDA_CHECK_LAUNCH();
+}
+
+void compare_rows(DType dtype, RowsView ours, RowsView theirs, int64_t rows, int64_t cols,
+                  float* worst, cudaStream_t stream) {
+  const auto run = [&](auto zero) {
+    using T = decltype(zero);
+    compare_rows_kernel<T><<<static_cast<unsigned>(rows), 32 * kWarps, 0, stream>>>(
+        static_cast<const T*>(ours.data), ours.stride, static_cast<const T*>(theirs.data),
+        theirs.stride, cols, worst);
+  };
+  if (dtype == DType::kBf16) {
+    run(__nv_bfloat16{});
+  } else {
+    run(float{});
+  }
+  DSV4_CUDA_CHECK_LAUNCH();
+}
+
+void expand_codes(const void* codes, const float* scale, int64_t scale_tokens, int64_t tokens,
+                  int groups, int cols, void* out, cudaStream_t stream) {
+  expand_codes_kernel<<<blocks_for(tokens * groups * cols / 4, 32 * kWarps), 32 * kWarps, 0,
+                        stream>>>(static_cast<const uint32_t*>(codes), scale, scale_tokens, tokens,
+                                  groups, cols, static_cast<uint2*>(out));
   DSV4_CUDA_CHECK_LAUNCH();
 }
 
