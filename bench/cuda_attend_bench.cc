@@ -102,9 +102,8 @@ double run_case(Device& device, const Ops& ops, const Options& options, const Pr
   }
   Arena arena = scratch_for(device, memory, ops, calls.front());
   const OpContext context{device.default_stream(), &arena, &ops};
-  const double us = median_us(device, sets, load_seconds, [&](int64_t set) {
-    ops.attend(calls[static_cast<size_t>(set)], context);
-  });
+  const Call call = [&](int64_t set) { ops.attend(calls[static_cast<size_t>(set)], context); };
+  const double us = medians_us(device, sets, load_seconds, {call}).front();
   const Case& which = problem.which;
   const double flop = problem.flop(), kv_bytes = problem.kv_bytes();
   const double floor =

@@ -218,15 +218,13 @@ AttendParams InputSets::make(int set, LogicalRows* rows) {
   return params;
 }
 
-double median_us(Device& device, int64_t sets, double load_seconds,
-                 const std::function<void(int64_t)>& call) {
+std::vector<double> medians_us(Device& device, int64_t sets, double load_seconds,
+                               const std::vector<Call>& calls) {
   const Stream stream = device.default_stream();
   const auto cuda_stream = stream_of(stream);
-  for (int64_t set = 0; set < sets; ++set) call(set);  // first calls prepare the device
-  device.synchronize(stream);
   cudaEvent_t events[2];
   for (cudaEvent_t& event : events) DSV4_CUDA_CHECK(cudaEventCreate(&event));
-  const auto capture = [&](int64_t launches) {
+  const auto capture = [&](const Call& call, int64_t launches) {
     cudaGraph_t graph;
     cudaGraphExec_t exec;
     DSV4_CUDA_CHECK(cudaStreamBeginCapture(cuda_stream, cudaStreamCaptureModeThreadLocal));
@@ -236,7 +234,7 @@ double median_us(Device& device, int64_t sets, double load_seconds,
     cudaGraphDestroy(graph);
     return exec;
   };
-  const auto replay = [&](cudaGraphExec_t exec) {
+  const auto replay_us = [&](cudaGraphExec_t exec) {
     DSV4_CUDA_CHECK(cudaEventRecord(events[0], cuda_stream));
     DSV4_CUDA_CHECK(cudaGraphLaunch(exec, cuda_stream));
     DSV4_CUDA_CHECK(cudaEventRecord(events[1], cuda_stream));
@@ -245,21 +243,45 @@ double median_us(Device& device, int64_t sets, double load_seconds,
     DSV4_CUDA_CHECK(cudaEventElapsedTime(&ms, events[0], events[1]));
     return 1e3 * ms;
   };
-  cudaGraphExec_t exec = capture(sets);
-  replay(exec);
-  const double once = replay(exec) / static_cast<double>(sets);
-  cudaGraphExecDestroy(exec);
-  const int64_t launches =
-      round_up(std::max<int64_t>(sets, static_cast<int64_t>(kReplayUs / once)), sets);
-  exec = capture(launches);
-  replay(exec);
-  for (double seconds = 0; seconds < load_seconds;) seconds += 1e-6 * replay(exec);
-  std::vector<double> us;
-  for (int i = 0; i < kReplays; ++i) us.push_back(replay(exec) / static_cast<double>(launches));
-  cudaGraphExecDestroy(exec);
+  struct Timed {
+    cudaGraphExec_t exec;
+    int64_t launches;
+    std::vector<double> us;
+  };
+  std::vector<Timed> all;
+  for (const Call& call : calls) {
+    for (int64_t set = 0; set < sets; ++set) call(set);  // first calls prepare the device
+    device.synchronize(stream);
+    const cudaGraphExec_t probe = capture(call, sets);
+    replay_us(probe);
+    const double once = replay_us(probe) / static_cast<double>(sets);
+    cudaGraphExecDestroy(probe);
+    const int64_t launches =
+        round_up(std::max<int64_t>(sets, static_cast<int64_t>(kReplayUs / once)), sets);
+    all.push_back({capture(call, launches), launches, {}});
+    replay_us(all.back().exec);
+  }
+  const auto time = [&](Timed& timed) {
+    timed.us.push_back(replay_us(timed.exec) / static_cast<double>(timed.launches));
+  };
+  if (load_seconds > 0) {
+    for (Timed& timed : all) {
+      for (double seconds = 0; seconds < load_seconds;) seconds += 1e-6 * replay_us(timed.exec);
+      for (int i = 0; i < kReplays; ++i) time(timed);
+    }
+  } else {
+    for (int i = 0; i < kReplays; ++i) {
+      for (Timed& timed : all) time(timed);
+    }
+  }
+  std::vector<double> medians;
+  for (Timed& timed : all) {
+    cudaGraphExecDestroy(timed.exec);
+    std::sort(timed.us.begin(), timed.us.end());
+    medians.push_back(timed.us[kReplays / 2]);
+  }
   for (cudaEvent_t event : events) cudaEventDestroy(event);
-  std::sort(us.begin(), us.end());
-  return us[us.size() / 2];
+  return medians;
 }
 
 int blocks_by_batch(const Problem& problem) {

@@ -117,10 +117,13 @@ class InputSets {
   std::mt19937 random_{1};
 };
 
-/// Median time of one call in replays of a graph of call(0), call(1), ... call(sets - 1), again and
-/// again. `load_seconds`: replays before the first that counts.
-double median_us(Device& device, int64_t sets, double load_seconds,
-                 const std::function<void(int64_t)>& call);
+using Call = std::function<void(int64_t set)>;
+
+/// Median times of one call of each of `calls`, in replays of a graph of call(0), call(1), ...
+/// call(sets - 1), again and again. Several take turns, so that all meet the same clocks;
+/// with `load_seconds` each runs alone, after so much of itself.
+std::vector<double> medians_us(Device& device, int64_t sets, double load_seconds,
+                               const std::vector<Call>& calls);
 
 /// Blocks of a chain so that chains of equal length are as many as there are multiprocessors for.
 int blocks_by_batch(const Problem& problem);

@@ -16,7 +16,7 @@
 // through block tables, in the same order. Its scheduling kernel runs once per step and is not
 // counted, the merge of splits is. Prefill: FlashMLA reads bf16 rows; "gather +" counts what makes
 // them from pages, every row in use once per call. Fewer than 64 heads are padded for FlashMLA.
-// Method and inputs: cuda_attend_cases.h.
+// Method and inputs: cuda_attend_cases.h; replays of both take turns.
 //
 // Both results are compared. P and output are rounded to bf16 on both sides: four independent
 // errors of at most 2^-9, so norms of a token's head differ by less than 2^-7.
@@ -111,17 +111,21 @@ class Pair {
   Result measure(double load_seconds) {
     Result result;
     check(result);
-    const auto clock = [&](auto call) {
-      return median_us(device_, sets_, load_seconds, [&](int64_t set) { call(at(set)); });
-    };
-    result.ours_us = clock([&](size_t set) { run_ours(set); });
-    result.theirs_us = clock([&](size_t set) { run_theirs(set); });
+    std::vector<Call> calls{[&](int64_t set) { run_ours(at(set)); },
+                            [&](int64_t set) { run_theirs(at(set)); }};
     if (problem_.which.prefill) {
-      result.gather_us = clock([&](size_t set) { gather(set); });
-      result.end_to_end_us = clock([&](size_t set) {
-        gather(set);
-        run_theirs(set);
+      calls.push_back([&](int64_t set) { gather(at(set)); });
+      calls.push_back([&](int64_t set) {
+        gather(at(set));
+        run_theirs(at(set));
       });
+    }
+    const std::vector<double> us = medians_us(device_, sets_, load_seconds, calls);
+    result.ours_us = us[0];
+    result.theirs_us = us[1];
+    if (problem_.which.prefill) {
+      result.gather_us = us[2];
+      result.end_to_end_us = us[3];
     }
     return result;
   }
