@@ -62,6 +62,8 @@ constexpr Shape kShapes[] = {
     {"pro wo_a", 16, 1024, 4096, false},
     {"flash wq_b", 1, 32768, 1024, true},
     {"flash wo_b", 1, 4096, 8192, true},
+    {"pro wq_b", 1, 65536, 1536, true},
+    {"pro wo_b", 1, 7168, 16384, true},
 };
 struct Scores {
   int batch, tokens_per_seq, entries;

@@ -3,6 +3,7 @@
 namespace dsv4::deep_gemm {
 
 bool multiply_grouped(const Product& call, cudaStream_t stream);
+bool multiply_pro(const Product& call, cudaStream_t stream);
 
 bool multiply(const Product& call, cudaStream_t stream) {
   if (call.groups > 1) return multiply_grouped(call, stream);
@@ -33,7 +34,7 @@ bool multiply(const Product& call, cudaStream_t stream) {
     }
     return true;
   }
-  return false;
+  return multiply_pro(call, stream);
 }
 
 }  // namespace dsv4::deep_gemm
