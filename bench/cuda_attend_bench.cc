@@ -15,62 +15,27 @@
 // --load       keeps the GPU busy for so long before the first row is timed, and for a second with
 //              a row's own calls before it: what is left under the power limit
 //
-// Method: a graph of calls over input sets of 256 MB together (four times the L2; the smallest
-// cases less) is replayed; time is the median of replays divided by the calls, gap between launches
-// included. The window is 128 positions at an arbitrary alignment in pages of 256 rows; selected
-// rows are random ones of 16384 entries in pages of 64 (prefill: of 8192 entries, one sequence);
-// all entries lie in pages of 2. floor = max(FLOPs at 790 TFLOP/s, bytes at 4274 GB/s, 2.8 us);
-// bytes are rows, q and out, each once.
-#include <cuda_runtime_api.h>
-
+// Method and inputs: cuda_attend_cases.h. floor = max(FLOPs at 790 TFLOP/s, bytes at 4274 GB/s,
+// 2.8 us); bytes are rows, q and out, each once.
 #include <algorithm>
-#include <cmath>
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
-#include <map>
-#include <numeric>
-#include <random>
+#include <memory>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "backends/nvidia/candidates.h"
 #include "backends/nvidia/cuda_device.h"
-#include "backends/nvidia/ops/gpu_check.h"
+#include "bench/cuda_attend_cases.h"
 #include "cache/kv_format.h"
-#include "core/arena.h"
-#include "core/checked_math.h"
 #include "core/fail.h"
-#include "core/numbers.h"
 #include "dsv4/backend.h"
 
-namespace dsv4::nvidia {
+namespace dsv4::nvidia::bench {
 namespace {
 
-constexpr int kDim = 512, kWindow = 128;
-constexpr int64_t kColdBytes = int64_t{256} << 20;
 constexpr double kBytesPerUs = 4274e3, kFlopPerUs = 790e6, kLaunchUs = 2.8;
-constexpr int kReplays = 7;
-constexpr double kReplayUs = 2500;
-
-enum class Rows { kWindowOnly, kSelected, kAll };
-
-struct Case {
-  char letter;
-  Rows rows;
-  int entries;
-  bool prefill;
-};
-constexpr Case kCases[] = {
-    {'a', Rows::kWindowOnly, 0, false},  {'b', Rows::kSelected, 512, false},
-    {'c', Rows::kSelected, 1024, false}, {'d', Rows::kAll, 64, false},
-    {'e', Rows::kAll, 512, false},       {'f', Rows::kAll, 4096, false},
-    {'g', Rows::kAll, 8192, false},      {'p', Rows::kWindowOnly, 0, true},
-    {'p', Rows::kSelected, 512, true},   {'p', Rows::kSelected, 1024, true},
-};
-constexpr int kPrefillTokens = 4096;
-constexpr int kBatches[] = {1, 2, 8, 16, 32, 64, 128, 148, 256};
 
 // FlashMLA 9241ae3 on an H200, us; decode by batch of kBatches, s_q 1, packed rows; prefill bf16
 // KV.
@@ -123,305 +88,34 @@ struct Options {
   int blocks_per_chain = ReductionGrid{}.blocks_per_chain;  // 0: by the batch
 };
 
-// Device memory of one case: bump allocation from slabs, so that many input sets cost few calls.
-class Memory {
- public:
-  explicit Memory(Device& device) : device_(device) {}
-  std::byte* take(int64_t bytes) {
-    constexpr int64_t kSlabBytes = int64_t{64} << 20;
-    bytes = round_up(bytes, Arena::kAlignment);
-    if (used_ + bytes > (slabs_.empty() ? 0 : slabs_.back().bytes())) {
-      slabs_.push_back(device_.allocate(std::max(bytes, kSlabBytes)));
-      used_ = 0;
-    }
-    used_ += bytes;
-    return slabs_.back().data() + used_ - bytes;
-  }
-  template <typename T>
-  T* put(const std::vector<T>& values) {
-    const auto bytes = static_cast<int64_t>(values.size() * sizeof(T));
-    std::byte* out = take(bytes);
-    device_.copy_to_device(out, values.data(), bytes, device_.default_stream());
-    return reinterpret_cast<T*>(out);
-  }
-  /// `sample` again and again.
-  std::byte* fill(const std::vector<std::byte>& sample, int64_t bytes) {
-    std::byte* out = take(bytes);
-    auto have = std::min(bytes, static_cast<int64_t>(sample.size()));
-    device_.copy_to_device(out, sample.data(), have, device_.default_stream());
-    while (have < bytes) {
-      const int64_t more = std::min(have, bytes - have);
-      device_.copy_on_device(out + have, out, more, device_.default_stream());
-      have += more;
-    }
-    return out;
-  }
-
- private:
-  Device& device_;
-  std::vector<Buffer> slabs_;
-  int64_t used_ = 0;
-};
-
-// Pages of random rows. The same few repeat in memory; addresses differ, which is what caches see.
-CacheView make_cache(Memory& memory, KvFormat format, int rows_per_block, int64_t num_blocks) {
-  constexpr int kSampleRows = 256;
-  static std::map<std::pair<KvFormat, int>, std::vector<std::byte>> samples;
-  CacheView view;
-  view.format = format;
-  view.row_elems = kDim;
-  view.rows_per_block = rows_per_block;
-  view.num_blocks = static_cast<int32_t>(num_blocks);
-  view.block_stride_bytes =
-      round_up(page_bytes(format, rows_per_block, kDim), format == KvFormat::kFp8DsMla ? 576 : 512);
-  std::vector<std::byte>& sample = samples[{format, rows_per_block}];
-  if (sample.empty()) {
-    sample.resize(static_cast<size_t>(kSampleRows / rows_per_block * view.block_stride_bytes));
-    view.base = sample.data();
-    std::mt19937 random(3);
-    std::normal_distribution<float> normal;
-    std::vector<float> row(kDim);
-    for (int64_t slot = 0; slot < kSampleRows; ++slot) {
-      for (float& value : row) value = normal(random);
-      encode_row(view, slot, row.data());
-    }
-  }
-  view.base = memory.fill(sample, num_blocks * view.block_stride_bytes);
-  return view;
-}
-
-const std::vector<std::byte>& query_sample() {
-  static const std::vector<std::byte> sample = [] {
-    std::vector<std::byte> out(size_t{2} << 16);
-    std::mt19937 random(2);
-    std::normal_distribution<float> normal;
-    for (size_t i = 0; i < out.size(); i += 2) {
-      const uint16_t bits = f32_to_bf16(normal(random));
-      std::memcpy(out.data() + i, &bits, 2);
-    }
-    return out;
-  }();
-  return sample;
-}
-
-// Input sets of a case: the caches are shared, every set has blocks of its own.
-class InputSets {
- public:
-  InputSets(Memory& memory, const Case& which, KvFormat format, int heads, int tokens, int sets)
-      : memory_(memory),
-        which_(which),
-        heads_(heads),
-        tokens_(tokens),
-        seqs_(which.prefill ? 1 : tokens),
-        window_columns_(which.prefill ? ceil_div(kWindow + tokens, kWindowPage) + 1 : 2) {
-    window_ = make_cache(memory, format, kWindowPage, window_columns_ * seqs_ * sets);
-    window_blocks_ = permutation(window_.num_blocks);
-    if (which.rows != Rows::kWindowOnly) {
-      const bool all = which.rows == Rows::kAll;
-      pool_ = all ? which.entries : which.prefill ? 8192 : 16384;
-      const int page = all ? kAllPage : kSelectedPage;
-      columns_ = ceil_div(pool_, page);
-      compressed_ = make_cache(memory, format, page, columns_ * seqs_ * sets);
-      blocks_ = permutation(compressed_.num_blocks);
-      entries_ = permutation(pool_);
-    }
-    q_ = memory.fill(query_sample(), 2 * q_elems() * sets);
-    out_ = memory.take(2 * q_elems());
-    lse_ = memory.take(int64_t{4} * tokens * heads);
-    sink_ = memory.put(std::vector<float>(static_cast<size_t>(heads), 0.3f));
-  }
-
-  AttendParams make(int set) {
-    const auto count = static_cast<size_t>(tokens_);
-    std::vector<int32_t> begin, end, seq;
-    for (int t = 0; t < tokens_; ++t) {
-      const int position =
-          kWindow + (which_.prefill ? t : static_cast<int>(random_() % kWindowPage));
-      begin.push_back(position - kWindow + 1);
-      end.push_back(position + 1);
-      seq.push_back(which_.prefill ? 0 : t);
-    }
-    AttendParams params{};
-    params.q = ConstTensor(q_ + 2 * q_elems() * set, DType::kBf16, {tokens_, heads_, kDim});
-    params.out = Tensor(out_, DType::kBf16, {tokens_, heads_, kDim});
-    params.lse = reinterpret_cast<float*>(lse_);
-    params.window = RangeRows{window_, table(window_blocks_, window_columns_, set, kWindowPage),
-                              memory_.put(begin), memory_.put(end)};
-    params.max_entries = which_.entries;
-    const std::vector<int32_t> lengths(count, which_.entries);
-    if (which_.rows == Rows::kAll) {
-      params.compressed =
-          RangeRows{compressed_, table(blocks_, columns_, set, kAllPage),
-                    memory_.put(std::vector<int32_t>(count, 0)), memory_.put(lengths)};
-    } else if (which_.rows == Rows::kSelected) {
-      params.compressed =
-          ListedRows{compressed_, memory_.put(select(set)), which_.entries, memory_.put(lengths)};
-    }
-    params.token_to_seq = memory_.put(seq);
-    params.sink = sink_;
-    params.softmax_scale = 1.0f / std::sqrt(512.0f);
-    params.round_p_to_bf16 = true;
-    return params;
-  }
-
- private:
-  static constexpr int kWindowPage = 256, kSelectedPage = 64, kAllPage = 2;
-  int64_t q_elems() const { return int64_t{tokens_} * heads_ * kDim; }
-  std::vector<int32_t> permutation(int64_t count) {
-    std::vector<int32_t> out(static_cast<size_t>(count));
-    std::iota(out.begin(), out.end(), 0);
-    std::shuffle(out.begin(), out.end(), random_);
-    return out;
-  }
-  BlockTable table(const std::vector<int32_t>& blocks, int64_t columns, int set, int page) {
-    const auto first = blocks.begin() + columns * seqs_ * set;
-    return {memory_.put(std::vector<int32_t>(first, first + columns * seqs_)), columns,
-            static_cast<int32_t>(columns), page};
-  }
-  // Distinct random entries per token, ascending.
-  std::vector<int32_t> select(int set) {
-    std::vector<int32_t> slots;
-    for (int t = 0; t < tokens_; ++t) {
-      for (int i = 0; i < which_.entries; ++i) {
-        const auto other = static_cast<int64_t>(random_() % static_cast<unsigned>(pool_ - i));
-        std::swap(entries_[static_cast<size_t>(i)], entries_[static_cast<size_t>(i + other)]);
-      }
-      std::vector<int32_t> chosen(entries_.begin(), entries_.begin() + which_.entries);
-      std::sort(chosen.begin(), chosen.end());
-      const int64_t first = columns_ * (int64_t{seqs_} * set + (which_.prefill ? 0 : t));
-      for (int32_t entry : chosen) {
-        slots.push_back(blocks_[static_cast<size_t>(first + entry / kSelectedPage)] *
-                            kSelectedPage +
-                        entry % kSelectedPage);
-      }
-    }
-    return slots;
-  }
-
-  Memory& memory_;
-  const Case& which_;
-  int heads_, tokens_, seqs_;
-  int64_t window_columns_, columns_ = 0;
-  int pool_ = 0;
-  CacheView window_, compressed_;
-  std::vector<int32_t> window_blocks_, blocks_, entries_;
-  std::byte *q_ = nullptr, *out_ = nullptr, *lse_ = nullptr;
-  float* sink_ = nullptr;
-  std::mt19937 random_{1};
-};
-
-double time_graph(Device& device, const Ops& ops, std::vector<AttendParams>& calls, Arena& arena,
-                  double load_seconds) {
-  const Stream stream = device.default_stream();
-  const auto cuda_stream = stream_of(stream);
-  const OpContext context{stream, &arena, &ops};
-  for (AttendParams& call : calls) ops.attend(call, context);  // first calls prepare the device
-  device.synchronize(stream);
-  cudaEvent_t events[2];
-  for (cudaEvent_t& event : events) DSV4_CUDA_CHECK(cudaEventCreate(&event));
-  const auto capture = [&](int64_t launches) {
-    cudaGraph_t graph;
-    cudaGraphExec_t exec;
-    DSV4_CUDA_CHECK(cudaStreamBeginCapture(cuda_stream, cudaStreamCaptureModeThreadLocal));
-    for (int64_t i = 0; i < launches; ++i) ops.attend(calls[i % calls.size()], context);
-    DSV4_CUDA_CHECK(cudaStreamEndCapture(cuda_stream, &graph));
-    DSV4_CUDA_CHECK(cudaGraphInstantiate(&exec, graph, 0));
-    cudaGraphDestroy(graph);
-    return exec;
-  };
-  const auto replay = [&](cudaGraphExec_t exec) {
-    DSV4_CUDA_CHECK(cudaEventRecord(events[0], cuda_stream));
-    DSV4_CUDA_CHECK(cudaGraphLaunch(exec, cuda_stream));
-    DSV4_CUDA_CHECK(cudaEventRecord(events[1], cuda_stream));
-    DSV4_CUDA_CHECK(cudaEventSynchronize(events[1]));
-    float ms = 0;
-    DSV4_CUDA_CHECK(cudaEventElapsedTime(&ms, events[0], events[1]));
-    return 1e3 * ms;
-  };
-  const auto sets = static_cast<int64_t>(calls.size());
-  cudaGraphExec_t exec = capture(sets);
-  replay(exec);
-  const double once = replay(exec) / static_cast<double>(sets);
-  cudaGraphExecDestroy(exec);
-  const int64_t launches =
-      round_up(std::max<int64_t>(sets, static_cast<int64_t>(kReplayUs / once)), sets);
-  exec = capture(launches);
-  replay(exec);
-  for (double seconds = 0; seconds < load_seconds;) seconds += 1e-6 * replay(exec);
-  std::vector<double> us;
-  for (int i = 0; i < kReplays; ++i) us.push_back(replay(exec) / static_cast<double>(launches));
-  cudaGraphExecDestroy(exec);
-  for (cudaEvent_t event : events) cudaEventDestroy(event);
-  std::sort(us.begin(), us.end());
-  return us[us.size() / 2];
-}
-
-// Chains of equal length, as many as there are multiprocessors for.
-int blocks_by_batch(int entries, int heads, int tokens) {
-  constexpr int kMultiprocessors = 132;
-  const int items = tokens * static_cast<int>(ceil_div(heads, 64));
-  const int blocks = static_cast<int>(ceil_div(std::max(entries, 1), 64));
-  const int chains = std::clamp(kMultiprocessors / items, 1, blocks);
-  return std::min(static_cast<int>(ceil_div(blocks, chains)), ReductionGrid{}.blocks_per_chain);
-}
-
 /// FlashMLA's time over ours; 0 where there is no time of theirs.
-double run_case(Device& device, const Ops& ops, const Options& options, const Case& which,
-                int heads, int tokens, double load_seconds) {
+double run_case(Device& device, const Ops& ops, const Options& options, const Problem& problem,
+                double load_seconds) {
   Memory memory(device);
-  const double row_bytes = static_cast<double>(page_bytes(options.format, 64, kDim)) / 64;
-  const double rows = static_cast<double>(kWindow + which.entries);
-  const double q_bytes = 4.0 * tokens * heads * kDim;
-  // Rows that the call reads once; prefill tokens share theirs.
-  const double unique_rows =
-      which.prefill ? kWindow + tokens + (which.entries > 0 ? 8192 : 0) : rows * tokens;
-  const double kv_bytes = unique_rows * row_bytes;
-  constexpr double kMostSets = 512;
-  const int sets = static_cast<int>(
-      std::clamp(std::ceil(static_cast<double>(kColdBytes) / (kv_bytes + q_bytes / 2)), 1.0,
-                 which.rows == Rows::kSelected ? kMostSets / std::min(tokens, 8) : kMostSets));
-  InputSets inputs(memory, which, options.format, heads, tokens, sets);
+  const int sets = problem.cold_sets();
+  InputSets inputs(memory, problem, sets);
   std::vector<AttendParams> calls;
   for (int i = 0; i < sets; ++i) {
     calls.push_back(inputs.make(i));
-    calls.back().grid.blocks_per_chain = options.blocks_per_chain > 0
-                                             ? options.blocks_per_chain
-                                             : blocks_by_batch(which.entries, heads, tokens);
+    calls.back().grid.blocks_per_chain =
+        options.blocks_per_chain > 0 ? options.blocks_per_chain : blocks_by_batch(problem);
   }
-  Arena measure;
-  ops.attend(calls.front(), {device.default_stream(), &measure, &ops});
-  const int64_t scratch = std::max<int64_t>(measure.peak(), Arena::kAlignment);
-  Arena arena(memory.take(scratch), scratch);
-  const double us = time_graph(device, ops, calls, arena, load_seconds);
-  const double flop = 4.0 * tokens * heads * rows * kDim;
-  const double floor = std::max({flop / kFlopPerUs, (kv_bytes + q_bytes) / kBytesPerUs, kLaunchUs});
-  const double theirs = anchor(which, heads, tokens);
+  Arena arena = scratch_for(device, memory, ops, calls.front());
+  const OpContext context{device.default_stream(), &arena, &ops};
+  const Call call = [&](int64_t set) { ops.attend(calls[static_cast<size_t>(set)], context); };
+  const double us = medians_us(device, sets, load_seconds, {call}).front();
+  const Case& which = problem.which;
+  const double flop = problem.flop(), kv_bytes = problem.kv_bytes();
+  const double floor =
+      std::max({flop / kFlopPerUs, (kv_bytes + 2 * problem.q_bytes()) / kBytesPerUs, kLaunchUs});
+  const double theirs = anchor(which, problem.heads, problem.tokens());
   std::printf("%c %5d %4d %5d | %8.2f us %6.0f TFLOP/s %6.0f GB/s %5.1fx floor", which.letter,
-              which.entries, heads, tokens, us, flop / us / 1e6, kv_bytes / us / 1e3, us / floor);
+              which.entries, problem.heads, problem.tokens(), us, flop / us / 1e6,
+              kv_bytes / us / 1e3, us / floor);
   if (theirs > 0) std::printf(" | FlashMLA %6.1f us, %.2fx", theirs, theirs / us);
   std::printf("\n");
   std::fflush(stdout);
   return theirs / us;
-}
-
-struct GeometricMean {
-  double log_sum = 0;
-  int count = 0;
-  void add(double value) {
-    if (value > 0) log_sum += std::log(value), ++count;
-  }
-  double value() const { return count > 0 ? std::exp(log_sum / count) : 0; }
-};
-
-std::vector<int> parse_list(const char* text) {
-  std::vector<int> out;
-  for (const char* at = text; *at != '\0';) {
-    char* after = nullptr;
-    out.push_back(static_cast<int>(std::strtol(at, &after, 10)));
-    at = *after == ',' ? after + 1 : after;
-    if (at == text || out.back() < 1) fail(ErrorCode::kInvalidArgument, "not a list: ", text);
-  }
-  return out;
 }
 
 void run(int argc, char** argv) {
@@ -471,7 +165,13 @@ void run(int argc, char** argv) {
       const std::vector<int> tokens =
           which.prefill ? std::vector<int>{kPrefillTokens} : options.batches;
       for (int count : tokens) {
-        const double ratio = run_case(*device, ops, options, which, heads, count, load);
+        Problem problem{which, options.format, heads, count};
+        if (which.prefill) {
+          problem.seqs = 1;
+          problem.tokens_per_seq = count;
+          problem.pool = kPrefillPool;
+        }
+        const double ratio = run_case(*device, ops, options, problem, load);
         if (!which.prefill) (count <= 16 ? few : many).add(ratio);
         load = std::min(load, kRowLoadSeconds);
       }
@@ -487,11 +187,11 @@ void run(int argc, char** argv) {
 }
 
 }  // namespace
-}  // namespace dsv4::nvidia
+}  // namespace dsv4::nvidia::bench
 
 int main(int argc, char** argv) {
   try {
-    dsv4::nvidia::run(argc, argv);
+    dsv4::nvidia::bench::run(argc, argv);
   } catch (const std::exception& error) {
     std::fprintf(stderr, "cuda_attend_bench: %s\n", error.what());
     return 1;

@@ -572,6 +572,9 @@ __device__ __forceinline__ void score_tiles(const IndexLogitsArgs& args, Storage
       KeyRegisters keys;
       sm90::mbarrier_wait(shared_address(&storage.full[stage]), parity);
       load_keys(keys, storage.stages[stage], warp);
+      // An arrival alone overtakes loads that wait behind the products' reads of shared memory; the
+      // next copy then lands before them.
+      sm90::fence_proxy_async();
       sm90::mbarrier_arrive(shared_address(&storage.empty[stage]));
       stage += Traits::kWarpgroups;
       if (stage >= Traits::kStages) stage -= Traits::kStages, parity ^= 1;

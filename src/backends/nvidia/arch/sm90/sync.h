@@ -19,7 +19,7 @@ __device__ __forceinline__ void decrease_registers() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
 }
 /// 9.7.13.4 fence.proxy.async: this thread's stores to shared memory before it are seen by wgmma
-/// and bulk copies after it.
+/// and bulk copies after it; its loads before it have happened before bulk copies after it write.
 __device__ __forceinline__ void fence_proxy_async() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
