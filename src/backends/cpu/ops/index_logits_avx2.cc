@@ -6,7 +6,7 @@ namespace dsv4::cpu {
 namespace {
 
 // 4 keys x 2 registers: 8 chains = latency 4 x 2 ports.
-using Wide = WideIndexKernel<Lanes8, 4>;
+using Wide = WideIndexKernel<Lanes8, 16, 8>;
 constexpr IndexKernel kWide{
     .elem_bytes = 4, .pack_q = Wide::pack_q, .load_keys = Wide::load_keys, .score = Wide::score};
 

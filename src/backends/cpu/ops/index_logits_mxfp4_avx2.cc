@@ -19,7 +19,7 @@
 namespace dsv4::cpu {
 namespace {
 
-using Wide = WideIndexKernel<Lanes8, 4>;
+using Wide = WideIndexKernel<Lanes8, 16, 8>;
 
 constexpr int kGroups = kIndexTileDims / kMxfp4Block;
 constexpr int kQuads = kIndexTileDims / 4;

@@ -1,0 +1,85 @@
+#include "backends/cpu/isa.h"
+
+#include <algorithm>
+#include <string_view>
+#include <utility>
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
+namespace dsv4::cpu {
+namespace {
+
+#if defined(__x86_64__)
+// "needs a, b" of the names that are missing.
+std::string missing(std::initializer_list<std::pair<bool, const char*>> needs) {
+  std::string out;
+  for (const auto& [has, name] : needs) {
+    if (!has) out += (out.empty() ? "needs " : ", ") + std::string(name);
+  }
+  return out;
+}
+
+// clang 14 has no __builtin_cpu_supports("f16c").
+bool has_f16c() {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
+}
+
+bool made_by_amd() {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  return __get_cpuid(0, &eax, &ebx, &ecx, &edx) != 0 && ebx == signature_AMD_ebx &&
+         ecx == signature_AMD_ecx && edx == signature_AMD_edx;
+}
+#endif
+
+}  // namespace
+
+#if defined(__x86_64__)
+std::string why_not_avx2() {
+  return missing({{__builtin_cpu_supports("avx2"), "avx2"},
+                  {__builtin_cpu_supports("fma"), "fma"},
+                  {has_f16c(), "f16c"}});
+}
+std::string why_not_avx512() {
+  return missing({{__builtin_cpu_supports("avx512f"), "avx512f"},
+                  {__builtin_cpu_supports("avx512bw"), "avx512bw"},
+                  {__builtin_cpu_supports("avx512dq"), "avx512dq"},
+                  {__builtin_cpu_supports("avx512vl"), "avx512vl"}});
+}
+std::string why_not_avx512bf16() {
+  // VBMI for the byte permutes: Cooper Lake has the dot product without it.
+  if (std::string reason = why_not_avx512(); !reason.empty()) return reason;
+  return missing({{__builtin_cpu_supports("avx512vbmi"), "avx512vbmi"},
+                  {__builtin_cpu_supports("avx512bf16"), "avx512_bf16"}});
+}
+std::vector<Candidate> best_first(std::vector<Candidate> list) {
+  if (made_by_amd()) return list;
+  const auto named = [&](std::string_view name) {
+    return std::find_if(list.begin(), list.end(),
+                        [&](const Candidate& c) { return c.name == name; });
+  };
+  std::iter_swap(named("avx512bf16"), named("avx512"));
+  return list;
+}
+#else
+std::string why_not_avx2() {
+  return "needs an x86-64 CPU";
+}
+std::string why_not_avx512() {
+  return "needs an x86-64 CPU";
+}
+std::string why_not_avx512bf16() {
+  return "needs an x86-64 CPU";
+}
+std::vector<Candidate> best_first(std::vector<Candidate> list) {
+  return list;
+}
+#endif
+
+std::string runs_anywhere() {
+  return {};
+}
+
+}  // namespace dsv4::cpu

@@ -1,0 +1,24 @@
+// What instructions this machine has: the conditions and the order of the CPU's candidates.
+#pragma once
+#include <string>
+#include <vector>
+
+#include "backends/cpu/candidates.h"
+
+namespace dsv4::cpu {
+
+// Candidate::why_not of the files that are compiled with the flags of these names
+// (cmake/dsv4_targets.cmake).
+std::string why_not_avx2();
+std::string why_not_avx512();
+std::string why_not_avx512bf16();
+std::string runs_anywhere();
+
+/// `list`, written with avx512bf16 before avx512, in the order that suits this machine: avx512 goes
+/// first where VDPBF16PS does not do more products a second than f32 FMAs. AMD's cores start as
+/// many of one as of the other in a cycle, and VDPBF16PS does twice the work; Intel's were measured
+/// at one VDPBF16PS in two cycles against two FMAs a cycle. So the maker decides: a measurement at
+/// start would not choose the same on every run. Both have the same bits.
+std::vector<Candidate> best_first(std::vector<Candidate> list);
+
+}  // namespace dsv4::cpu
