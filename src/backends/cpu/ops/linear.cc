@@ -228,21 +228,22 @@ void run_linear(const LinearKernels& kernels, const LinearParams& params,
 }
 
 std::span<const Candidate> linear_candidates() {
-  static constexpr Candidate kCandidates[] = {
+  static const std::vector<Candidate> list = best_first({
 #if defined(__x86_64__)
     {"linear", "avx512bf16", why_not_avx512bf16, install<kLinearAvx512Bf16>},
-    {"linear", "avx2", why_not_avx2, install<kLinearAvx2>},
+        {"linear", "avx512", why_not_avx512, install<kLinearAvx512>},
+        {"linear", "avx2", why_not_avx2, install<kLinearAvx2>},
 #endif
-    {"linear", "reference", runs_anywhere, install<kLinearReference>},
-  };
-  return kCandidates;
+        {"linear", "reference", runs_anywhere, install<kLinearReference>},
+  });
+  return list;
 }
 
 int64_t linear_scratch_bytes(const ScratchLimits& limits) {
   int64_t thread_bytes = kLinearReference.scratch_bytes;
 #if defined(__x86_64__)
-  thread_bytes =
-      std::max({thread_bytes, kLinearAvx2.scratch_bytes, kLinearAvx512Bf16.scratch_bytes});
+  thread_bytes = std::max({thread_bytes, kLinearAvx2.scratch_bytes, kLinearAvx512.scratch_bytes,
+                           kLinearAvx512Bf16.scratch_bytes});
 #endif
   Arena measure;
   measure.take_array<Item>(kMaxItems);
