@@ -1,7 +1,8 @@
 #include "backends/cpu/isa.h"
 
 #include <algorithm>
-#include <string_view>
+#include <cstring>
+#include <initializer_list>
 #include <utility>
 
 #if defined(__x86_64__)
@@ -26,12 +27,6 @@ bool has_f16c() {
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
   return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
 }
-
-bool made_by_amd() {
-  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
-  return __get_cpuid(0, &eax, &ebx, &ecx, &edx) != 0 && ebx == signature_AMD_ebx &&
-         ecx == signature_AMD_ecx && edx == signature_AMD_edx;
-}
 #endif
 
 }  // namespace
@@ -54,14 +49,12 @@ std::string why_not_avx512bf16() {
   return missing({{__builtin_cpu_supports("avx512vbmi"), "avx512vbmi"},
                   {__builtin_cpu_supports("avx512bf16"), "avx512_bf16"}});
 }
-std::vector<Candidate> best_first(std::vector<Candidate> list) {
-  if (made_by_amd()) return list;
-  const auto named = [&](std::string_view name) {
-    return std::find_if(list.begin(), list.end(),
-                        [&](const Candidate& c) { return c.name == name; });
-  };
-  std::iter_swap(named("avx512bf16"), named("avx512"));
-  return list;
+std::string cpu_maker() {
+  unsigned eax = 0, name[3] = {};
+  if (__get_cpuid(0, &eax, &name[0], &name[2], &name[1]) == 0) return {};
+  std::string maker(sizeof(name), '\0');
+  std::memcpy(maker.data(), name, sizeof(name));
+  return maker;
 }
 #else
 std::string why_not_avx2() {
@@ -73,13 +66,24 @@ std::string why_not_avx512() {
 std::string why_not_avx512bf16() {
   return "needs an x86-64 CPU";
 }
-std::vector<Candidate> best_first(std::vector<Candidate> list) {
-  return list;
+std::string cpu_maker() {
+  return {};
 }
 #endif
 
 std::string runs_anywhere() {
   return {};
+}
+
+std::vector<Candidate> best_first(std::span<const Candidate> list, std::string_view maker) {
+  std::vector<Candidate> out(list.begin(), list.end());
+  const auto named = [&](std::string_view name) {
+    return std::find_if(out.begin(), out.end(), [&](const Candidate& c) { return c.name == name; });
+  };
+  if (maker != "AuthenticAMD" && named("avx512") != out.end()) {
+    std::iter_swap(named("avx512bf16"), named("avx512"));
+  }
+  return out;
 }
 
 }  // namespace dsv4::cpu

@@ -377,14 +377,15 @@ void attend_with(const AttendKernels& kernels, const AttendParams& params,
 }
 
 std::span<const Candidate> attend_candidates() {
-  static const std::vector<Candidate> list = best_first({
+  static constexpr Candidate kCandidates[] = {
 #if defined(__x86_64__)
     {"attend", "avx512bf16", why_not_avx512bf16, [](Ops& ops) { ops.attend = attend_avx512bf16; }},
-        {"attend", "avx512", why_not_avx512, [](Ops& ops) { ops.attend = attend_avx512; }},
-        {"attend", "avx2", why_not_avx2, [](Ops& ops) { ops.attend = attend_avx2; }},
+    {"attend", "avx512", why_not_avx512, [](Ops& ops) { ops.attend = attend_avx512; }},
+    {"attend", "avx2", why_not_avx2, [](Ops& ops) { ops.attend = attend_avx2; }},
 #endif
-        {"attend", "reference", runs_anywhere, [](Ops& ops) { ops.attend = attend_reference; }},
-  });
+    {"attend", "reference", runs_anywhere, [](Ops& ops) { ops.attend = attend_reference; }},
+  };
+  static const std::vector<Candidate> list = best_first(kCandidates, cpu_maker());
   return list;
 }
 

@@ -200,18 +200,18 @@ void index_logits_with(const IndexKernels& kernels, const IndexLogitsParams& par
 }
 
 std::span<const Candidate> index_logits_candidates() {
-  static const std::vector<Candidate> list = best_first({
+  static constexpr Candidate kCandidates[] = {
 #if defined(__x86_64__)
     {"index_logits", "avx512bf16", why_not_avx512bf16,
      [](Ops& ops) { ops.index_logits = index_logits_avx512bf16; }},
-        {"index_logits", "avx512", why_not_avx512,
-         [](Ops& ops) { ops.index_logits = index_logits_avx512; }},
-        {"index_logits", "avx2", why_not_avx2,
-         [](Ops& ops) { ops.index_logits = index_logits_avx2; }},
+    {"index_logits", "avx512", why_not_avx512,
+     [](Ops& ops) { ops.index_logits = index_logits_avx512; }},
+    {"index_logits", "avx2", why_not_avx2, [](Ops& ops) { ops.index_logits = index_logits_avx2; }},
 #endif
-        {"index_logits", "reference", runs_anywhere,
-         [](Ops& ops) { ops.index_logits = index_logits_reference; }},
-  });
+    {"index_logits", "reference", runs_anywhere,
+     [](Ops& ops) { ops.index_logits = index_logits_reference; }},
+  };
+  static const std::vector<Candidate> list = best_first(kCandidates, cpu_maker());
   return list;
 }
 

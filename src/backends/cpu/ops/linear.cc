@@ -228,14 +228,15 @@ void run_linear(const LinearKernels& kernels, const LinearParams& params,
 }
 
 std::span<const Candidate> linear_candidates() {
-  static const std::vector<Candidate> list = best_first({
+  static constexpr Candidate kCandidates[] = {
 #if defined(__x86_64__)
     {"linear", "avx512bf16", why_not_avx512bf16, install<kLinearAvx512Bf16>},
-        {"linear", "avx512", why_not_avx512, install<kLinearAvx512>},
-        {"linear", "avx2", why_not_avx2, install<kLinearAvx2>},
+    {"linear", "avx512", why_not_avx512, install<kLinearAvx512>},
+    {"linear", "avx2", why_not_avx2, install<kLinearAvx2>},
 #endif
-        {"linear", "reference", runs_anywhere, install<kLinearReference>},
-  });
+    {"linear", "reference", runs_anywhere, install<kLinearReference>},
+  };
+  static const std::vector<Candidate> list = best_first(kCandidates, cpu_maker());
   return list;
 }
 
