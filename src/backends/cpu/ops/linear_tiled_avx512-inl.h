@@ -329,14 +329,19 @@ __attribute__((noinline)) __m512 multiply_fp4(const std::byte* x, const std::byt
     __m512 acc[12];
 #pragma GCC unroll 12
     for (int i = 0; i < 12; ++i) acc[i] = _mm512_setzero_ps();
-#pragma GCC unroll 8
+#pragma GCC unroll(kPairVectors == 1 ? 4 : 1)
     for (int step = 0; step < 4 * kPairVectors; ++step, x += 256, w += 192) {
       __m512i columns[3];
 #pragma GCC unroll 3
       for (int n = 0; n < 3; ++n) columns[n] = _mm512_loadu_si512(w + 64 * n);
 #pragma GCC unroll 4
       for (int m = 0; m < 4; ++m) {
-        const __m512i row = _mm512_loadu_si512(x + 64 * m);
+        __m512i row = _mm512_loadu_si512(x + 64 * m);
+        if constexpr (kPairVectors == 2) {
+          // g++ would load it again for each FMA: 15 loads beside 12 FMAs are more than two ports
+          // do.
+          asm("" : "+v"(row));
+        }
 #pragma GCC unroll 3
         for (int n = 0; n < 3; ++n) acc[3 * m + n] = dot_vector(acc[3 * m + n], columns[n], row);
       }
