@@ -45,8 +45,11 @@ std::string why_not_avx512() {
 }
 std::string why_not_avx512bf16() {
   // VBMI for the byte permutes: Cooper Lake has the dot product without it.
-  if (std::string reason = why_not_avx512(); !reason.empty()) return reason;
-  return missing({{__builtin_cpu_supports("avx512vbmi"), "avx512vbmi"},
+  return missing({{__builtin_cpu_supports("avx512f"), "avx512f"},
+                  {__builtin_cpu_supports("avx512bw"), "avx512bw"},
+                  {__builtin_cpu_supports("avx512dq"), "avx512dq"},
+                  {__builtin_cpu_supports("avx512vl"), "avx512vl"},
+                  {__builtin_cpu_supports("avx512vbmi"), "avx512vbmi"},
                   {__builtin_cpu_supports("avx512bf16"), "avx512_bf16"}});
 }
 std::string cpu_maker() {
