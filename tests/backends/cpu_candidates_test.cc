@@ -60,8 +60,9 @@ TEST(CpuCandidates, TheDeviceShowsWhatItChose) {
         std::find_if(candidates().begin(), candidates().end(),
                      [&](const Candidate& c) { return c.family == family && c.why_not().empty(); });
     ASSERT_NE(usable, candidates().end());
-    EXPECT_NE(text.find(std::string(family) + ":" + std::string(usable->name)), std::string::npos)
-        << text;
+    const std::string chosen = std::string(family) + ":" + std::string(usable->name);
+    EXPECT_NE(text.find(chosen), std::string::npos) << text;
+    EXPECT_NE(describe_cpu().find(chosen), std::string::npos) << describe_cpu();
   }
 }
 
