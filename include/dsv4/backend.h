@@ -100,7 +100,7 @@ void register_backend(const BackendEntry& entry);
 /// A device found on this machine.
 struct DeviceInfo {
   DeviceId id;
-  std::string name;  ///< as the driver says: "NVIDIA H200"
+  std::string name;  ///< as the driver says: "NVIDIA H200"; of the CPU with the chosen kernels
   Capability capability;
 };
 struct DeviceSearch {

@@ -76,7 +76,7 @@ void register_backend(const BackendEntry& entry) {
 DeviceSearch find_devices(Platform platform) {
   switch (platform) {
     case Platform::kCpu:
-      return {{{{Platform::kCpu, 0}, "CPU", {}}}, ""};
+      return {{{{Platform::kCpu, 0}, cpu::describe_cpu(), {}}}, ""};
     case Platform::kCuda:
       return nvidia::find_devices();
     case Platform::kRocm:

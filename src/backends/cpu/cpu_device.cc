@@ -23,6 +23,11 @@ std::string cpu_name() {
   return "CPU";
 }
 
+std::string describe_kernels(std::string_view forced) {
+  return describe_candidates(candidates(), forced,
+                             [](const Candidate& candidate) { return candidate.why_not(); });
+}
+
 class CpuDevice final : public HostDevice {
  public:
   explicit CpuDevice(int num_threads)
@@ -30,10 +35,7 @@ class CpuDevice final : public HostDevice {
 
   DeviceId id() const override { return {Platform::kCpu, 0}; }
   std::string description() const override {
-    return concat(with_threads(cpu_name()),
-                  describe_candidates(candidates(), forced_, [](const Candidate& candidate) {
-                    return candidate.why_not();
-                  }));
+    return concat(with_threads(cpu_name()), describe_kernels(forced_));
   }
   bool reads_host_memory() const override { return true; }
   const Ops& ops() const override { return ops_; }
@@ -45,6 +47,10 @@ class CpuDevice final : public HostDevice {
 };
 
 }  // namespace
+
+std::string describe_cpu() {
+  return concat(cpu_name(), describe_kernels(forced_kernels()));
+}
 
 std::unique_ptr<Device> open_cpu_device(int num_threads) {
   constexpr int kMaxThreads = 1024;

@@ -2,6 +2,7 @@
 // can run.
 #pragma once
 #include <memory>
+#include <string>
 
 #include "dsv4/device.h"
 
@@ -13,5 +14,9 @@ namespace dsv4::cpu {
 /// Kernels are chosen here, once: the best usable candidate of every family, or those named by
 /// DSV4_KERNEL (family:name[,family:name]).
 std::unique_ptr<Device> open_cpu_device(int num_threads);
+
+/// For people, without opening it: the CPU's name and the kernels that open_cpu_device would
+/// choose.
+std::string describe_cpu();
 
 }  // namespace dsv4::cpu

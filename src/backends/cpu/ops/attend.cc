@@ -6,14 +6,10 @@
 #include <limits>
 #include <utility>
 
-#include "backends/cpu/candidates.h"
+#include "backends/cpu/isa.h"
 #include "backends/cpu/ops/attend_arith.h"
 #include "backends/cpu/parallel.h"
 #include "core/fail.h"
-
-#if defined(__x86_64__)
-#include <cpuid.h>
-#endif
 
 namespace dsv4::cpu {
 namespace {
@@ -356,42 +352,16 @@ bool vector_dims(const AttendParams& params) {
 // ---- candidates
 
 #if defined(__x86_64__)
-std::string why_not_avx512bf16() {
-  std::string missing;
-  const auto need = [&](bool has, const char* name) {
-    if (!has) missing += (missing.empty() ? "needs " : ", ") + std::string(name);
-  };
-  need(__builtin_cpu_supports("avx512f"), "avx512f");
-  need(__builtin_cpu_supports("avx512bw"), "avx512bw");
-  need(__builtin_cpu_supports("avx512dq"), "avx512dq");
-  need(__builtin_cpu_supports("avx512vl"), "avx512vl");
-  need(__builtin_cpu_supports("avx512vbmi"), "avx512vbmi");
-  need(__builtin_cpu_supports("avx512bf16"), "avx512_bf16");
-  return missing;
-}
-std::string why_not_avx2() {
-  std::string missing;
-  const auto need = [&](bool has, const char* name) {
-    if (!has) missing += (missing.empty() ? "needs " : ", ") + std::string(name);
-  };
-  need(__builtin_cpu_supports("avx2"), "avx2");
-  need(__builtin_cpu_supports("fma"), "fma");
-  // clang 14 has no __builtin_cpu_supports("f16c").
-  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
-  need(__get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0, "f16c");
-  return missing;
-}
-
 void attend_avx512bf16(const AttendParams& params, const OpContext& context) {
   attend_with(attend_avx512bf16_kernels(), params, context);
+}
+void attend_avx512(const AttendParams& params, const OpContext& context) {
+  attend_with(attend_avx512_kernels(), params, context);
 }
 void attend_avx2(const AttendParams& params, const OpContext& context) {
   attend_with(attend_avx2_kernels(), params, context);
 }
 #endif
-std::string always() {
-  return {};
-}
 
 }  // namespace
 
@@ -407,13 +377,15 @@ void attend_with(const AttendKernels& kernels, const AttendParams& params,
 }
 
 std::span<const Candidate> attend_candidates() {
-  static const Candidate list[] = {
+  static constexpr Candidate kCandidates[] = {
 #if defined(__x86_64__)
     {"attend", "avx512bf16", why_not_avx512bf16, [](Ops& ops) { ops.attend = attend_avx512bf16; }},
+    {"attend", "avx512", why_not_avx512, [](Ops& ops) { ops.attend = attend_avx512; }},
     {"attend", "avx2", why_not_avx2, [](Ops& ops) { ops.attend = attend_avx2; }},
 #endif
-    {"attend", "reference", always, [](Ops& ops) { ops.attend = attend_reference; }},
+    {"attend", "reference", runs_anywhere, [](Ops& ops) { ops.attend = attend_reference; }},
   };
+  static const std::vector<Candidate> list = best_first(kCandidates, cpu_maker());
   return list;
 }
 

@@ -104,6 +104,7 @@ struct AttendKernels {
 };
 
 const AttendKernels& attend_avx512bf16_kernels();
+const AttendKernels& attend_avx512_kernels();
 const AttendKernels& attend_avx2_kernels();
 
 // ---- shared by the driver and the reference candidate

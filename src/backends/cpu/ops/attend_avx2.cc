@@ -7,7 +7,7 @@ namespace {
 
 // 4 rows x 2 registers and 4 heads x 2 registers: 8 chains = latency 4 x 2 ports, 11 of 16
 // registers.
-using Wide = WideKernel<Lanes8, 16, 4, 4, 2>;
+using Wide = WideKernel<Lanes8, 16, 4, kMaxVectorHeadDim, 4, 2>;
 constexpr AttendKernel kWide{.elem_bytes = 4,
                              .group_heads = Wide::kMaxLanes,
                              .pack_q = Wide::pack_q,

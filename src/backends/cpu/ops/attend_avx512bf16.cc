@@ -1,4 +1,4 @@
-// Attention on AVX-512: VDPBF16PS for bf16 values, f32 FMA otherwise. See attend.h.
+// Attention on AVX-512 with VDPBF16PS for bf16 values; all else is attend_avx512.cc. See attend.h.
 //
 // Layout    k [8][dim] bf16; v [dim/64][32 row pairs][64] dwords (even row low), inside 32 dims in
 //           the order that VPUNPCK{L,H}WD leaves; q [dim/2][lanes] dwords; p [32][lanes] dwords; o
@@ -7,8 +7,8 @@
 //           8 broadcasts, 16 dots, 16 chains >= latency 6. PV: lanes = dims, 4 heads x 4 registers,
 //           the P pair broadcast. No horizontal sums.
 #include "backends/cpu/ops/attend_avx512bf16-inl.h"
-#include "backends/cpu/ops/attend_wide-inl.h"
 #include "backends/cpu/ops/fp8_tables.h"
+#include "cache/kv_format.h"
 
 namespace dsv4::cpu {
 namespace {
@@ -208,19 +208,10 @@ constexpr AttendKernel kBf16{.elem_bytes = 2,
                              .merge = merge_lanes<L>,
                              .finish = finish};
 
-// 8 rows x 2 registers and 4 heads x 4 registers: 16 chains of latency 4 on one port.
-using Wide = WideKernel<L, 32, 8, 4, 4>;
-constexpr AttendKernel kWide{.elem_bytes = 4,
-                             .group_heads = Wide::kMaxLanes,
-                             .pack_q = Wide::pack_q,
-                             .attend_block = Wide::attend_block,
-                             .merge = merge_lanes<L>,
-                             .finish = Wide::finish};
-
 }  // namespace
 
 const AttendKernels& attend_avx512bf16_kernels() {
-  static const AttendKernels kernels{&kBf16, &kWide};
+  static const AttendKernels kernels{&kBf16, attend_avx512_kernels().wide};
   return kernels;
 }
 

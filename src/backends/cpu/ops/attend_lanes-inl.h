@@ -1,6 +1,6 @@
 // Vectors of f32 lanes for the files compiled per instruction set, and the parts of attention that
-// are written once for all of them. Included by *_avx2.cc and *_avx512bf16.cc only; everything sits
-// in an anonymous namespace, so that no code of one instruction set is linked into another file.
+// are written once for all of them. Included by files compiled for one instruction set only;
+// everything sits in an anonymous namespace, so that no code of one is linked into another file.
 // All callers hold FlushSubnormals.
 #pragma once
 #if defined(__GNUC__) && !defined(__clang__)
@@ -20,6 +20,37 @@ namespace dsv4::cpu {
 namespace {
 
 #if defined(__AVX512F__)
+/// 16 rows of 16 dwords -> their transpose.
+inline void transpose16(__m512i r[16]) {
+  __m512i t[16];
+#pragma GCC unroll 8
+  for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+    t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 16; i += 4) {
+    r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+    r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+    r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+    r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
+    t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
+    t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
+    t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
+    r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
+    r[i + 4] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88);
+    r[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xdd);
+  }
+}
+
 struct Lanes16 {
   static constexpr int kLanes = 16;
   using F = __m512;
@@ -74,6 +105,36 @@ struct Lanes16 {
         _mm256_or_si256(_mm256_or_si256(_mm256_slli_epi16(magnitude, 7), nan), sign);
     return _mm512_cvtph_ps(half);
   }
+  /// See Lanes8.
+  static constexpr int kCodes = 64;
+  static bool store_ordinary_e4m3(const uint8_t* codes, int16_t offset, float* values) {
+    const __m512i code = _mm512_loadu_si512(codes);
+    const __m512i rank = _mm512_sub_epi8(_mm512_add_epi8(code, code), _mm512_set1_epi8(16));
+    if (_mm512_cmpgt_epu8_mask(rank, _mm512_set1_epi8(static_cast<char>(236))) != 0) [[unlikely]]
+      return false;
+    const __m512i deal = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    const __m512i dealt = _mm512_permutexvar_epi32(deal, code), zero = _mm512_setzero_si512();
+    const __m512i magnitude_and_sign = _mm512_set1_epi16(static_cast<int16_t>(0x87f0));
+    const auto store = [&](__m512i words, float* to) {
+      const __m512i bf16 =
+          _mm512_add_epi16(_mm512_and_si512(_mm512_srai_epi16(words, 4), magnitude_and_sign),
+                           _mm512_set1_epi16(offset));
+      _mm512_storeu_si512(to, _mm512_unpacklo_epi16(zero, bf16));
+      _mm512_storeu_si512(to + 16, _mm512_unpackhi_epi16(zero, bf16));
+    };
+    store(_mm512_unpacklo_epi8(zero, dealt), values);
+    store(_mm512_unpackhi_epi8(zero, dealt), values + 32);
+    return true;
+  }
+  /// Element j of vector i <-> element i of vector j.
+  static void transpose(F (&rows)[kLanes]) {
+    __m512i r[16];
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i) r[i] = _mm512_castps_si512(rows[i]);
+    transpose16(r);
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i) rows[i] = _mm512_castsi512_ps(r[i]);
+  }
 };
 #endif
 
@@ -125,6 +186,56 @@ struct Lanes8 {
     const __m128i sign = _mm_slli_epi16(_mm_srli_epi16(codes, 7), 15);
     return _mm256_cvtph_ps(_mm_or_si128(_mm_or_si128(_mm_slli_epi16(magnitude, 7), nan), sign));
   }
+  /// kCodes values = e4m3(codes) * 2^(scale - 127), offset = (scale - 7) << 7 of a scale in 7..246.
+  /// False, and nothing stored, when a code is zero, subnormal or NaN; all others become bf16 by a
+  /// shift and an addition to their exponent.
+  static constexpr int kCodes = 32;
+  static bool store_ordinary_e4m3(const uint8_t* codes, int16_t offset, float* values) {
+    const __m256i code = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes));
+    // Twice the magnitude less 16 is 0..236 for ordinary codes.
+    const __m256i beyond =
+        _mm256_subs_epu8(_mm256_sub_epi8(_mm256_add_epi8(code, code), _mm256_set1_epi8(16)),
+                         _mm256_set1_epi8(static_cast<char>(236)));
+    if (!_mm256_testz_si256(beyond, beyond)) [[unlikely]]
+      return false;
+    // Unpacking twice works within 128 bits: fours of codes are dealt to them in turns.
+    const __m256i dealt =
+        _mm256_permutevar8x32_epi32(code, _mm256_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7));
+    const __m256i zero = _mm256_setzero_si256();
+    const __m256i magnitude_and_sign = _mm256_set1_epi16(static_cast<int16_t>(0x87f0));
+    const auto store = [&](__m256i words, float* to) {  // codes are the upper bytes
+      const __m256i bf16 =
+          _mm256_add_epi16(_mm256_and_si256(_mm256_srai_epi16(words, 4), magnitude_and_sign),
+                           _mm256_set1_epi16(offset));
+      _mm256_storeu_ps(to, _mm256_castsi256_ps(_mm256_unpacklo_epi16(zero, bf16)));
+      _mm256_storeu_ps(to + 8, _mm256_castsi256_ps(_mm256_unpackhi_epi16(zero, bf16)));
+    };
+    store(_mm256_unpacklo_epi8(zero, dealt), values);
+    store(_mm256_unpackhi_epi8(zero, dealt), values + 16);
+    return true;
+  }
+  /// Element j of vector i <-> element i of vector j.
+  static void transpose(F (&r)[kLanes]) {
+    F t[8];
+#pragma GCC unroll 4
+    for (int i = 0; i < 8; i += 2) {
+      t[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
+      t[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
+    }
+#pragma GCC unroll 2
+    for (int i = 0; i < 8; i += 4) {
+      r[i] = _mm256_shuffle_ps(t[i], t[i + 2], 0x44);
+      r[i + 1] = _mm256_shuffle_ps(t[i], t[i + 2], 0xee);
+      r[i + 2] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0x44);
+      r[i + 3] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0xee);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      const F low = r[i], high = r[i + 4];
+      r[i] = _mm256_permute2f128_ps(low, high, 0x20);
+      r[i + 4] = _mm256_permute2f128_ps(low, high, 0x31);
+    }
+  }
 };
 
 /// 2^n, and NaN for n = 128: the factors of a UE8M0 scale.
@@ -133,34 +244,7 @@ inline float pow2_or_nan(int n) {
   return __builtin_bit_cast(float, static_cast<uint32_t>(n + 127) << 23);
 }
 
-/// 32 values = e4m3(codes) * 2^(scale - 127), offset = (scale - 7) << 7 of a scale in 7..246.
-/// False, and nothing stored, when a code is zero, subnormal or NaN; all others become bf16 by a
-/// shift and an addition to their exponent.
-inline bool store_ordinary_e4m3(const uint8_t* codes, __m256i offset, float* values) {
-  const __m256i code = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes));
-  // Twice the magnitude less 16 is 0..236 for ordinary codes.
-  const __m256i beyond =
-      _mm256_subs_epu8(_mm256_sub_epi8(_mm256_add_epi8(code, code), _mm256_set1_epi8(16)),
-                       _mm256_set1_epi8(static_cast<char>(236)));
-  if (!_mm256_testz_si256(beyond, beyond)) [[unlikely]]
-    return false;
-  // Unpacking twice works within halves: fours of codes are dealt to them in turns.
-  const __m256i dealt =
-      _mm256_permutevar8x32_epi32(code, _mm256_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7));
-  const __m256i zero = _mm256_setzero_si256();
-  const __m256i magnitude_and_sign = _mm256_set1_epi16(static_cast<int16_t>(0x87f0));
-  const auto store = [&](__m256i words, float* to) {  // codes are the upper bytes
-    const __m256i bf16 =
-        _mm256_add_epi16(_mm256_and_si256(_mm256_srai_epi16(words, 4), magnitude_and_sign), offset);
-    _mm256_storeu_ps(to, _mm256_castsi256_ps(_mm256_unpacklo_epi16(zero, bf16)));
-    _mm256_storeu_ps(to + 8, _mm256_castsi256_ps(_mm256_unpackhi_epi16(zero, bf16)));
-  };
-  store(_mm256_unpacklo_epi8(zero, dealt), values);
-  store(_mm256_unpackhi_epi8(zero, dealt), values + 16);
-  return true;
-}
-
-/// values = e4m3(codes) * 2^(scale - 127), count a multiple of 32. Where a shift does not do, the
+/// values = e4m3(codes) * 2^(scale - 127), count a multiple of 64. Where a shift does not do, the
 /// scale is applied in two exact halves, because binary16 brings 2^-8 and because byte 0 alone is
 /// subnormal.
 template <class L>
@@ -169,12 +253,33 @@ inline void e4m3_to_f32_lanes(const uint8_t* codes, uint8_t scale, int count, fl
   const auto first = L::set(scale == 255 ? pow2_or_nan(128) : pow2_or_nan(half));
   const auto second = L::set(pow2_or_nan(exponent - half));
   const bool ordinary_scale = scale >= 7 && scale <= 246;
-  const __m256i offset = _mm256_set1_epi16(static_cast<int16_t>((scale - 7) * 128));
-  for (int i = 0; i < count; i += 32) {
-    if (ordinary_scale && store_ordinary_e4m3(codes + i, offset, values + i)) [[likely]]
+  const auto offset = static_cast<int16_t>((scale - 7) * 128);
+  for (int i = 0; i < count; i += L::kCodes) {
+    if (ordinary_scale && L::store_ordinary_e4m3(codes + i, offset, values + i)) [[likely]]
       continue;
-    for (int j = i; j < i + 32; j += L::kLanes) {
+    for (int j = i; j < i + L::kCodes; j += L::kLanes) {
       L::store(values + j, L::mul(L::mul(L::load_e4m3(codes + j), first), second));
+    }
+  }
+}
+
+/// Heads [0, lanes) of q, f32 or bf16, as [dim][lanes]; heads past `heads` are zero.
+template <class L>
+inline void pack_heads(const void* q, DType dtype, int64_t stride, int heads, int lanes, int dim,
+                       float* out) {
+  for (int first = 0; first < lanes; first += L::kLanes) {
+    for (int d = 0; d < dim; d += L::kLanes) {
+      typename L::F rows[L::kLanes];
+#pragma GCC unroll 16
+      for (int i = 0; i < L::kLanes; ++i) {
+        const int64_t at = (first + i) * stride + d;
+        rows[i] = first + i >= heads      ? L::zero()
+                  : dtype == DType::kBf16 ? L::load_bf16(static_cast<const uint16_t*>(q) + at)
+                                          : L::load(static_cast<const float*>(q) + at);
+      }
+      L::transpose(rows);
+#pragma GCC unroll 16
+      for (int i = 0; i < L::kLanes; ++i) L::store(out + (d + i) * lanes + first, rows[i]);
     }
   }
 }

@@ -2,21 +2,25 @@
 // gives the bits of VDPBF16PS, which is two fmas, odd element first. See attend.h.
 //
 // Layout    k [64][dim + 16] f32 (V is the same array; the padding spreads a column of rows over
-// the
-//           sets of L1), q [dim][lanes], p [64][lanes], o [32][dim]
+//           the sets of L1), q [dim][lanes], p [64][lanes], o [32][dim]
 // Tiling    scores: lanes = heads, kScoreRows rows x kRegs vectors; PV: lanes = dims, kPvHeads
 //           heads x kPvRegs vectors. Chains of fma: >= latency 4 x 2 ports where registers allow.
+//           Scores take kScoreDims dims of q through all rows before the next ones, and wait in
+//           `scores` meanwhile: that part of q stays in L1.
 #pragma once
+#include <algorithm>
+
 #include "backends/cpu/ops/attend_lanes-inl.h"
 #include "cache/kv_format.h"
 
 namespace dsv4::cpu {
 namespace {
 
-template <class L, int kMaxLanes_, int kScoreRows_, int kPvHeads_, int kPvRegs_>
+template <class L, int kMaxLanes_, int kScoreRows_, int kScoreDims_, int kPvHeads_, int kPvRegs_>
 struct WideKernel {
   static constexpr int kMaxLanes = kMaxLanes_;  // heads of a group
   static constexpr int kScoreRows = kScoreRows_;
+  static constexpr int kScoreDims = kScoreDims_;
   static constexpr int kPvHeads = kPvHeads_;
   static constexpr int kPvRegs = kPvRegs_;
   using F = typename L::F;
@@ -27,21 +31,8 @@ struct WideKernel {
 
   static void pack_q(const void* q, DType dtype, int64_t stride, int heads, int head_dim,
                      void* packed) {
-    const int lanes = group_lanes(heads);
-    float* out = static_cast<float*>(packed);
-    for (int h = 0; h < lanes; ++h) {
-      alignas(64) float row[kMaxVectorHeadDim];
-      for (int d = 0; d < head_dim; d += L::kLanes) {
-        F x = L::zero();
-        if (h < heads && dtype == DType::kBf16) {
-          x = L::load_bf16(static_cast<const uint16_t*>(q) + h * stride + d);
-        } else if (h < heads) {
-          x = L::load(static_cast<const float*>(q) + h * stride + d);
-        }
-        L::store(row + d, x);
-      }
-      for (int d = 0; d < head_dim; ++d) out[d * lanes + h] = row[d];
-    }
+    pack_heads<L>(q, dtype, stride, heads, group_lanes(heads), head_dim,
+                  static_cast<float*>(packed));
   }
 
   static void load_row(RowRef row, KvFormat format, int head_dim, float* out) {
@@ -83,16 +74,20 @@ struct WideKernel {
     }
   }
 
-  // z[row][lane] of kScoreRows rows; rows past the block give values that nobody reads.
+  // Dims [begin, end) of z[row][lane] of kScoreRows rows; rows past the block give values that
+  // nobody reads.
   template <int kRegs>
-  static void score_tile(const float* q, const float* k, int head_dim, float scale, float* scores) {
+  static void score_tile(const float* q, const float* k, int begin, int end, int head_dim,
+                         float scale, float* scores) {
     constexpr int kLanesAll = kRegs * L::kLanes;
     F acc[kScoreRows][kRegs];
 #pragma GCC unroll 8
     for (int i = 0; i < kScoreRows; ++i)
 #pragma GCC unroll 4
-      for (int j = 0; j < kRegs; ++j) acc[i][j] = L::zero();
-    for (int pair = 0; pair < head_dim; pair += 2) {
+      for (int j = 0; j < kRegs; ++j) {
+        acc[i][j] = begin == 0 ? L::zero() : L::load(scores + i * kLanesAll + j * L::kLanes);
+      }
+    for (int pair = begin; pair < end; pair += 2) {
 #pragma GCC unroll 2
       for (int odd = 1; odd >= 0; --odd) {
         const int d = pair + odd;
@@ -107,7 +102,7 @@ struct WideKernel {
         }
       }
     }
-    const F factor = L::set(scale);
+    const F factor = L::set(end == head_dim ? scale : 1.0f);
 #pragma GCC unroll 8
     for (int i = 0; i < kScoreRows; ++i)
 #pragma GCC unroll 4
@@ -153,10 +148,16 @@ struct WideKernel {
                         const AttendScratch& scratch, const AttendGroup& group) {
     constexpr int kRegs = kLanesAll / L::kLanes;
     const float* k = reinterpret_cast<const float*>(scratch.k);
-    for (int r = 0; r < block.count; r += kScoreRows) {
-      for (int i = 0; i < kScoreRows; ++i) prefetch_row(next, r + i);
-      score_tile<kRegs>(static_cast<const float*>(group.q), k + r * row_stride(shape.head_dim),
-                        shape.head_dim, shape.scale, scratch.scores + r * kLanesAll);
+    const int dim = shape.head_dim, passes = (dim + kScoreDims - 1) / kScoreDims;
+    for (int pass = 0; pass < passes; ++pass) {
+      const int begin = pass * kScoreDims, end = std::min(dim, begin + kScoreDims);
+      for (int r = 0; r < block.count; r += kScoreRows) {
+        if (r / kScoreRows % passes == pass) {
+          for (int i = 0; i < kScoreRows; ++i) prefetch_row(next, r + i);
+        }
+        score_tile<kRegs>(static_cast<const float*>(group.q), k + r * row_stride(dim), begin, end,
+                          dim, shape.scale, scratch.scores + r * kLanesAll);
+      }
     }
   }
 

@@ -6,7 +6,7 @@
 #include <cstring>
 #include <utility>
 
-#include "backends/cpu/candidates.h"
+#include "backends/cpu/isa.h"
 #include "backends/cpu/ops/attend_arith.h"
 #include "backends/cpu/parallel.h"
 #include "cache/kv_format.h"
@@ -162,29 +162,16 @@ bool exact_in_bf16(const IndexLogitsParams& params) {
 // ---- candidates
 
 #if defined(__x86_64__)
-// Both families need the same instructions.
-std::string why_not_as_attend(std::string_view name) {
-  for (const Candidate& candidate : attend_candidates()) {
-    if (candidate.name == name) return candidate.why_not();
-  }
-  return "unknown";
-}
-std::string why_not_avx512bf16() {
-  return why_not_as_attend("avx512bf16");
-}
-std::string why_not_avx2() {
-  return why_not_as_attend("avx2");
-}
 void index_logits_avx512bf16(const IndexLogitsParams& params, const OpContext& context) {
   index_logits_with(index_avx512bf16_kernels(), params, context);
+}
+void index_logits_avx512(const IndexLogitsParams& params, const OpContext& context) {
+  index_logits_with(index_avx512_kernels(), params, context);
 }
 void index_logits_avx2(const IndexLogitsParams& params, const OpContext& context) {
   index_logits_with(index_avx2_kernels(), params, context);
 }
 #endif
-std::string always() {
-  return {};
-}
 
 }  // namespace
 
@@ -213,15 +200,18 @@ void index_logits_with(const IndexKernels& kernels, const IndexLogitsParams& par
 }
 
 std::span<const Candidate> index_logits_candidates() {
-  static const Candidate list[] = {
+  static constexpr Candidate kCandidates[] = {
 #if defined(__x86_64__)
     {"index_logits", "avx512bf16", why_not_avx512bf16,
      [](Ops& ops) { ops.index_logits = index_logits_avx512bf16; }},
+    {"index_logits", "avx512", why_not_avx512,
+     [](Ops& ops) { ops.index_logits = index_logits_avx512; }},
     {"index_logits", "avx2", why_not_avx2, [](Ops& ops) { ops.index_logits = index_logits_avx2; }},
 #endif
-    {"index_logits", "reference", always,
+    {"index_logits", "reference", runs_anywhere,
      [](Ops& ops) { ops.index_logits = index_logits_reference; }},
   };
+  static const std::vector<Candidate> list = best_first(kCandidates, cpu_maker());
   return list;
 }
 

@@ -54,8 +54,8 @@ struct IndexKernels {
   const IndexKernel* mxfp4 = nullptr;  // likewise
 };
 const IndexKernels& index_avx512bf16_kernels();
+const IndexKernels& index_avx512_kernels();
 const IndexKernels& index_avx2_kernels();
-const IndexKernel& index_mxfp4_avx2_kernel();
 
 /// The scalar candidate: any head count, any even dim.
 void index_logits_reference(const IndexLogitsParams& params, const OpContext& context);

@@ -1,5 +1,5 @@
-// Indexer scores on AVX-512: VDPBF16PS for FP8 and MXFP4 keys, f32 FMA otherwise. See
-// index_logits.h.
+// Indexer scores on AVX-512 with VDPBF16PS for FP8 and MXFP4 keys; all else is
+// index_logits_avx512.cc. See index_logits.h.
 //
 // Layout    q in head groups of up to 64: [dim/2][16 kRegs] dwords; k [64][dim] bf16
 // Tiling    lanes = heads, the key pair broadcast from memory. 64 heads: 4 keys x 4 registers, per
@@ -145,31 +145,6 @@ void score_group(const uint32_t* q, const float* weights, const uint32_t* k, int
   }
 }
 
-// Tree over the lanes of 16 keys at once: each step halves the lanes of a key and doubles the keys
-// of a register; the pairing of keys brings them out in order.
-inline __m512 tree16(const float* lanes) {
-  const auto key = [&](int i) { return _mm512_loadu_ps(lanes + i * 16); };
-  const auto by8 = [](__m512 a, __m512 b) {
-    return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
-  };
-  const auto by4 = [](__m512 a, __m512 b) {
-    return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
-  };
-  const auto by2 = [](__m512 a, __m512 b) {
-    return _mm512_add_ps(
-        _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(a), _mm512_castps_pd(b))),
-        _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(a), _mm512_castps_pd(b))));
-  };
-  const auto by1 = [](__m512 a, __m512 b) {
-    return _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x88), _mm512_shuffle_ps(a, b, 0xdd));
-  };
-  // Each 128-bit lane b of column(c) ends as 4 partial sums of key 4b + c.
-  const auto column = [&](int c) {
-    return by4(by8(key(c), key(c + 4)), by8(key(c + 8), key(c + 12)));
-  };
-  return by1(by2(column(0), column(1)), by2(column(2), column(3)));
-}
-
 void score(const void* packed_q, const float* weights, const void* k, int count, int heads, int dim,
            float* lanes, float* sums, const KeyRows* next) {
   const auto* q = static_cast<const uint32_t*>(packed_q);
@@ -193,19 +168,16 @@ void score(const void* packed_q, const float* weights, const void* k, int count,
     }
     q += pairs * group;
   }
-  for (int j = 0; j < count; j += 16) _mm512_storeu_ps(sums + j, tree16(lanes + j * 16));
+  tree_sums<Lanes16>(lanes, count, sums);
 }
 
 constexpr IndexKernel kBf16{
     .elem_bytes = 2, .pack_q = pack_q, .load_keys = load_keys, .score = score};
-using Wide = WideIndexKernel<Lanes16, 8>;
-constexpr IndexKernel kWide{
-    .elem_bytes = 4, .pack_q = Wide::pack_q, .load_keys = Wide::load_keys, .score = Wide::score};
 
 }  // namespace
 
 const IndexKernels& index_avx512bf16_kernels() {
-  static const IndexKernels kernels{&kBf16, &kWide};
+  static const IndexKernels kernels{&kBf16, index_avx512_kernels().wide};
   return kernels;
 }
 

@@ -1,9 +1,12 @@
 // Indexer scores with f32 operands: `exact`, and every case without bf16 dot products. On bf16
 // values it gives the bits of VDPBF16PS. See index_logits.h.
 //
-// Layout    q [head group of 16][dim][16] f32, k [64][dim] f32
-// Tiling    lanes = heads, 16 a pass; kKeys keys at a time
+// Layout    q [pass][dim][heads of the pass] f32, k [64][dim] f32
+// Tiling    lanes = heads, up to kPassHeads a pass; as many keys at a time as kChains accumulators
+//           hold
 #pragma once
+#include <algorithm>
+#include <bit>
 #include <cstring>
 
 #include "backends/cpu/ops/attend_lanes-inl.h"
@@ -79,30 +82,63 @@ inline float tree_sum(const float* lanes) {
   return _mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
 }
 
-template <class L, int kKeys_>
+#if defined(__AVX512F__)
+// Tree over the lanes of 16 keys at once: each step halves the lanes of a key and doubles the keys
+// of a register; the pairing of keys brings them out in order.
+inline __m512 tree16(const float* lanes) {
+  const auto key = [&](int i) { return _mm512_loadu_ps(lanes + i * 16); };
+  const auto by8 = [](__m512 a, __m512 b) {
+    return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
+  };
+  const auto by4 = [](__m512 a, __m512 b) {
+    return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+  };
+  const auto by2 = [](__m512 a, __m512 b) {
+    return _mm512_add_ps(
+        _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(a), _mm512_castps_pd(b))),
+        _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(a), _mm512_castps_pd(b))));
+  };
+  const auto by1 = [](__m512 a, __m512 b) {
+    return _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x88), _mm512_shuffle_ps(a, b, 0xdd));
+  };
+  // Each 128-bit lane b of column(c) ends as 4 partial sums of key 4b + c.
+  const auto column = [&](int c) {
+    return by4(by8(key(c), key(c + 4)), by8(key(c + 8), key(c + 12)));
+  };
+  return by1(by2(column(0), column(1)), by2(column(2), column(3)));
+}
+#endif
+
+/// Sums over the lanes of `count` keys; writes up to the next multiple of 16.
+template <class L>
+inline void tree_sums(const float* lanes, int count, float* sums) {
+#if defined(__AVX512F__)
+  if constexpr (L::kLanes == 16) {
+    for (int j = 0; j < count; j += 16) _mm512_storeu_ps(sums + j, tree16(lanes + j * 16));
+    return;
+  }
+#endif
+  for (int j = 0; j < count; ++j) sums[j] = tree_sum(lanes + j * kIndexLanes);
+}
+
+template <class L, int kPassHeads, int kChains>
 struct WideIndexKernel {
-  static constexpr int kKeys = kKeys_;
-  static constexpr int kRegs = kIndexLanes / L::kLanes;
   using F = typename L::F;
+  static constexpr int kVectors = kIndexLanes / L::kLanes;  // of the partial sums of a key
+
+  /// Lanes of the pass that starts when `heads` heads are left.
+  static int pass_lanes(int heads) {
+    return std::min((heads + kIndexLanes - 1) / kIndexLanes * kIndexLanes, kPassHeads);
+  }
 
   static void pack_q(const void* q, DType dtype, int64_t stride, int heads, int dim, void* packed) {
+    const auto* from = static_cast<const char*>(q);
     float* out = static_cast<float*>(packed);
-    for (int first = 0; first < heads; first += kIndexLanes, out += dim * kIndexLanes) {
-      for (int lane = 0; lane < kIndexLanes; ++lane) {
-        const bool real = first + lane < heads;
-        const int64_t at = (first + lane) * stride;
-        for (int d = 0; d < dim; d += L::kLanes) {
-          F x = L::zero();
-          if (real && dtype == DType::kBf16) {
-            x = L::load_bf16(static_cast<const uint16_t*>(q) + at + d);
-          } else if (real) {
-            x = L::load(static_cast<const float*>(q) + at + d);
-          }
-          alignas(64) float values[L::kLanes];
-          L::store(values, x);
-          for (int i = 0; i < L::kLanes; ++i) out[(d + i) * kIndexLanes + lane] = values[i];
-        }
-      }
+    for (int first = 0; first < heads; first += kPassHeads) {
+      const int lanes = pass_lanes(heads - first);
+      pack_heads<L>(from + first * stride * (dtype == DType::kBf16 ? 2 : 4), dtype, stride,
+                    heads - first, lanes, dim, out);
+      out += dim * lanes;
     }
   }
 
@@ -123,48 +159,69 @@ struct WideIndexKernel {
   static void score(const void* packed_q, const float* weights, const void* k, int count, int heads,
                     int dim, float* lanes, float* sums, const KeyRows* next) {
     const float* q = static_cast<const float*>(packed_q);
-    for (int h = 0; h < heads; h += kIndexLanes, q += dim * kIndexLanes) {
-      for (int j = 0; j < count; j += kKeys) {
-        if (h == 0) prefetch_keys(next, j, kKeys);
-        score_tile(q, weights + h, static_cast<const float*>(k) + j * dim, dim, h == 0,
-                   lanes + j * kIndexLanes);
-      }
+    for (int h = 0; h < heads; h += kPassHeads) {
+      const int pass = pass_lanes(heads - h);
+      score_pass<kPassHeads>(pass, q, weights + h, static_cast<const float*>(k), count, dim, h == 0,
+                             lanes, next);
+      q += dim * pass;
     }
-    for (int j = 0; j < count; ++j) sums[j] = tree_sum(lanes + j * kIndexLanes);
+    tree_sums<L>(lanes, count, sums);
   }
 
  private:
-  // Keys past `count` give values that nobody reads.
+  template <int kHeads>
+  static void score_pass(int heads, const float* q, const float* weights, const float* k, int count,
+                         int dim, bool first, float* lanes, const KeyRows* next) {
+    if constexpr (kHeads > kIndexLanes) {
+      if (heads < kHeads) {
+        score_pass<kHeads - kIndexLanes>(heads, q, weights, k, count, dim, first, lanes, next);
+        return;
+      }
+    }
+    constexpr int kRegs = kHeads / L::kLanes;
+    constexpr int kKeys = static_cast<int>(std::bit_floor(unsigned{kChains / kRegs}));
+    static_assert(kKeyBlock % kKeys == 0);
+    for (int j = 0; j < count; j += kKeys) {
+      if (first) prefetch_keys(next, j, kKeys);
+      score_tile<kKeys, kRegs>(q, weights, k + j * dim, dim, first, lanes + j * kIndexLanes);
+    }
+  }
+
+  // t_l of kKeys keys over the heads of a pass. Keys past `count` give values that nobody reads.
+  template <int kKeys, int kRegs>
   static void score_tile(const float* q, const float* weights, const float* k, int dim, bool first,
                          float* lanes) {
     F acc[kKeys][kRegs];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int i = 0; i < kKeys; ++i)
-#pragma GCC unroll 2
+#pragma GCC unroll 4
       for (int j = 0; j < kRegs; ++j) acc[i][j] = L::zero();
     for (int pair = 0; pair < dim; pair += 2) {
 #pragma GCC unroll 2
       for (int odd = 1; odd >= 0; --odd) {
         const int d = pair + odd;
         F x[kRegs];
-#pragma GCC unroll 2
-        for (int j = 0; j < kRegs; ++j) x[j] = L::load(q + d * kIndexLanes + j * L::kLanes);
-#pragma GCC unroll 8
+#pragma GCC unroll 4
+        for (int j = 0; j < kRegs; ++j) x[j] = L::load(q + (d * kRegs + j) * L::kLanes);
+#pragma GCC unroll 16
         for (int i = 0; i < kKeys; ++i) {
           const F key = L::set(k[i * dim + d]);
-#pragma GCC unroll 2
+#pragma GCC unroll 4
           for (int j = 0; j < kRegs; ++j) acc[i][j] = L::fma(key, x[j], acc[i][j]);
         }
       }
     }
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int i = 0; i < kKeys; ++i)
 #pragma GCC unroll 2
-      for (int j = 0; j < kRegs; ++j) {
-        float* lane = lanes + i * kIndexLanes + j * L::kLanes;
-        const F before = first ? L::zero() : L::load(lane);
-        L::store(lane,
-                 L::fma(L::load(weights + j * L::kLanes), L::max(L::zero(), acc[i][j]), before));
+      for (int v = 0; v < kVectors; ++v) {
+        float* lane = lanes + i * kIndexLanes + v * L::kLanes;
+        F sum = first ? L::zero() : L::load(lane);
+#pragma GCC unroll 4
+        for (int j = v; j < kRegs; j += kVectors) {
+          sum = L::fma(L::load(weights + j * L::kLanes), L::max(L::zero(), acc[i][j]), sum);
+        }
+        L::store(lane, sum);
       }
   }
 };

@@ -2,10 +2,7 @@
 // work is cut into chunks, and where scratch memory comes from.
 #include "backends/cpu/ops/linear.h"
 
-#if defined(__x86_64__)
-#include <cpuid.h>
-#endif
-
+#include "backends/cpu/isa.h"
 #include "backends/cpu/ops/flush_denormals.h"
 #include "backends/cpu/parallel.h"
 #include "core/fail.h"
@@ -197,40 +194,12 @@ class Pass {
   int64_t x_used_ = 0;
 };
 
-std::string runs_anywhere() {
-  return {};
-}
-
 template <const LinearKernels& kKernels>
 void install(Ops& ops) {
   ops.linear = [](const LinearParams& params, const OpContext& context) {
     run_linear(kKernels, params, context);
   };
 }
-
-#if defined(__x86_64__)
-std::string needs_avx512bf16() {
-  // VBMI for the byte permutes: Cooper Lake has the dot product without it.
-  std::string missing;
-  if (!__builtin_cpu_supports("avx512bf16")) missing += " avx512_bf16";
-  if (!__builtin_cpu_supports("avx512vbmi")) missing += " avx512_vbmi";
-  if (!__builtin_cpu_supports("avx512bw") || !__builtin_cpu_supports("avx512vl") ||
-      !__builtin_cpu_supports("avx512dq")) {
-    missing += " avx512bw/vl/dq";
-  }
-  return missing.empty() ? missing : "needs" + missing;
-}
-
-std::string needs_avx2() {
-  std::string missing;
-  if (!__builtin_cpu_supports("avx2")) missing += " avx2";
-  if (!__builtin_cpu_supports("fma")) missing += " fma";
-  // clang 14's builtin does not know F16C: CPUID leaf 1, ECX bit 29.
-  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
-  if (__get_cpuid(1, &eax, &ebx, &ecx, &edx) == 0 || (ecx & bit_F16C) == 0) missing += " f16c";
-  return missing.empty() ? missing : "needs" + missing;
-}
-#endif
 
 }  // namespace
 
@@ -261,19 +230,21 @@ void run_linear(const LinearKernels& kernels, const LinearParams& params,
 std::span<const Candidate> linear_candidates() {
   static constexpr Candidate kCandidates[] = {
 #if defined(__x86_64__)
-    {"linear", "avx512bf16", needs_avx512bf16, install<kLinearAvx512Bf16>},
-    {"linear", "avx2", needs_avx2, install<kLinearAvx2>},
+    {"linear", "avx512bf16", why_not_avx512bf16, install<kLinearAvx512Bf16>},
+    {"linear", "avx512", why_not_avx512, install<kLinearAvx512>},
+    {"linear", "avx2", why_not_avx2, install<kLinearAvx2>},
 #endif
     {"linear", "reference", runs_anywhere, install<kLinearReference>},
   };
-  return kCandidates;
+  static const std::vector<Candidate> list = best_first(kCandidates, cpu_maker());
+  return list;
 }
 
 int64_t linear_scratch_bytes(const ScratchLimits& limits) {
   int64_t thread_bytes = kLinearReference.scratch_bytes;
 #if defined(__x86_64__)
-  thread_bytes =
-      std::max({thread_bytes, kLinearAvx2.scratch_bytes, kLinearAvx512Bf16.scratch_bytes});
+  thread_bytes = std::max({thread_bytes, kLinearAvx2.scratch_bytes, kLinearAvx512.scratch_bytes,
+                           kLinearAvx512Bf16.scratch_bytes});
 #endif
   Arena measure;
   measure.take_array<Item>(kMaxItems);

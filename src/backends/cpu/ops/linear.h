@@ -121,6 +121,7 @@ void run_linear(const LinearKernels& kernels, const LinearParams& params, const 
 
 extern const LinearKernels kLinearReference;
 extern const LinearKernels kLinearAvx2;
+extern const LinearKernels kLinearAvx512;
 extern const LinearKernels kLinearAvx512Bf16;
 
 }  // namespace dsv4::cpu

@@ -1,4 +1,6 @@
-// Building blocks of the AVX-512 kernels of `linear`; included only by files compiled for it.
+// Building blocks of the AVX-512 kernels of `linear`. These headers are compiled twice, with and
+// without BF16 and VBMI instructions (linear_avx512bf16.cc, linear_avx512.cc); this one holds what
+// differs: how bf16 operands lie in memory, their dot product, FP8 codes, rounding to bf16.
 #pragma once
 #if defined(__GNUC__) && !defined(__clang__)
 // g++ 12 sees the deliberately undefined operands inside its own intrinsics.
@@ -7,6 +9,8 @@
 #endif
 #include <immintrin.h>
 
+#include <algorithm>
+#include <bit>
 #include <cstdint>
 #include <cstring>
 
@@ -15,15 +19,64 @@
 
 #define DSV4_INLINE inline __attribute__((always_inline))
 
-namespace dsv4::cpu::avx512 {
+namespace dsv4::cpu {
+namespace {
 
-/// acc + the products of 16 pairs: fma(even, fma(odd, acc)) in every lane.
-DSV4_INLINE __m512 dot_pairs(__m512 acc, __m512i a, __m512i b) {
-  return _mm512_dpbf16_ps(acc, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
+/// Most rows of x that the streaming kernels take; above, tiles pay.
+constexpr int kMaxStreamedRows = 8;
+constexpr int kMaxStreamedRowsF32 = 4;
+
+/// True when the FP8 kernels read the scales of `w` directly: one scale per 128 columns or a power
+/// of two more. Other block sizes are expanded code by code.
+inline bool has_fast_scales(const Weight& w) {
+  return w.block_cols >= kLinearGroup && std::has_single_bit(static_cast<uint32_t>(w.block_cols));
 }
 
-// ---- FP8: two byte permutes look up both bytes of a bf16, the sign is OR'ed in
+// ---- pairs: 32 columns as bf16, the odd element of each dword above. Prepared x and panels of W
+// hold them as kPairVectors vectors of 64 bytes.
 
+#if defined(__AVX512BF16__)
+constexpr int kPairVectors = 1;
+
+DSV4_INLINE void store_pairs(std::byte* to, int64_t, __m512i pairs) {
+  _mm512_storeu_si512(to, pairs);
+}
+/// acc + the products of one vector of x and one of W: for pairs fma(even, fma(odd, acc)) in every
+/// lane.
+DSV4_INLINE __m512 dot_vector(__m512 acc, __m512i w, __m512i x) {
+  return _mm512_dpbf16_ps(acc, reinterpret_cast<__m512bh>(w), reinterpret_cast<__m512bh>(x));
+}
+DSV4_INLINE __m512 dot_pairs(__m512 acc, __m512i w, const std::byte* x) {
+  return dot_vector(acc, w, _mm512_loadu_si512(x));
+}
+#else
+constexpr int kPairVectors = 2;  // the odd elements as f32, then the even ones
+
+DSV4_INLINE __m512i odd_elements(__m512i pairs) {
+  return _mm512_and_si512(pairs, _mm512_set1_epi32(static_cast<int>(0xffff0000u)));
+}
+DSV4_INLINE __m512i even_elements(__m512i pairs) {
+  return _mm512_slli_epi32(pairs, 16);
+}
+/// The vectors lie `stride_bytes` apart.
+DSV4_INLINE void store_pairs(std::byte* to, int64_t stride_bytes, __m512i pairs) {
+  _mm512_storeu_si512(to, odd_elements(pairs));
+  _mm512_storeu_si512(to + stride_bytes, even_elements(pairs));
+}
+DSV4_INLINE __m512 dot_vector(__m512 acc, __m512i w, __m512i x) {
+  return _mm512_fmadd_ps(_mm512_castsi512_ps(w), _mm512_castsi512_ps(x), acc);
+}
+DSV4_INLINE __m512 dot_pairs(__m512 acc, __m512i w, const std::byte* x) {
+  acc = dot_vector(acc, odd_elements(w), _mm512_loadu_si512(x));
+  return dot_vector(acc, even_elements(w), _mm512_loadu_si512(x + 64));
+}
+#endif
+
+// ---- FP8: 64 codes with their scale -> 2 x 32 bf16; `first` gets the low 8 codes of every 16,
+// `second` the high 8 (Lanes::kFp8)
+
+#if defined(__AVX512BF16__)
+// Two byte permutes look up both bytes of a bf16, the sign is OR'ed in.
 struct Fp8Table {
   __m512i high_0, high_1, low_0, low_1;
 };
@@ -34,8 +87,6 @@ DSV4_INLINE Fp8Table load_table(const Fp8Tables& tables, uint8_t scale) {
           _mm512_load_si512(bytes + 192)};
 }
 
-/// 64 codes -> 2 x 32 bf16; `first` gets the low 8 codes of every 16, `second` the high 8
-/// (Lanes::kFp8).
 DSV4_INLINE void fp8_to_bf16(__m512i codes, const Fp8Table& table, __m512i& first,
                              __m512i& second) {
   constexpr int kOrAnd = 0xf8;  // a | (b & c)
@@ -45,6 +96,60 @@ DSV4_INLINE void fp8_to_bf16(__m512i codes, const Fp8Table& table, __m512i& firs
   first = _mm512_unpacklo_epi8(low, high);
   second = _mm512_unpackhi_epi8(low, high);
 }
+#else
+// A code that is neither zero, subnormal nor NaN becomes bf16 by a shift and an addition to its
+// exponent, which stays in bf16's normal range for scales in 7..246. All others are looked up: in
+// line, because a call would have the accumulators around it kept in memory.
+struct Fp8Table {
+  const uint8_t* bytes;
+  __m512i exponent;
+  bool ordinary_scale;
+};
+
+DSV4_INLINE Fp8Table load_table(const Fp8Tables& tables, uint8_t scale) {
+  return {tables.bytes[scale], _mm512_set1_epi16(static_cast<int16_t>((scale - 7) * 128)),
+          scale >= 7 && scale <= 246};
+}
+
+DSV4_INLINE void fp8_to_bf16(__m512i codes, const Fp8Table& table, __m512i& first,
+                             __m512i& second) {
+  const __m512i zero = _mm512_setzero_si512();
+  first = _mm512_unpacklo_epi8(zero, codes);  // words, the code above
+  second = _mm512_unpackhi_epi8(zero, codes);
+  // Twice the magnitude less 16 is 0..236 for ordinary codes.
+  const __m512i rank = _mm512_sub_epi8(_mm512_add_epi8(codes, codes), _mm512_set1_epi8(16));
+  const __mmask64 beyond = _mm512_cmpgt_epu8_mask(rank, _mm512_set1_epi8(static_cast<char>(236)));
+  if (table.ordinary_scale && beyond == 0) [[likely]] {
+    const auto convert = [&](__m512i words) __attribute__((always_inline)) {
+      const __m512i magnitude_and_sign = _mm512_set1_epi16(static_cast<int16_t>(0x87f0));
+      return _mm512_add_epi16(_mm512_and_si512(_mm512_srai_epi16(words, 4), magnitude_and_sign),
+                              table.exponent);
+    };
+    first = convert(first);
+    second = convert(second);
+    return;
+  }
+  __m512i values[4];  // of 32 magnitudes each
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    const auto bytes = [&](int at) __attribute__((always_inline)) {
+      return _mm512_cvtepu8_epi16(
+          _mm256_loadu_si256(reinterpret_cast<const __m256i*>(table.bytes + at + 32 * i)));
+    };
+    values[i] = _mm512_or_si512(_mm512_slli_epi16(bytes(0), 8), bytes(128));
+  }
+  const auto look_up = [&](__m512i words) __attribute__((always_inline)) {
+    const __m512i code = _mm512_srli_epi16(words, 8);  // the permutes take its low 6 bits
+    const __m512i low = _mm512_permutex2var_epi16(values[0], code, values[1]);
+    const __m512i high = _mm512_permutex2var_epi16(values[2], code, values[3]);
+    const __mmask32 is_high = _mm512_test_epi16_mask(words, _mm512_set1_epi16(0x4000));
+    const __m512i sign = _mm512_and_si512(words, _mm512_set1_epi16(static_cast<int16_t>(0x8000)));
+    return _mm512_or_si512(_mm512_mask_mov_epi16(low, is_high, high), sign);
+  };
+  first = look_up(first);
+  second = look_up(second);
+}
+#endif
 
 // ---- FP4: nibble t of every 16-bit word by a 32-entry word permute
 
@@ -131,6 +236,21 @@ DSV4_INLINE __m512 tree16(const __m512 (&acc)[16]) {
 
 // ---- results
 
+/// 4 words, nearest-even. Sums below 2^-126 were flushed before.
+DSV4_INLINE __m128i round_to_bf16(__m128 values) {
+#if defined(__AVX512BF16__)
+  return reinterpret_cast<__m128i>(_mm_cvtneps_pbh(values));
+#else
+  const __m128i bits = _mm_castps_si128(values);
+  const __m128i odd = _mm_and_si128(_mm_srli_epi32(bits, 16), _mm_set1_epi32(1));
+  const __m128i up = _mm_add_epi32(bits, _mm_add_epi32(odd, _mm_set1_epi32(0x7fff)));
+  const __m128i quiet = _mm_or_si128(bits, _mm_set1_epi32(0x400000));
+  const __m128i rounded =
+      _mm_mask_mov_epi32(up, _mm_cmp_ps_mask(values, values, _CMP_UNORD_Q), quiet);
+  return _mm_cvtepi32_epi16(_mm_srli_epi32(rounded, 16));
+#endif
+}
+
 DSV4_INLINE void store_row(const Tensor& out, int64_t row, int64_t col, __m128 values,
                            int64_t count) {
   const int64_t element = row * out.strides[0] + col;
@@ -145,8 +265,7 @@ DSV4_INLINE void store_row(const Tensor& out, int64_t row, int64_t col, __m128 v
     }
     return;
   }
-  // Nearest-even; sums below 2^-126 were flushed before, so VCVTNEPS2BF16 flushes nothing more.
-  const auto bits = reinterpret_cast<__m128i>(_mm_cvtneps_pbh(values));
+  const __m128i bits = round_to_bf16(values);
   uint16_t* to = static_cast<uint16_t*>(out.data) + element;
   alignas(16) uint16_t lanes[8];
   _mm_store_si128(reinterpret_cast<__m128i*>(lanes), bits);
@@ -157,4 +276,5 @@ DSV4_INLINE void store_row(const Tensor& out, int64_t row, int64_t col, __m128 v
   }
 }
 
-}  // namespace dsv4::cpu::avx512
+}  // namespace
+}  // namespace dsv4::cpu

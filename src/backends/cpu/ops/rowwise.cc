@@ -2,7 +2,7 @@
 
 #include <string>
 
-#include "backends/cpu/candidates.h"
+#include "backends/cpu/isa.h"
 
 namespace dsv4::cpu {
 
@@ -37,29 +37,6 @@ int64_t rowwise_scratch_bytes(const ScratchLimits& limits) {
 }
 
 namespace {
-
-#if defined(__x86_64__)
-std::string why_not_avx512() {
-  const bool usable = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  return usable ? "" : "needs avx512 f, bw, dq and vl";
-}
-std::string why_not_avx2() {
-  // F16C, which the file's flags allow too, is older than AVX2.
-  const bool usable = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  return usable ? "" : "needs avx2 and fma";
-}
-#else
-std::string why_not_avx512() {
-  return "needs an x86-64 CPU";
-}
-std::string why_not_avx2() {
-  return "needs an x86-64 CPU";
-}
-#endif
-std::string always_usable() {
-  return "";
-}
 
 template <const RowKernels& kKernels>
 void install(Ops& ops) {
@@ -101,7 +78,7 @@ std::span<const Candidate> rowwise_candidates() {
   static constexpr Candidate kCandidates[] = {
       {"rowwise", "avx512", why_not_avx512, install<kRowKernelsAvx512>},
       {"rowwise", "avx2", why_not_avx2, install<kRowKernelsAvx2>},
-      {"rowwise", "portable", always_usable, install<kRowKernelsPortable>},
+      {"rowwise", "portable", runs_anywhere, install<kRowKernelsPortable>},
   };
   return kCandidates;
 }

@@ -1,33 +1,34 @@
 // linear, many rows of x: panels of W are expanded into the cache and multiplied by register tiles.
+// Compiled twice, see linear_avx512-inl.h.
 //
-// Problem   y[m][n] = sum_k x[m][k] W[n][k]; bound by VDPBF16PS (FMA for f32), 1 a cycle
-// Tiling    up to 256 rows of x x 128 rows of W x 1024 columns: x 512 KiB and panel 256 KiB share
-//           the L2 cache. Register tile 4 x 4 (FP4 4 x 3): per 32 columns 8 loads, 16 dot products.
-//           Both operands lie in tiles [step][4 rows][64 bytes].
+// Problem   y[m][n] = sum_k x[m][k] W[n][k]; bound by VDPBF16PS, or by FMA
+// Tiling    up to 256 rows of x x 128 rows of W x 1024 columns (f32: half the rows): x 512 KiB and
+//           panel 256 KiB share the L2 cache. Register tile 4 x 4 (FP4 4 x 3): per step 8 loads, 16
+//           dot products. Both operands lie in tiles [step][4 rows][64 bytes].
 // Sums      block sums of a tile of outputs are one vector each and wait in scratch; the last step
 //           stores them to `out`, whatever its type and stride.
 // Tried     6x4 and 4x6 (60-70% of peak), 5x5 (65-75%), no blocking of x (75%); this: 88-90%.
-#if defined(__x86_64__)
+#pragma once
 #include "backends/cpu/ops/linear_avx512-inl.h"
-#include "backends/cpu/ops/linear_avx512.h"
 #include "core/numbers.h"
 
-namespace dsv4::cpu::avx512 {
+namespace dsv4::cpu {
 namespace {
 
-constexpr int64_t kMaxRowsOfX = 256;  // x block: 256 x 1024 bf16 = half of the L2 cache
-constexpr int64_t kMaxRowsOfXF32 = 128;
-constexpr int64_t kMaxPanelRows = 128;  // panel: 128 x 1024 bf16 = a quarter
-constexpr int64_t kMaxPanelRowsF32 = 64;
-constexpr int64_t kMaxPanelRowsFp4 = 96;  // a multiple of the 3 rows of its register tile
+// x block: 256 x 1024 bf16 (128 f32) = half of the L2 cache
+constexpr int64_t kMaxRowsOfXF32 = 128, kMaxRowsOfX = 2 * kMaxRowsOfXF32 / kPairVectors;
+// panel: 128 x 1024 bf16 (64 f32) = a quarter
+constexpr int64_t kMaxPanelRowsF32 = 64, kMaxPanelRows = 2 * kMaxPanelRowsF32 / kPairVectors;
 constexpr int kFp4TileRows = 3;
 constexpr int kTileRows = 4;
+constexpr int64_t kMaxPanelRowsFp4 = kMaxPanelRows / kTileRows * kFp4TileRows;
 
-constexpr int64_t kPanelBytes = kMaxPanelRows * kLinearBlock * 2;
+constexpr int64_t kPanelBytes = kMaxPanelRows * kLinearBlock * 2 * kPairVectors;
 constexpr int64_t kSumBytes = kMaxRowsOfX * kMaxPanelRows * 4;
 // Lane scales of an FP4 panel: 64 bytes per row and group.
 constexpr int64_t kScaleBytes = kMaxPanelRowsFp4 * (kLinearBlock / kLinearGroup) * 64;
 static_assert(kPanelBytes == kMaxPanelRowsF32 * kLinearBlock * 4);
+constexpr int64_t kTiledScratchBytes = kPanelBytes + kSumBytes + kScaleBytes;
 
 int64_t panel_rows(Lanes lanes, int64_t rows_of_x) {
   // Few rows of x: small panels stay in L1, and expanding them is most of the work anyway.
@@ -36,9 +37,9 @@ int64_t panel_rows(Lanes lanes, int64_t rows_of_x) {
     case Lanes::kF32:
       return std::min(rows, kMaxPanelRowsF32);
     case Lanes::kFp4:
-      return rows / 4 * kFp4TileRows;
+      return std::min(rows, kMaxPanelRows) / kTileRows * kFp4TileRows;
     default:
-      return rows;
+      return std::min(rows, kMaxPanelRows);
   }
 }
 
@@ -65,28 +66,38 @@ DSV4_INLINE const std::byte* group_at(const Weight& w, int64_t row, int64_t k, s
   return tail;
 }
 
-// Calls f(row of W, column, place of the row's first step) for every row and group of a panel.
-// Elements of a step and row: kStep.
-template <int kRowsOfTile, int kStep, typename F>
+// Calls f(row of W, column, bytes to the row's first step) for every row and group of a panel of
+// elements of kBytes. A step of a tile is 64 bytes of each row.
+template <int kRowsOfTile, int kBytes, typename F>
 DSV4_INLINE void for_each_group(const Panel& panel, F&& f) {
   const int64_t rows = round_up(panel.n_end - panel.n, kRowsOfTile);
   for (int64_t n = 0; n < rows; n += kRowsOfTile) {
     for (int64_t k = 0; k < panel.block; k += kLinearGroup) {
       for (int r = 0; r < kRowsOfTile; ++r) {
         const int64_t row = std::min(panel.n + n + r, panel.n_end - 1);
-        f(row, panel.k0 + k, n * panel.block + k * kRowsOfTile + r * kStep);
+        f(row, panel.k0 + k, (n * panel.block + k * kRowsOfTile) * kBytes + r * 64);
       }
     }
   }
+}
+
+constexpr int kPairBytes = 2 * kPairVectors;  // of an element of a pair
+
+// Stores pairs [0, 4) of a group.
+template <int kRowsOfTile>
+DSV4_INLINE void store_group(std::byte* to, const __m512i (&pairs)[4]) {
+  constexpr int64_t kStepBytes = kRowsOfTile * 64;
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) store_pairs(to + i * kPairVectors * kStepBytes, kStepBytes, pairs[i]);
 }
 
 void expand_fp8(const Panel& panel) {
   const Weight& w = *panel.w;
   const Fp8Tables& tables = fp8_tables();
   const int shift = __builtin_ctz(static_cast<unsigned>(w.block_cols));
-  constexpr int64_t kStep = kTileRows * 32;
+  constexpr int64_t kGroupBytes = kTileRows * kLinearGroup * kPairBytes;
   alignas(64) std::byte tail[kLinearGroup];
-  auto* to = reinterpret_cast<uint16_t*>(panel.out);
+  std::byte* to = panel.out;
   for (int64_t n = panel.n; n < panel.n_end; n += kTileRows) {
     int64_t rows[kTileRows];
     const uint8_t* scales[kTileRows];
@@ -94,19 +105,19 @@ void expand_fp8(const Panel& panel) {
       rows[r] = std::min(n + r, panel.n_end - 1);
       scales[r] = w.scale + rows[r] / w.block_rows * w.scale_stride;
     }
-    for (int64_t k = panel.k0; k < panel.k0 + panel.block; k += kLinearGroup, to += 4 * kStep) {
+    for (int64_t k = panel.k0; k < panel.k0 + panel.block; k += kLinearGroup, to += kGroupBytes) {
 #pragma GCC unroll 4
       for (int r = 0; r < kTileRows; ++r) {
         const Fp8Table table = load_table(tables, scales[r][k >> shift]);
         const std::byte* from = group_at<8>(w, rows[r], k, tail);
+        __m512i pairs[4];
 #pragma GCC unroll 2
         for (int half = 0; half < 2; ++half) {
           _mm_prefetch(from + 64 * half + panel.next_bytes, _MM_HINT_T0);
-          __m512i first, second;
-          fp8_to_bf16(_mm512_loadu_si512(from + 64 * half), table, first, second);
-          _mm512_storeu_si512(to + 2 * half * kStep + 32 * r, first);
-          _mm512_storeu_si512(to + (2 * half + 1) * kStep + 32 * r, second);
+          fp8_to_bf16(_mm512_loadu_si512(from + 64 * half), table, pairs[2 * half],
+                      pairs[2 * half + 1]);
         }
+        store_group<kTileRows>(to + 64 * r, pairs);
       }
     }
   }
@@ -116,30 +127,32 @@ void expand_fp8(const Panel& panel) {
 void expand_fp8_general(const Panel& panel) {
   const Weight& w = *panel.w;
   const Fp8Tables& tables = fp8_tables();
-  auto* out = reinterpret_cast<uint16_t*>(panel.out);
-  for_each_group<kTileRows, 32>(panel, [&](int64_t row, int64_t k, int64_t place) {
+  for_each_group<kTileRows, kPairBytes>(panel, [&](int64_t row, int64_t k, int64_t place) {
     const auto* codes = static_cast<const uint8_t*>(w.data) + row * w.row_stride;
     const uint8_t* scales = w.scale + row / w.block_rows * w.scale_stride;
+    alignas(64) uint16_t values[kLinearGroup];
     for (int i = 0; i < kLinearGroup; ++i) {
       // Pairs as stored: even element first.
       const int pair = i % 32 / 2, sequence = i / 32 * 32 + (i % 2 == 0 ? 16 : 0) + pair;
       const int64_t col = k + linear_column(Lanes::kFp8, sequence);
-      out[place + i / 32 * kTileRows * 32 + i % 32] =
-          col < w.cols ? tables.bf16(codes[col], scales[col / w.block_cols]) : uint16_t{0};
+      values[i] = col < w.cols ? tables.bf16(codes[col], scales[col / w.block_cols]) : uint16_t{0};
     }
+    __m512i pairs[4];
+    for (int i = 0; i < 4; ++i) pairs[i] = _mm512_load_si512(values + 32 * i);
+    store_group<kTileRows>(panel.out + place, pairs);
   });
 }
 
 void expand_bf16(const Panel& panel) {
-  auto* out = reinterpret_cast<uint16_t*>(panel.out);
   alignas(64) std::byte tail[kLinearGroup * 2];
-  for_each_group<kTileRows, 32>(panel, [&](int64_t row, int64_t k, int64_t place) {
+  for_each_group<kTileRows, kPairBytes>(panel, [&](int64_t row, int64_t k, int64_t place) {
     const std::byte* from = group_at<16>(*panel.w, row, k, tail);
+    __m512i pairs[4];
     for (int part = 0; part < 4; ++part) {
       _mm_prefetch(from + 64 * part + panel.next_bytes, _MM_HINT_T0);
-      _mm512_storeu_si512(out + place + part * kTileRows * 32,
-                          _mm512_loadu_si512(from + 64 * part));
+      pairs[part] = _mm512_loadu_si512(from + 64 * part);
     }
+    store_group<kTileRows>(panel.out + place, pairs);
   });
 }
 
@@ -153,30 +166,25 @@ DSV4_INLINE const uint8_t* fp4_scales_at(const Weight& w, int64_t row, int64_t k
   return tail;
 }
 
-// Codes alone, and the lane scales for the register tile.
+// Codes alone, and the lane scales for the register tile: [tile][group][row of the tile][16].
 void expand_fp4(const Panel& panel, float* lane_scales) {
-  auto* out = reinterpret_cast<uint16_t*>(panel.out);
   const __m512i table = fp4_table();
   alignas(64) std::byte tail[kLinearGroup / 2];
   uint8_t scale_tail[4];
-  for_each_group<kFp4TileRows, 32>(panel, [&](int64_t row, int64_t k, int64_t place) {
+  for_each_group<kFp4TileRows, kPairBytes>(panel, [&](int64_t row, int64_t k, int64_t place) {
     __m512i values[4];
     fp4_to_bf16(_mm512_loadu_si512(group_at<4>(*panel.w, row, k, tail)), table, values);
-    for (int part = 0; part < 4; ++part)
-      _mm512_storeu_si512(out + place + part * kFp4TileRows * 32, values[part]);
-    // One vector per row and group: [tile][group][row of the tile][16].
-    const int64_t tile_base = place / (kFp4TileRows * panel.block) * kFp4TileRows * panel.block;
-    const int64_t in_tile = place - tile_base;
-    const int64_t group = in_tile / (kFp4TileRows * kLinearGroup);
-    const int64_t r = in_tile % (kFp4TileRows * 32) / 32;
-    float* to = lane_scales + tile_base / kLinearGroup * 16 + (group * kFp4TileRows + r) * 16;
-    _mm512_storeu_ps(to, fp4_lane_scales(fp4_scales_at(*panel.w, row, k, scale_tail)));
+    store_group<kFp4TileRows>(panel.out + place, values);
+    // Tiles and groups follow each other as in the panel.
+    constexpr int64_t kGroupBytes = kFp4TileRows * kLinearGroup * kPairBytes;
+    const int64_t group = place / kGroupBytes, r = place % kGroupBytes / 64;
+    _mm512_storeu_ps(lane_scales + (group * kFp4TileRows + r) * 16,
+                     fp4_lane_scales(fp4_scales_at(*panel.w, row, k, scale_tail)));
   });
 }
 
 // Codes times scales, exact in bf16 for the scales that `can_fold` admits: exponents are added.
 void expand_fp4_folded(const Panel& panel) {
-  auto* out = reinterpret_cast<uint16_t*>(panel.out);
   const __m512i table = fp4_table();
   // Byte g of the scales to the low byte of the 8 words of 16-byte piece g.
   alignas(64) uint8_t pick[64];
@@ -185,7 +193,7 @@ void expand_fp4_folded(const Panel& panel) {
   const __m512i bias = _mm512_set1_epi16(127 << 7), magnitude = _mm512_set1_epi16(0x7fff);
   alignas(64) std::byte tail[kLinearGroup / 2];
   uint8_t scale_tail[4];
-  for_each_group<kFp4TileRows, 32>(panel, [&](int64_t row, int64_t k, int64_t place) {
+  for_each_group<kFp4TileRows, kPairBytes>(panel, [&](int64_t row, int64_t k, int64_t place) {
     const std::byte* from = group_at<4>(*panel.w, row, k, tail);
     _mm_prefetch(from + panel.next_bytes, _MM_HINT_T0);
     __m512i values[4];
@@ -196,19 +204,17 @@ void expand_fp4_folded(const Panel& panel) {
         _mm512_slli_epi16(_mm512_shuffle_epi8(_mm512_set1_epi32(scales), words), 7), bias);
     for (int part = 0; part < 4; ++part) {
       const __mmask32 nonzero = _mm512_test_epi16_mask(values[part], magnitude);
-      _mm512_storeu_si512(out + place + part * kFp4TileRows * 32,
-                          _mm512_mask_add_epi16(values[part], nonzero, values[part], exponent));
+      values[part] = _mm512_mask_add_epi16(values[part], nonzero, values[part], exponent);
     }
+    store_group<kFp4TileRows>(panel.out + place, values);
   });
 }
 
 // W as f32, whatever its type, 16 columns a step in their own order.
 void expand_f32(const Panel& panel) {
   const Weight& w = *panel.w;
-  auto* out = reinterpret_cast<float*>(panel.out);
   const Fp8Tables& tables = fp8_tables();
-  constexpr int64_t kStep = kTileRows * 16;
-  for_each_group<kTileRows, 16>(panel, [&](int64_t row, int64_t k, int64_t place) {
+  for_each_group<kTileRows, 4>(panel, [&](int64_t row, int64_t k, int64_t place) {
     alignas(64) float values[kLinearGroup];
     alignas(64) std::byte tail[kLinearGroup * 4];
     switch (w.dtype) {
@@ -279,18 +285,20 @@ void expand_f32(const Panel& panel) {
       }
     }
     for (int i = 0; i < 8; ++i)
-      _mm512_storeu_ps(out + place + i * kStep, _mm512_load_ps(values + 16 * i));
+      _mm512_storeu_ps(panel.out + place + i * kTileRows * 64, _mm512_load_ps(values + 16 * i));
   });
 }
 
 // ---- register tiles: 4 rows of x times one tile of the panel; lane 4m + n of the result
 
-__attribute__((noinline)) __m512 multiply_bf16(const std::byte* x, const std::byte* w,
-                                               int64_t block) {
+// A step is a vector of each row. kPairs: of pairs, else of f32 in their own order.
+template <bool kPairs>
+__attribute__((noinline)) __m512 multiply(const std::byte* x, const std::byte* w, int64_t block) {
   __m512 acc[16];
 #pragma GCC unroll 16
   for (int i = 0; i < 16; ++i) acc[i] = _mm512_setzero_ps();
-  for (int64_t k = 0; k < block; k += 32, x += 256, w += 256) {
+  const int64_t steps = kPairs ? block / 32 * kPairVectors : block / 16;
+  for (int64_t step = 0; step < steps; ++step, x += 256, w += 256) {
     __m512i columns[4];
 #pragma GCC unroll 4
     for (int n = 0; n < 4; ++n) columns[n] = _mm512_loadu_si512(w + 64 * n);
@@ -298,26 +306,12 @@ __attribute__((noinline)) __m512 multiply_bf16(const std::byte* x, const std::by
     for (int m = 0; m < 4; ++m) {
       const __m512i row = _mm512_loadu_si512(x + 64 * m);
 #pragma GCC unroll 4
-      for (int n = 0; n < 4; ++n) acc[4 * m + n] = dot_pairs(acc[4 * m + n], columns[n], row);
-    }
-  }
-  return tree16(acc);
-}
-
-__attribute__((noinline)) __m512 multiply_f32(const std::byte* x, const std::byte* w,
-                                              int64_t block) {
-  __m512 acc[16];
-#pragma GCC unroll 16
-  for (int i = 0; i < 16; ++i) acc[i] = _mm512_setzero_ps();
-  for (int64_t k = 0; k < block; k += 16, x += 256, w += 256) {
-    __m512 columns[4];
-#pragma GCC unroll 4
-    for (int n = 0; n < 4; ++n) columns[n] = _mm512_loadu_ps(w + 64 * n);
-#pragma GCC unroll 4
-    for (int m = 0; m < 4; ++m) {
-      const __m512 row = _mm512_loadu_ps(x + 64 * m);
-#pragma GCC unroll 4
-      for (int n = 0; n < 4; ++n) acc[4 * m + n] = _mm512_fmadd_ps(columns[n], row, acc[4 * m + n]);
+      for (int n = 0; n < 4; ++n) {
+        __m512& sum = acc[4 * m + n];
+        sum = kPairs
+                  ? dot_vector(sum, columns[n], row)
+                  : _mm512_fmadd_ps(_mm512_castsi512_ps(columns[n]), _mm512_castsi512_ps(row), sum);
+      }
     }
   }
   return tree16(acc);
@@ -335,16 +329,21 @@ __attribute__((noinline)) __m512 multiply_fp4(const std::byte* x, const std::byt
     __m512 acc[12];
 #pragma GCC unroll 12
     for (int i = 0; i < 12; ++i) acc[i] = _mm512_setzero_ps();
-#pragma GCC unroll 4
-    for (int step = 0; step < 4; ++step, x += 256, w += 192) {
+#pragma GCC unroll(kPairVectors == 1 ? 4 : 1)
+    for (int step = 0; step < 4 * kPairVectors; ++step, x += 256, w += 192) {
       __m512i columns[3];
 #pragma GCC unroll 3
       for (int n = 0; n < 3; ++n) columns[n] = _mm512_loadu_si512(w + 64 * n);
 #pragma GCC unroll 4
       for (int m = 0; m < 4; ++m) {
-        const __m512i row = _mm512_loadu_si512(x + 64 * m);
+        __m512i row = _mm512_loadu_si512(x + 64 * m);
+        if constexpr (kPairVectors == 2) {
+          // g++ would load it again for each FMA: 15 loads beside 12 FMAs are more than two ports
+          // do.
+          asm("" : "+v"(row));
+        }
 #pragma GCC unroll 3
-        for (int n = 0; n < 3; ++n) acc[3 * m + n] = dot_pairs(acc[3 * m + n], columns[n], row);
+        for (int n = 0; n < 3; ++n) acc[3 * m + n] = dot_vector(acc[3 * m + n], columns[n], row);
       }
     }
     if constexpr (kFolded) {
@@ -409,16 +408,16 @@ struct TileScratch {
         lane_scales(reinterpret_cast<float*>(base + kPanelBytes + kSumBytes)) {}
 };
 
-enum class Expansion : uint8_t { kBf16, kF32, kFp4, kFp4Folded };
+enum class Expansion : uint8_t { kPairs, kF32, kFp4, kFp4Folded };
 
 Expansion expand(const Panel& panel, Lanes lanes, ExponentRange range_of_x, float* lane_scales) {
   switch (lanes) {
     case Lanes::kFp8:
       has_fast_scales(*panel.w) ? expand_fp8(panel) : expand_fp8_general(panel);
-      return Expansion::kBf16;
+      return Expansion::kPairs;
     case Lanes::kBf16:
       expand_bf16(panel);
-      return Expansion::kBf16;
+      return Expansion::kPairs;
     case Lanes::kF32:
       expand_f32(panel);
       return Expansion::kF32;
@@ -430,14 +429,14 @@ Expansion expand(const Panel& panel, Lanes lanes, ExponentRange range_of_x, floa
       expand_fp4(panel, lane_scales);
       return Expansion::kFp4;
   }
-  return Expansion::kBf16;
+  return Expansion::kPairs;
 }
 
-void multiply(const LinearTile& tile, const Panel& panel, Expansion expansion,
-              const TileScratch& scratch) {
+void multiply_panel(const LinearTile& tile, const Panel& panel, Expansion expansion,
+                    const TileScratch& scratch) {
   const PreparedX& x = *tile.x;
   const int rows_of_tile = x.lanes == Lanes::kFp4 ? kFp4TileRows : kTileRows;
-  const int64_t element_bytes = x.lanes == Lanes::kF32 ? 4 : 2;
+  const int64_t element_bytes = x.lanes == Lanes::kF32 ? 4 : kPairBytes;
   const int64_t tile_bytes = rows_of_tile * panel.block * element_bytes;
   const int64_t tiles = ceil_div(panel.n_end - panel.n, rows_of_tile);
   float* sum = scratch.sums;
@@ -449,11 +448,11 @@ void multiply(const LinearTile& tile, const Panel& panel, Expansion expansion,
           scratch.lane_scales + j * rows_of_tile * panel.block / kLinearGroup * 16;
       __m512 part;
       switch (expansion) {
-        case Expansion::kBf16:
-          part = multiply_bf16(rows, columns, panel.block);
+        case Expansion::kPairs:
+          part = multiply<true>(rows, columns, panel.block);
           break;
         case Expansion::kF32:
-          part = multiply_f32(rows, columns, panel.block);
+          part = multiply<false>(rows, columns, panel.block);
           break;
         case Expansion::kFp4:
           part = multiply_fp4<false>(rows, columns, scales, panel.block);
@@ -481,10 +480,6 @@ void store(const LinearTile& tile, const Panel& panel, const float* sums) {
   }
 }
 
-}  // namespace
-
-static_assert(kTiledScratchBytes == kPanelBytes + kSumBytes + kScaleBytes);
-
 void compute_tiled(const LinearTile& tile) {
   const PreparedX& x = *tile.x;
   const TileScratch scratch(tile.scratch);
@@ -511,7 +506,7 @@ void compute_tiled(const LinearTile& tile) {
                              ? block_bytes
                              : rows * row_bytes - k0 / kLinearBlock * block_bytes;
       const Expansion expansion = expand(panel, x.lanes, range, scratch.lane_scales);
-      multiply(tile, panel, expansion, scratch);
+      multiply_panel(tile, panel, expansion, scratch);
     }
     store(tile, panel, scratch.sums);
   }
@@ -531,6 +526,5 @@ LinearBlocking tiled_blocking(Lanes lanes, int64_t rows, int64_t total_rows, int
   return {m_block, n_block};
 }
 
-}  // namespace dsv4::cpu::avx512
-
-#endif  // __x86_64__
+}  // namespace
+}  // namespace dsv4::cpu

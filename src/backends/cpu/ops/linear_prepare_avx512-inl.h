@@ -1,10 +1,9 @@
 // Preparation of x for the AVX-512 kernels: optional quantisation, order of the lanes, tiles.
-#if defined(__x86_64__)
+#pragma once
 #include "backends/cpu/ops/linear_avx512-inl.h"
-#include "backends/cpu/ops/linear_avx512.h"
 #include "core/numbers.h"
 
-namespace dsv4::cpu::avx512 {
+namespace dsv4::cpu {
 namespace {
 
 constexpr uint16_t kBf16Infinity = 0x7f80, kBf16Nan = 0x7fc0, kBf16MinNormal = 0x0080;
@@ -141,8 +140,7 @@ GroupBf16 load_bf16(const PreparedX& x, int64_t m, int64_t k, int64_t count) {
 
 void prepare_row_bf16(const PreparedX& x, int64_t m) {
   RangeOfRow range;
-  auto* data = reinterpret_cast<uint16_t*>(x.data);
-  const int64_t step = 32 * x.tile_rows, tile = m / x.tile_rows * x.tile_rows;
+  const int64_t step_bytes = 64 * x.tile_rows, tile = m / x.tile_rows * x.tile_rows;
   for (int64_t k = 0; k < x.padded_cols; k += kLinearGroup) {
     GroupBf16 group{};
     if (m < x.rows) group = load_bf16(x, m, k, std::min<int64_t>(kLinearGroup, x.x.shape[1] - k));
@@ -152,8 +150,10 @@ void prepare_row_bf16(const PreparedX& x, int64_t m) {
       order_fp4(group);
     }
     const int64_t k0 = k / kLinearBlock * kLinearBlock;
-    uint16_t* to = data + linear_tile_offset(x, tile, k0) + (k - k0) / 32 * step + (m - tile) * 32;
-    for (int i = 0; i < 4; ++i) _mm512_storeu_si512(to + i * step, group.part[i]);
+    std::byte* to = x.data + linear_tile_offset(x, tile, k0) * 2 * kPairVectors +
+                    (k - k0) / 32 * kPairVectors * step_bytes + (m - tile) * 64;
+    for (int i = 0; i < 4; ++i)
+      store_pairs(to + i * kPairVectors * step_bytes, step_bytes, group.part[i]);
   }
   if (x.lanes == Lanes::kFp4) x.range[m] = range.range();
 }
@@ -183,8 +183,7 @@ void prepare_row_f32(const PreparedX& x, int64_t m) {
   }
 }
 
-}  // namespace
-
+/// LinearKernels::prepare
 void prepare(const PreparedX& x, int64_t m_begin, int64_t m_end) {
   if (m_end == x.rows) m_end = x.padded_rows;
   for (int64_t m = m_begin; m < m_end; ++m) {
@@ -196,6 +195,5 @@ void prepare(const PreparedX& x, int64_t m_begin, int64_t m_end) {
   }
 }
 
-}  // namespace dsv4::cpu::avx512
-
-#endif  // __x86_64__
+}  // namespace
+}  // namespace dsv4::cpu

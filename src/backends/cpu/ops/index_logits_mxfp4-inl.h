@@ -1,4 +1,4 @@
-// Indexer scores of MXFP4 keys on AVX2 in integers, with the bits of the order in index_logits.h.
+// Indexer scores of MXFP4 keys in integers, with the bits of the order in index_logits.h.
 //
 // Why equal A query head and a key are whole numbers of a unit each. While the sum of |q k| over
 //           all dims stays below 2^24 units, every step of the canonical f32 sum is exact, hence so
@@ -8,10 +8,12 @@
 //           kernel, decided per token and per block of keys.
 // Layout    in groups of 32 dims: the even ones, then the odd ones (the nibbles of a byte), four
 //           to a dword; keys as code + 12 (unsigned), queries as int8 [quad][head][4]
-// Tiling    16 heads x 4 keys: per 4 dims 2 loads, 4 broadcasts, 8 VPMADDUBSW, 8 VPADDW; a group
-//           ends in VPMADDWD with 2^(scale over unit). f32 takes 32 FMA for 18 instructions here.
+// Tiling    16 heads x kTileKeys keys; AVX2, 4 keys: per 4 dims 2 loads, 4 broadcasts, 8
+//           VPMADDUBSW, 8 VPADDW; a group ends in VPMADDWD with 2^(scale over unit). f32 takes 32
+//           FMA for 18 instructions here.
 // Budget    262144 keys x 64 heads x 128 dims: 134 M vector instructions, 11 ms of one core at
-//           4 a cycle and 3.1 GHz; what was reached: docs/kernels/index_logits.md
+//           4 a cycle and 3.1 GHz (AVX2); what was reached: docs/kernels/index_logits.md
+#pragma once
 #include <cmath>
 
 #include "backends/cpu/ops/index_logits_wide-inl.h"
@@ -19,12 +21,9 @@
 namespace dsv4::cpu {
 namespace {
 
-using Wide = WideIndexKernel<Lanes8, 4>;
-
 constexpr int kGroups = kIndexTileDims / kMxfp4Block;
 constexpr int kQuads = kIndexTileDims / 4;
 constexpr int kGroupQuads = kQuads / kGroups;
-constexpr int kTileKeys = 4;
 constexpr int kMaxCode = 12;  // twice the largest E2M1
 // Exponents of the groups of a head or key above its unit.
 constexpr int kMaxQuerySpread = 5, kMaxKeySpread = 4;
@@ -46,10 +45,11 @@ struct alignas(32) KeyCodes {
 };
 enum class KeyForm : int32_t { kCodes, kF32, kBoth };
 
-constexpr int kElemBytes = 6;  // f32 for the kernel that takes over, and the integers
-static_assert(sizeof(QueryHeads) <= kIndexLanes * kIndexTileDims * (kElemBytes - 4));
+constexpr int kMxfp4ElemBytes = 6;  // f32 for the kernel that takes over, and the integers
+static_assert(kMxfp4ElemBytes <= kMaxIndexElemBytes);
+static_assert(sizeof(QueryHeads) <= kIndexLanes * kIndexTileDims * (kMxfp4ElemBytes - 4));
 static_assert(kKeyBlock * sizeof(KeyCodes) + sizeof(KeyForm) <=
-              kKeyBlock * kIndexTileDims * (kElemBytes - 4));
+              kKeyBlock * kIndexTileDims * (kMxfp4ElemBytes - 4));
 
 // ---- queries
 
@@ -134,21 +134,6 @@ QueryHeads* query_heads(void* packed, int heads, int dim) {
   return reinterpret_cast<QueryHeads*>(static_cast<std::byte*>(packed) + padded * dim * 4);
 }
 
-void pack_q(const void* q, DType dtype, int64_t stride, int heads, int dim, void* packed) {
-  Wide::pack_q(q, dtype, stride, heads, dim, packed);
-  QueryHeads* groups = query_heads(packed, heads, dim);
-  bool exact = true;
-  for (int first = 0; first < heads; first += kIndexLanes) {
-    QueryHeads& group = groups[first / kIndexLanes];
-    if (heads - first < kIndexLanes) std::memset(&group, 0, sizeof(group));
-    for (int lane = 0; lane < kIndexLanes && first + lane < heads; ++lane) {
-      exact = exact &&
-              pack_head(static_cast<const uint16_t*>(q) + (first + lane) * stride, lane, group);
-    }
-  }
-  groups[0].exact = exact ? 1 : 0;
-}
-
 // ---- keys
 
 KeyCodes* key_codes(void* k) {
@@ -200,18 +185,6 @@ bool load_key(RowRef row, KeyCodes& out) {
   return true;
 }
 
-void load_keys(const KeyRows& keys, KvFormat format, int dim, void* k) {
-  KeyCodes* codes = key_codes(k);
-  for (int i = 0; i < keys.count; ++i) {
-    if (load_key(keys.rows[i], codes[i])) [[likely]]
-      continue;
-    Wide::load_keys(keys, format, dim, k);
-    *key_form(k) = KeyForm::kF32;
-    return;
-  }
-  *key_form(k) = KeyForm::kCodes;
-}
-
 // Codes -> f32, for a token that has none.
 void widen_keys(void* k, int count) {
   const KeyCodes* codes = key_codes(k);
@@ -239,86 +212,145 @@ void widen_keys(void* k, int count) {
 
 // ---- scores
 
-__m256i load(const void* from) {
-  return _mm256_load_si256(static_cast<const __m256i*>(from));
-}
+/// Integers in the vectors of L; load: aligned.
+template <class L>
+struct Ints;
+template <>
+struct Ints<Lanes8> {
+  using I = __m256i;
+  static I zero() { return _mm256_setzero_si256(); }
+  static I set(int x) { return _mm256_set1_epi32(x); }
+  static I load(const void* p) { return _mm256_load_si256(static_cast<const I*>(p)); }
+  static I add16(I a, I b) { return _mm256_add_epi16(a, b); }
+  static I add32(I a, I b) { return _mm256_add_epi32(a, b); }
+  static I mul16(I a, I b) { return _mm256_mullo_epi16(a, b); }
+  static I dot8(I codes, I signed_codes) { return _mm256_maddubs_epi16(codes, signed_codes); }
+  static I dot16(I a, I b) { return _mm256_madd_epi16(a, b); }
+  static __m256 to_f32(I x) { return _mm256_cvtepi32_ps(x); }
+};
+#if defined(__AVX512F__)
+template <>
+struct Ints<Lanes16> {
+  using I = __m512i;
+  static I zero() { return _mm512_setzero_si512(); }
+  static I set(int x) { return _mm512_set1_epi32(x); }
+  static I load(const void* p) { return _mm512_load_si512(p); }
+  static I add16(I a, I b) { return _mm512_add_epi16(a, b); }
+  static I add32(I a, I b) { return _mm512_add_epi32(a, b); }
+  static I mul16(I a, I b) { return _mm512_mullo_epi16(a, b); }
+  static I dot8(I codes, I signed_codes) { return _mm512_maddubs_epi16(codes, signed_codes); }
+  static I dot16(I a, I b) { return _mm512_madd_epi16(a, b); }
+  static __m512 to_f32(I x) { return _mm512_cvtepi32_ps(x); }
+};
+#endif
 
-// t_l of kTileKeys keys over 16 heads. Keys past the count give values that nobody reads.
-void score_tile(const QueryHeads& q, const float* weights, const KeyCodes* keys, bool first,
-                float* lanes) {
-  __m256i total[kTileKeys][2];
-#pragma GCC unroll 4
-  for (int i = 0; i < kTileKeys; ++i) total[i][0] = total[i][1] = _mm256_setzero_si256();
-  for (int g = 0; g < kGroups; ++g) {
-    __m256i acc[kTileKeys][2];
-#pragma GCC unroll 4
-    for (int i = 0; i < kTileKeys; ++i) {
-      acc[i][0] = load(q.start[g]);
-      acc[i][1] = load(q.start[g] + 8);
+/// Wide: the f32 kernel that takes over.
+template <class L, class Wide, int kTileKeys>
+struct Mxfp4IndexKernel {
+  static constexpr int kElemBytes = kMxfp4ElemBytes;
+
+  static void pack_q(const void* q, DType dtype, int64_t stride, int heads, int dim, void* packed) {
+    Wide::pack_q(q, dtype, stride, heads, dim, packed);
+    QueryHeads* groups = query_heads(packed, heads, dim);
+    bool exact = true;
+    for (int first = 0; first < heads; first += kIndexLanes) {
+      QueryHeads& group = groups[first / kIndexLanes];
+      if (heads - first < kIndexLanes) std::memset(&group, 0, sizeof(group));
+      for (int lane = 0; lane < kIndexLanes && first + lane < heads; ++lane) {
+        exact = exact &&
+                pack_head(static_cast<const uint16_t*>(q) + (first + lane) * stride, lane, group);
+      }
+    }
+    groups[0].exact = exact ? 1 : 0;
+  }
+
+  static void load_keys(const KeyRows& keys, KvFormat format, int dim, void* k) {
+    KeyCodes* codes = key_codes(k);
+    for (int i = 0; i < keys.count; ++i) {
+      if (load_key(keys.rows[i], codes[i])) [[likely]]
+        continue;
+      Wide::load_keys(keys, format, dim, k);
+      *key_form(k) = KeyForm::kF32;
+      return;
+    }
+    *key_form(k) = KeyForm::kCodes;
+  }
+
+  static void score(const void* packed_q, const float* weights, const void* k, int count, int heads,
+                    int dim, float* lanes, float* sums, const KeyRows* next) {
+    const QueryHeads* groups = query_heads(const_cast<void*>(packed_q), heads, dim);
+    void* keys = const_cast<void*>(k);  // scratch of this item, written by load_keys
+    if (groups[0].exact == 0 || *key_form(keys) == KeyForm::kF32) {
+      if (*key_form(keys) == KeyForm::kCodes) widen_keys(keys, kKeyBlock);
+      Wide::score(packed_q, weights, k, count, heads, dim, lanes, sums, next);
+      return;
+    }
+    const KeyCodes* codes = key_codes(keys);
+    for (int h = 0; h < heads; h += kIndexLanes) {
+      for (int j = 0; j < count; j += kTileKeys) {
+        if (h == 0) prefetch_keys(next, j, kTileKeys);
+        score_tile(groups[h / kIndexLanes], weights + h, codes + j, h == 0,
+                   lanes + j * kIndexLanes);
+      }
+    }
+    tree_sums<L>(lanes, count, sums);
+  }
+
+ private:
+  using V = Ints<L>;
+  static constexpr int kVectors = kIndexLanes / L::kLanes;  // of 16 heads
+
+  // t_l of kTileKeys keys over 16 heads. Keys past the count give values that nobody reads.
+  static void score_tile(const QueryHeads& q, const float* weights, const KeyCodes* keys,
+                         bool first, float* lanes) {
+    typename V::I total[kTileKeys][kVectors];
+#pragma GCC unroll 8
+    for (int i = 0; i < kTileKeys; ++i)
+#pragma GCC unroll 2
+      for (int v = 0; v < kVectors; ++v) total[i][v] = V::zero();
+    for (int g = 0; g < kGroups; ++g) {
+      typename V::I acc[kTileKeys][kVectors];
+#pragma GCC unroll 8
+      for (int i = 0; i < kTileKeys; ++i)
+#pragma GCC unroll 2
+        for (int v = 0; v < kVectors; ++v) acc[i][v] = V::load(q.start[g] + v * L::kLanes);
+#pragma GCC unroll 8
+      for (int quad = g * kGroupQuads; quad < (g + 1) * kGroupQuads; ++quad) {
+        typename V::I x[kVectors];
+#pragma GCC unroll 2
+        for (int v = 0; v < kVectors; ++v) x[v] = V::load(q.codes[quad] + v * L::kLanes);
+#pragma GCC unroll 8
+        for (int i = 0; i < kTileKeys; ++i) {
+          int32_t dword;
+          std::memcpy(&dword, keys[i].codes + 4 * quad, 4);
+          const typename V::I key = V::set(dword);
+#pragma GCC unroll 2
+          for (int v = 0; v < kVectors; ++v) acc[i][v] = V::add16(acc[i][v], V::dot8(key, x[v]));
+        }
+      }
+#pragma GCC unroll 8
+      for (int i = 0; i < kTileKeys; ++i) {
+        const typename V::I by_key = V::set(static_cast<int>(keys[i].factor[g]));
+#pragma GCC unroll 2
+        for (int v = 0; v < kVectors; ++v) {
+          const typename V::I factor = V::mul16(V::load(q.factor[g] + v * L::kLanes), by_key);
+          total[i][v] = V::add32(total[i][v], V::dot16(acc[i][v], factor));
+        }
+      }
     }
 #pragma GCC unroll 8
-    for (int quad = g * kGroupQuads; quad < (g + 1) * kGroupQuads; ++quad) {
-      const __m256i x0 = load(q.codes[quad]), x1 = load(q.codes[quad] + 8);
-#pragma GCC unroll 4
-      for (int i = 0; i < kTileKeys; ++i) {
-        int32_t dword;
-        std::memcpy(&dword, keys[i].codes + 4 * quad, 4);
-        const __m256i key = _mm256_set1_epi32(dword);
-        acc[i][0] = _mm256_add_epi16(acc[i][0], _mm256_maddubs_epi16(key, x0));
-        acc[i][1] = _mm256_add_epi16(acc[i][1], _mm256_maddubs_epi16(key, x1));
-      }
-    }
-#pragma GCC unroll 4
     for (int i = 0; i < kTileKeys; ++i) {
-      const __m256i by_key = _mm256_set1_epi32(static_cast<int>(keys[i].factor[g]));
 #pragma GCC unroll 2
-      for (int j = 0; j < 2; ++j) {
-        const __m256i factor = _mm256_mullo_epi16(load(q.factor[g] + 8 * j), by_key);
-        total[i][j] = _mm256_add_epi32(total[i][j], _mm256_madd_epi16(acc[i][j], factor));
+      for (int v = 0; v < kVectors; ++v) {
+        const auto dot = L::mul(L::mul(V::to_f32(total[i][v]), L::load(q.unit + v * L::kLanes)),
+                                L::set(keys[i].unit));
+        float* lane = lanes + i * kIndexLanes + v * L::kLanes;
+        const auto before = first ? L::zero() : L::load(lane);
+        L::store(lane, L::fma(L::load(weights + v * L::kLanes), L::max(L::zero(), dot), before));
       }
     }
   }
-#pragma GCC unroll 4
-  for (int i = 0; i < kTileKeys; ++i) {
-#pragma GCC unroll 2
-    for (int j = 0; j < 2; ++j) {
-      const __m256 dot = _mm256_mul_ps(
-          _mm256_mul_ps(_mm256_cvtepi32_ps(total[i][j]), Lanes8::load(q.unit + 8 * j)),
-          _mm256_set1_ps(keys[i].unit));
-      float* lane = lanes + i * kIndexLanes + 8 * j;
-      const __m256 before = first ? _mm256_setzero_ps() : _mm256_loadu_ps(lane);
-      _mm256_storeu_ps(lane, _mm256_fmadd_ps(_mm256_loadu_ps(weights + 8 * j),
-                                             _mm256_max_ps(_mm256_setzero_ps(), dot), before));
-    }
-  }
-}
-
-void score(const void* packed_q, const float* weights, const void* k, int count, int heads, int dim,
-           float* lanes, float* sums, const KeyRows* next) {
-  const QueryHeads* groups = query_heads(const_cast<void*>(packed_q), heads, dim);
-  void* keys = const_cast<void*>(k);  // scratch of this item, written by load_keys
-  if (groups[0].exact == 0 || *key_form(keys) == KeyForm::kF32) {
-    if (*key_form(keys) == KeyForm::kCodes) widen_keys(keys, kKeyBlock);
-    Wide::score(packed_q, weights, k, count, heads, dim, lanes, sums, next);
-    return;
-  }
-  const KeyCodes* codes = key_codes(keys);
-  for (int h = 0; h < heads; h += kIndexLanes) {
-    for (int j = 0; j < count; j += kTileKeys) {
-      if (h == 0) prefetch_keys(next, j, kTileKeys);
-      score_tile(groups[h / kIndexLanes], weights + h, codes + j, h == 0, lanes + j * kIndexLanes);
-    }
-  }
-  for (int j = 0; j < count; ++j) sums[j] = tree_sum(lanes + j * kIndexLanes);
-}
+};
 
 }  // namespace
-
-const IndexKernel& index_mxfp4_avx2_kernel() {
-  static constexpr IndexKernel kernel{
-      .elem_bytes = kElemBytes, .pack_q = pack_q, .load_keys = load_keys, .score = score};
-  static_assert(kElemBytes <= kMaxIndexElemBytes);
-  return kernel;
-}
-
 }  // namespace dsv4::cpu

@@ -2,20 +2,19 @@
 //
 // Problem   y[m][n] = sum_k x[m][k] W[n][k] for m < 8 (f32: 4); bound by reading W
 // Tiling    kRows rows of W x M rows of x. The rows come from kRows distant stripes of the tile,
-// row i
-//           of each: every stream that the prefetcher sees is then long and contiguous. Adjacent
-//           rows of K = 1024 defeat it and run three times slower on one thread.
+//           row i of each: every stream that the prefetcher sees is then long and contiguous.
+//           Adjacent rows of K = 1024 defeat it and run three times slower on one thread.
 //           Blocks of K outermost would keep x in L1, but cut those streams short: 15-20% slower.
 // Budget    two threads that share memory leave about 14 cycles per 64 bytes; FP8, M = 1 takes 5.4
+//           with BF16 instructions, and about 10 (20 instructions, two ports) without
 // Contract  any N (the last stripes repeat the tile's last row), any K (the last partial group of
 //           128 columns is copied and zero-padded), sums in the order of linear.h
-#if defined(__x86_64__)
+#pragma once
 #include <array>
 
 #include "backends/cpu/ops/linear_avx512-inl.h"
-#include "backends/cpu/ops/linear_avx512.h"
 
-namespace dsv4::cpu::avx512 {
+namespace dsv4::cpu {
 namespace {
 
 // Bytes of 128 columns of the widest weight, f32.
@@ -31,7 +30,9 @@ struct Group {
   const uint8_t* scale[kRows];
   const std::byte* x;
   int64_t x_stride_bytes;
+  /// Vector `part`, of 64 bytes; pairs of W have kPairVectors of x.
   const std::byte* x_part(int m, int part) const { return x + m * x_stride_bytes + 64 * part; }
+  const std::byte* x_pairs(int m, int part) const { return x_part(m, part * kPairVectors); }
 };
 
 template <int kRows, int M>
@@ -41,7 +42,7 @@ struct Fp8Kind {
   template <int M>
   static constexpr int kRows = M > 4 ? 2 : 4;
   static constexpr int kBitsPerColumn = 8;
-  static constexpr int kXBytes = 2;
+  static constexpr int kXBytes = 2 * kPairVectors;
   const Fp8Tables* tables = &fp8_tables();
 
   template <int R, int M>
@@ -55,9 +56,8 @@ struct Fp8Kind {
         fp8_to_bf16(_mm512_loadu_si512(group.w[r] + 64 * half), table, first, second);
 #pragma GCC unroll 8
         for (int m = 0; m < M; ++m) {
-          acc[r][m] = dot_pairs(acc[r][m], first, _mm512_loadu_si512(group.x_part(m, 2 * half)));
-          acc[r][m] =
-              dot_pairs(acc[r][m], second, _mm512_loadu_si512(group.x_part(m, 2 * half + 1)));
+          acc[r][m] = dot_pairs(acc[r][m], first, group.x_pairs(m, 2 * half));
+          acc[r][m] = dot_pairs(acc[r][m], second, group.x_pairs(m, 2 * half + 1));
         }
       }
     }
@@ -68,7 +68,7 @@ struct Fp4Kind {
   template <int M>
   static constexpr int kRows = M == 1 || M > 4 ? 2 : 4;
   static constexpr int kBitsPerColumn = 4;
-  static constexpr int kXBytes = 2;
+  static constexpr int kXBytes = 2 * kPairVectors;
   __m512i table = fp4_table();
 
   template <int R, int M>
@@ -83,7 +83,7 @@ struct Fp4Kind {
         __m512 sum = _mm512_setzero_ps();
 #pragma GCC unroll 4
         for (int part = 0; part < 4; ++part) {
-          sum = dot_pairs(sum, values[part], _mm512_loadu_si512(group.x_part(m, part)));
+          sum = dot_pairs(sum, values[part], group.x_pairs(m, part));
         }
         acc[r][m] = _mm512_fmadd_ps(sum, scales, acc[r][m]);
       }
@@ -95,7 +95,7 @@ struct Bf16Kind {
   template <int M>
   static constexpr int kRows = M > 4 ? 2 : 4;
   static constexpr int kBitsPerColumn = 16;
-  static constexpr int kXBytes = 2;
+  static constexpr int kXBytes = 2 * kPairVectors;
 
   template <int R, int M>
   DSV4_INLINE void add(const Group<R, M>& group, Accumulators<R, M>& acc) const {
@@ -106,7 +106,7 @@ struct Bf16Kind {
         const __m512i values = _mm512_loadu_si512(group.w[r] + 64 * part);
 #pragma GCC unroll 8
         for (int m = 0; m < M; ++m) {
-          acc[r][m] = dot_pairs(acc[r][m], values, _mm512_loadu_si512(group.x_part(m, part)));
+          acc[r][m] = dot_pairs(acc[r][m], values, group.x_pairs(m, part));
         }
       }
     }
@@ -260,8 +260,6 @@ void stream_rows_f32(const LinearTile& tile) {
   kKernels[tile.x->rows - 1](tile);
 }
 
-}  // namespace
-
 void compute_streamed(const LinearTile& tile) {
   switch (tile.x->lanes) {
     case Lanes::kFp8:
@@ -276,6 +274,5 @@ void compute_streamed(const LinearTile& tile) {
   }
 }
 
-}  // namespace dsv4::cpu::avx512
-
-#endif  // __x86_64__
+}  // namespace
+}  // namespace dsv4::cpu
