@@ -4,14 +4,15 @@
 // Tiling    item = (token, 64 heads, chain), dealt out to persistent CTAs, first chains first. Four
 //           warpgroups:
 //             0     S = Q K^T [64 x 64] over 512 dims, softmax, P (bf16) to shared memory
-//             1, 2  O[64 x 256] += P V, which leaves through the stage last read; the walk over
-//                   items and blocks
+//             1, 2  O[64 x 256] += P V, which leaves through shared memory; the walk over items
+//                   and blocks
 //             3     gathers rows and writes them as bf16 into a stage: 64 rows x 512, K as it lies
 //                   and V through the transposing descriptor (attend_sm90_loader.cuh)
-//           Two stages. Half of the query is read from shared memory, half lives in registers.
+//           Two stages, handed over by halves of their columns. Half of the query is read from
+//           shared memory, half lives in registers.
 //           Of a chain in two parts (attend_sm90.h, kParts) the values of the first one wait in
 //           the L2 for those of the second.
-// Budget    a block and 64 heads: 2 x 1024 clocks of wgmma; shared memory 336 KB = 2690 clocks;
+// Budget    a block and 64 heads: 2 x 1024 clocks of wgmma; shared memory 320 KB = 2560 clocks;
 //           584 B x 64 rows = 37 KB. Limits and measurements: docs/kernels/attend_sm90.md
 // Launch    min(items, SMs) CTAs of 512 threads, smem = sizeof(SharedStorage), 1 CTA/SM
 // Contract  q, out, rows 16-byte aligned (fp8_ds_mla: 8); rows that are masked (-1, outside the
@@ -47,30 +48,33 @@ __device__ __forceinline__ int64_t chain_slot(const AttendSm90Args& args,
 }
 
 /// The query of an item: half of it is read by products from shared memory, the other half lives in
-/// registers as A fragments of 16 products. The copy engine brings both through the same shared
-/// memory, one after the other: 32 KB more under way in the load/store pipe, be it to registers or
-/// to shared memory, are more than the L1 has room for, and everybody's loads and stores wait.
+/// registers as A fragments of 16 products. Both come by the copy engine, the second half through
+/// shared memory of its own, so that it is there when the item before ends: 32 KB more under way in
+/// the load/store pipe, be it to registers or to shared memory, are more than the L1 has room for,
+/// and everybody's loads and stores wait.
 template <typename Traits>
 struct Query {
   uint32_t fragments[64];  // dims 256-511
 
-  /// Asks for dims `first_dim` to `first_dim` + 255; heads that do not exist become zeros. By one
-  /// thread, when nobody reads the ones before.
+  /// Asks for dims 256 `half`... of an item; heads that do not exist become zeros. By one thread,
+  /// when nobody reads what is there.
   __device__ __forceinline__ static void copy(const AttendSm90Args& args,
                                               SharedStorage<Traits>& shared,
-                                              const BlockHeader& header, int first_dim) {
-    const uint32_t barrier = shared_address(&shared.barriers.query_full);
+                                              const BlockHeader& header, int half) {
+    const uint32_t barrier = shared_address(&shared.barriers.query_full[half]);
+    const uint32_t to = shared_address(half == 0 ? shared.query : shared.next_query);
     mbarrier_arrive_expecting(barrier, sizeof(shared.query));
 #pragma unroll 1
     for (int i = 0; i < Traits::kQueryPanels; ++i) {
-      copy_box(shared_address(shared.query[i]), args.q_map, first_dim * 2 + i * 128,
+      copy_box(to + i * Traits::kPanelBytes, args.q_map, (half * Traits::kQueryPanels + i) * 128,
                static_cast<int>(header.tile) * 64, header.token, barrier);
     }
   }
-  /// Takes what has come as fragments.
-  __device__ __forceinline__ void take(const SharedStorage<Traits>& shared) {
+  /// Fragments of an item for which `copy` has been called; `phase` is its number modulo 2.
+  __device__ __forceinline__ void take(SharedStorage<Traits>& shared, uint32_t phase) {
+    mbarrier_poll(shared_address(&shared.barriers.query_full[1]), phase);
     const int lane = thread_of_role() & 31;
-    const uint32_t row = shared_address(shared.query) +
+    const uint32_t row = shared_address(shared.next_query) +
                          ((thread_of_role() >> 5 << 4) + ((lane >> 3) & 1) * 8 + (lane & 7)) * 128;
 #pragma unroll
     for (int k = 0; k < 16; ++k) {
@@ -80,14 +84,8 @@ struct Query {
 #pragma unroll
       for (int i = 0; i < 4; ++i) fragments[4 * k + i] = a[i];
     }
-  }
-  /// Fragments of the query whose second half has been asked for; asks for its first half.
-  __device__ __forceinline__ void start(const AttendSm90Args& args, SharedStorage<Traits>& shared,
-                                        const BlockHeader& header) {
-    mbarrier_poll(shared_address(&shared.barriers.query_full), 0);
-    take(shared);
+    mbarrier_arrive(shared_address(&shared.barriers.query_taken));
     barrier_sync(kScoreBarrier, 128);
-    if (thread_of_role() == 0) copy(args, shared, header, 0);
   }
 };
 
@@ -283,10 +281,12 @@ __device__ __forceinline__ void finish_rows(const AttendSm90Args& args, const Bl
   }
 }
 
-/// S over the dims of one half of the query, on its way.
+/// S over the dims of one half of the query, on its way. What the loader wrote is made visible to
+/// products here, for the output roles too, not by the loader, for which others wait.
 template <typename Traits>
 __device__ __forceinline__ void start_scores(float (&s)[32], const Query<Traits>& query,
                                              uint64_t query_operand, uint64_t rows, int half) {
+  fence_proxy_async();
   wgmma_fence();
 #pragma unroll
   for (int k = 0; k < 16; ++k) {
@@ -311,22 +311,36 @@ __device__ __forceinline__ void score_role(const AttendSm90Args& args,
   mbarrier_poll(shared_address(&shared.barriers.blocks_known[0]), 0);
   if (shared.walk.headers[0].token < 0) return;
   Query<Traits> query;
-  if (thread_of_role() == 0) query.copy(args, shared, read_header(shared.walk.headers[0]), 256);
-  query.start(args, shared, read_header(shared.walk.headers[0]));
+  if (thread_of_role() == 0) {
+    for (int half : {1, 0}) query.copy(args, shared, read_header(shared.walk.headers[0]), half);
+  }
+  query.take(shared, 0);
   const uint64_t query_operand = swizzled_operand(shared_address(shared.query), 16, 1024);
 
-  float max[2] = {kNoMaximum, kNoMaximum}, sum[2] = {0.f, 0.f};
-  for (int block = 0; shared.walk.headers[block % Traits::kHeaderSlots].token >= 0;) {
-    mbarrier_poll(shared_address(&shared.barriers.query_full), 1);
+  uint32_t phase = 0;  // number of the item modulo 2
+  for (int block = 0; shared.walk.headers[block % Traits::kHeaderSlots].token >= 0; phase ^= 1) {
+    const bool first_item = block == 0;
+    mbarrier_poll(shared_address(&shared.barriers.query_full[0]), phase);
+    float max[2] = {kNoMaximum, kNoMaximum}, sum[2] = {0.f, 0.f};
     for (bool last = false; !last; ++block) {
       const int stage = block & 1;
       const uint64_t rows = swizzled_operand(shared_address(shared.rows[stage]), 16, 1024);
       float s[32];
-      mbarrier_poll(shared_address(&shared.barriers.rows_full[stage]), phase_of<2>(block));
-      start_scores(s, query, query_operand, rows, 0);
-      start_scores(s, query, query_operand, rows, 1);
       const uint32_t flags = shared.walk.headers[block % Traits::kHeaderSlots].flags;
       last = (flags & kLastBlock) != 0;
+      if (last && thread_of_role() == 0) {
+        const BlockHeader next =
+            read_header(shared.walk.headers[(block + 1) % Traits::kHeaderSlots]);
+        if (next.token >= 0) {
+          // The output of the item before lay there.
+          if (!first_item) mbarrier_poll(shared_address(&shared.barriers.output_read), phase ^ 1);
+          query.copy(args, shared, next, 1);
+        }
+      }
+      mbarrier_poll(shared_address(&shared.barriers.rows_full[stage][0]), phase_of<2>(block));
+      start_scores(s, query, query_operand, rows, 0);
+      mbarrier_poll(shared_address(&shared.barriers.rows_full[stage][1]), phase_of<2>(block));
+      start_scores(s, query, query_operand, rows, 1);
       const bool all_rows = load_mask<8>(shared.mask[stage]).all();
       BlockHeader item, next = {-1, 0, 0, 0};
       Sinks sinks;
@@ -336,7 +350,7 @@ __device__ __forceinline__ void score_role(const AttendSm90Args& args,
         next = read_header(shared.walk.headers[(block + 1) % Traits::kHeaderSlots]);
         wgmma_wait<1>();
         barrier_sync(kScoreBarrier, 128);
-        if (next.token >= 0 && thread_of_role() == 0) query.copy(args, shared, next, 256);
+        if (next.token >= 0 && thread_of_role() == 0) query.copy(args, shared, next, 0);
         sinks.load(args, item.tile, row);
       }
       wgmma_wait<0>();
@@ -359,7 +373,11 @@ __device__ __forceinline__ void score_role(const AttendSm90Args& args,
       }
       fence_proxy_async();
       mbarrier_arrive(shared_address(&shared.barriers.p_full));
-      if (next.token >= 0) query.start(args, shared, next);
+      if (next.token >= 0) {
+        query.take(shared, phase ^ 1);
+      } else if (last) {
+        mbarrier_arrive(shared_address(&shared.barriers.query_taken));
+      }
     }
   }
 }
@@ -473,7 +491,7 @@ __device__ __forceinline__ void output_role(const AttendSm90Args& args,
   };
   const auto values_of = [&](int stage) { return shared_address(shared.rows[stage][half() * 4]); };
   const auto release = [&](int stage) {
-    mbarrier_arrive(shared_address(&shared.barriers.rows_empty[stage]));
+    mbarrier_arrive(shared_address(&shared.barriers.rows_empty[stage][half()]));
   };
   // Where products begin anew.
   constexpr uint32_t kEnd = kParts ? kLastBlock | kEndOfPart : kLastBlock;
@@ -486,7 +504,7 @@ __device__ __forceinline__ void output_role(const AttendSm90Args& args,
     float inverse[2];
     PartWeights weights[2];
     for (bool last = false; !last; ++block) {
-      const int stage = block % Traits::kStages;
+      const int stage = block & 1;
       if (block == 0) {
         if (half() == 1) walk.get_ahead(shared.barriers);
         mbarrier_poll(shared_address(&shared.barriers.blocks_known[0]), 0);
@@ -537,28 +555,44 @@ __device__ __forceinline__ void output_role(const AttendSm90Args& args,
       wgmma_wait<0>();
       if (half() == 1) copy_async_wait<0>();  // of find_places
       mbarrier_arrive(shared_address(&shared.barriers.p_empty));
-      if (!last) release(stage);
+      if (!last || half() == 0) release(block & 1);
     }
-    const int stage = (block - 1) % Traits::kStages;
+    const int stage = (block - 1) & 1;
     const BlockHeader item = read_header(shared.walk.headers[(block - 1) % Traits::kHeaderSlots]);
     const int barrier = kOutputBarrier + half();
     if constexpr (kParts) {
-      FirstPart& first = args.first_parts[blockIdx.x];
-      if (__any_sync(~0u, (item.flags & kLaterPart) != 0)) {
-        add_first_part(first, half(), weights, values_of(stage), barrier,
-                       shared_address(&shared.barriers.parts_full[half()]), o);
-      } else if (__any_sync(~0u, (item.flags & kEndOfPart) != 0)) {
-        release(stage);
-        put_away(first, half(), o);
+      if (__any_sync(~0u, (item.flags & kEndOfPart) != 0)) {
+        if (half() == 1) release(stage);
+        put_away(args.first_parts[blockIdx.x], half(), o);
         continue;
       }
     }
+    // The first half leaves through the memory that the next query came by, so that the loader has
+    // half of a stage to go on with.
+    if (half() == 0) {
+      mbarrier_poll(shared_address(&shared.barriers.query_taken), item.flags / kOddItem & 1);
+    }
+    const auto staging = [&] {
+      return half() == 0 ? shared_address(shared.next_query) : values_of(stage);
+    };
+    if constexpr (kParts) {
+      if (__any_sync(~0u, (item.flags & kLaterPart) != 0)) {
+        add_first_part(args.first_parts[blockIdx.x], half(), weights, staging(), barrier,
+                       shared_address(&shared.barriers.parts_full[half()]), o);
+      }
+    }
+    const auto give_back = [&] {
+      if (half() == 1) {
+        release(stage);
+      } else if (thread_of_role() == 0) {
+        mbarrier_arrive(shared_address(&shared.barriers.output_read));
+      }
+    };
+    if (kParts || half() == 1) barrier_sync(barrier, 128);  // all warps have read what lies there
     if (__any_sync(~0u, (item.flags & kOnlyChain) != 0)) {
-      barrier_sync(barrier, 128);  // all warps have read their values
-      store_output(args, item, half() * 256, values_of(stage), barrier, inverse, o,
-                   [&] { release(stage); });
+      store_output(args, item, half() * 256, staging(), barrier, inverse, o, give_back);
     } else {
-      release(stage);
+      give_back();
       store_chain(args, item, half(), o);
     }
   }
@@ -583,7 +617,11 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
   } else if (role == 3) {
     decrease_registers<Traits::kLoaderRegisters>();
     if constexpr (Traits::kConverts) {
-      load_and_convert(args, shared, thread_of_role() >> 5, thread_of_role() & 31);
+      if (!Traits::kHasScales || args.wide_rows) {
+        load_and_convert<Traits, true>(args, shared, thread_of_role() >> 5, thread_of_role() & 31);
+      } else {
+        load_and_convert<Traits, false>(args, shared, thread_of_role() >> 5, thread_of_role() & 31);
+      }
     } else {
       load_bf16(args, shared, thread_of_role() >> 5, thread_of_role() & 31);
     }

@@ -1,13 +1,16 @@
 // The loader role of sm90_attend: gathers the rows of a block, whose addresses the walk has found
 // (attend_sm90_walk.cuh), and writes them as bf16 into the tile of a stage. Four warps; each owns 8
-// rows of either half of a block, so that nothing is handed over inside the role.
+// rows of either half of a block, so that nothing is handed over inside the role. The first part is
+// what loaders of clusters share (attend_sm90_cluster_loader.cuh).
 #pragma once
+#include <cuda_fp16.h>
+
 #include "backends/nvidia/arch/sm90/memory.h"
 #include "backends/nvidia/ops/attend_sm90_walk.cuh"
 
 namespace dsv4::nvidia::sm90_attend {
 
-// ---- E4M3 to bf16
+// ---- E4M3 to bf16 by passes of 8 rows a warp
 
 /// 2^(120 + e) in both halves: undoes the bias that the codes have as bf16 bits and scales, in one
 /// product. Exact for scale bytes up to kLargestFastScale; beyond, see convert_exactly.
@@ -140,118 +143,169 @@ __device__ __forceinline__ void convert_pass(const Addresses& at, uint32_t rope_
   if (__any_sync(~0u, (unusual & 0x80808080u) != 0)) convert_exactly<Traits>(at);
 }
 
-/// What a thread holds of a pass before its turn comes: panels 0-3 and the scales.
-struct RawFront {
-  uint4 panels[4];
-  uint2 scales = {0x7f7f7f7fu, 0x7f7f7f7fu};
+// ---- The role
 
-  template <typename Traits>
-  __device__ __forceinline__ void load(uint32_t raw, uint32_t scales_at) {
-    if (Traits::kHasScales) scales = load_shared_2(scales_at);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) panels[i] = load_shared_16(raw + i * 64);
-  }
-};
-
-/// FP8 rows, in passes of half a block: gathered three passes ahead into the raw ring, then
-/// converted. A block is handed over before new rows are asked for, because others wait for it.
-/// What a pass reads from shared memory is asked for half a pass earlier: there is one warp per
-/// scheduler, and nobody else to fill the time.
+/// Four codes as two pairs of bf16, through f32: that takes half of what the integer pipe has to do
+/// for the bits themselves, and NaN codes and all scales come out right.
 template <typename Traits>
+__device__ __forceinline__ void convert_by_f32(uint32_t codes, uint32_t scale, uint32_t& low,
+                                               uint32_t& high) {
+  uint32_t pairs[2];
+  e4m3x4_to_f16x4(codes, pairs[0], pairs[1]);
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const __half2 pair = *reinterpret_cast<const __half2*>(&pairs[i]);
+    const uint32_t values = pack_bf16x2(__low2float(pair), __high2float(pair));
+    (i == 0 ? low : high) = Traits::kHasScales ? multiply_bf16x2(values, scale) : values;
+  }
+}
+/// 2^(byte - 127) of a panel in both halves, NaN for byte 255.
+__device__ __forceinline__ uint32_t scale_of_panel(const uint2& bytes, int panel) {
+  const uint32_t four = __byte_perm(bytes.x, bytes.y, panel * 0x1111);
+  const uint32_t scale = __vmaxu2(four >> 1 & 0x7f807f80u, 0x00400040u);
+  return multiply_add_bf16x2(scale, 0, scale);  // infinity x 0
+}
+
+/// FP8 rows, panel by panel. A lane has 16 columns of every panel of rows lane / 4 and 32 + lane /
+/// 4 of its warp's: it converts what it has copied itself. bf16 values are copied straight into the
+/// tile. Panels 0-3 are handed over before 4-7 are converted.
+template <typename Traits, bool kWide>
 __device__ __forceinline__ void load_and_convert(const AttendSm90Args& args,
                                                  SharedStorage<Traits>& shared, int warp,
                                                  int lane) {
-  constexpr int kFp8Panels = Traits::kFp8Columns / 64;
-  const int row = lane >> 2, chunk = lane & 3, odd = row & 1;
-  const int tile_row = warp * 8 + row;  // + 32 in the second pass
-  const uint32_t unit0 = shared_address(shared.rows) + tile_row * 128 + ((2 * chunk ^ row) << 4);
-  const uint32_t rope_unit = shared_address(shared.rows) + tile_row * 128 +
-                             (((chunk + 4 * odd) ^ row) << 4) + 7 * Traits::kPanelBytes;
-  const uint32_t raw = shared_address(shared.raw[warp]);
+  constexpr int kPanels = Traits::kFp8Panels, kRing = Traits::kRing;
+  static_assert(kRing < kPanels);  // so that no more than the next block is asked for
+  constexpr int kTileBytes = Traits::kPanels * Traits::kPanelBytes;
+  const int row = lane >> 2, chunk = lane & 3;
+  const uint32_t tile_row = shared_address(shared.rows) + (warp * 8 + row) * 128;
+  const uint32_t unit = tile_row + ((2 * chunk ^ row) << 4);
+  const uint32_t raw = shared_address(shared.raw[warp]) + lane * 16;
+  const uint32_t scales = shared_address(shared.scales[warp]) + row * 8;
   const uint32_t addresses = shared_address(shared.walk.addresses[warp]) + row * 8;
-  const auto address = [&](int slot, int half) {
-    const uint2 bits = load_shared_2(addresses + (slot * 16 + half * 8) * 8);
+  const auto address = [&](int slot, int r) {
+    const uint2 bits = load_shared_2(addresses + (slot * 16 + r * 8) * 8);
     return RowAddress{static_cast<uint64_t>(bits.y) << 32 | bits.x};
   };
-  const uint32_t own = raw + row * Traits::kRawRowBytes + chunk * 16;
-  const uint32_t own_scales = raw + 8 * Traits::kRawRowBytes + row * 8;
-  uint32_t masks[3] = {};  // of this pass and the two after it
-  const auto gather = [&](RowAddress found, uint32_t slot) {
-    gather_raw<Traits>(found, args.wide_rows, slot, row, chunk);
-    masks[0] = masks[1];
-    masks[1] = masks[2];
-    masks[2] = __ballot_sync(~0u, found.valid());
+  const auto next_slot = [](int slot) { return slot == Traits::kAddressSlots - 1 ? 0 : slot + 1; };
+  const auto copy = [](uint32_t to, const std::byte* from, bool valid) {
+    if (kWide) {
+      copy_async_stream(to, from, valid ? 16 : 0);
+    } else {
+      copy_async_8(to, from, valid ? 8 : 0);
+      copy_async_8(to + 8, from + 8, valid ? 8 : 0);
+    }
+  };
+
+  // The block that is fetched: this lane's chunk of its rows, its slot of addresses, its parity.
+  const std::byte* from[2];
+  bool valid[2];
+  int fetched = 0, parity = 0;
+  const auto open_block = [&] {
+    __syncwarp();  // all have read the scales whose place is taken
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const RowAddress found = address(fetched, r);
+      valid[r] = found.valid();
+      from[r] = found.values() + chunk * 16;
+      if (Traits::kHasScales && chunk == r) {
+        copy_async_8(scales + parity * 128 + r * 64, found.values() + found.to_scales(),
+                     valid[r] ? 8 : 0);
+      }
+      // bf16 values, which are copied last.
+      if (Traits::kHasScales && valid[r]) {
+        prefetch_l2(found.values() + Traits::kFp8Columns + chunk * 32);
+      }
+    }
+    fetched = next_slot(fetched);
+    parity ^= 1;
+  };
+  // Panels are copied in groups of one.
+  const auto fetch = [&](int panel, uint32_t to) {
+    if (panel == 0) open_block();
+#pragma unroll
+    for (int r = 0; r < 2; ++r) copy(to + r * 512, from[r] + panel * 64, valid[r]);
+    copy_async_commit();
+  };
+  const auto unit_after = [&](uint32_t at) {
+    return at == raw + (kRing - 1) * Traits::kUnitBytes ? raw : at + Traits::kUnitBytes;
   };
 
   mbarrier_poll(shared_address(&shared.barriers.blocks_known[0]), 0);
-#pragma unroll 1
-  for (int i = 0; i < 3; ++i) gather(address(i >> 1, i & 1), raw + i * Traits::kRawSlotBytes);
+#pragma unroll
+  for (int i = 0; i < kRing; ++i) fetch(i, raw + i * Traits::kUnitBytes);
   int token = shared.walk.headers[0].token;
   mbarrier_poll(shared_address(&shared.barriers.blocks_known[1]), 0);
 
-  uint32_t slot = 0;  // offset of this pass's
-  int ahead = 1;      // slot of the addresses of the pass after the next two
-  copy_async_wait<2>();
-  __syncwarp();
-  RawFront front;
-  front.load<Traits>(own, own_scales);
+  uint32_t at = raw;
+  int here = 0;  // slot of the addresses of the block that is converted
 #pragma unroll 1
-  for (int pass = 0; token >= 0; ++pass) {
-    const int half = pass & 1, stage = pass >> 1 & 1;
-    if (half == 0 && pass > 3) {
-      mbarrier_poll(shared_address(&shared.barriers.rows_empty[stage]), phase_of<4>(pass) ^ 1);
+  for (int block = 0; token >= 0; ++block) {
+    const int stage = block & 1;
+    const uint32_t phase = phase_of<2>(block) ^ 1;
+    uint4 codes[2][2];
+    const auto load = [&](int panel, uint32_t unit_at) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) codes[panel & 1][r] = load_shared_16(unit_at + r * 512);
+    };
+    copy_async_wait<kRing - 1>();
+    __syncwarp();  // scales come through other lanes
+    uint2 scales_of[2];
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      if (Traits::kHasScales) scales_of[r] = load_shared_2(scales + stage * 128 + r * 64);
     }
-    const uint32_t tile = stage * (Traits::kPanels * Traits::kPanelBytes) + half * 32 * 128;
-    const PassAddresses<Traits> at = {own + slot, own_scales + slot, unit0 + tile,
-                                      (unit0 ^ 16) + tile};
-    uint4 back[kFp8Panels - 4];
+    load(0, at);
+    if (block > 1) mbarrier_poll(shared_address(&shared.barriers.rows_empty[stage][0]), phase);
 #pragma unroll
-    for (int i = 4; i < kFp8Panels; ++i) back[i - 4] = load_shared_16(at.raw + i * 64);
-    if (lane == 0) shared.mask[stage][half * 4 + warp] = masks[0];
+    for (int r = 0; r < 2; ++r) {
+      const uint32_t mask = __ballot_sync(~0u, address(here, r).valid());
+      if (lane == 0) shared.mask[stage][r * 4 + warp] = mask;
+    }
 
-    uint32_t unusual = slow_scales(front.scales.x) | slow_scales(front.scales.y);
-    uint4 rope[2];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      convert_panel(at, i, front.panels[i], front.scales.x);
-      unusual |= nan_codes(front.panels[i]);
-      if (Traits::kHasScales) {  // odd rows take the upper half first: no bank conflict
-        if (i == 1) rope[0] = load_shared_16(at.raw + 448 + odd * 64);
-        if (i == 2) rope[1] = load_shared_16(at.raw + 512 - odd * 64);
-        if (i == 3) {
-          uint32_t to = rope_unit + tile;
-          asm volatile("" : "+r"(to));  // the other address is not worth a register
-          store_shared_16(to, rope[0]);
-          store_shared_16(to ^ 64, rope[1]);
-        }
+    for (int panel = 0; panel < kPanels; ++panel) {
+      const uint32_t next = unit_after(at);
+      if (panel + 1 < kPanels) {
+        copy_async_wait<kRing - 2>();
+        load(panel + 1, next);
       }
-    }
-    const uint32_t back_scales = front.scales.y;
-    constexpr uint32_t kLastSlot = (Traits::kRawSlots - 1) * Traits::kRawSlotBytes;
-    const uint32_t next_slot = slot == kLastSlot ? 0 : slot + Traits::kRawSlotBytes;
-    copy_async_wait<1>();
-    __syncwarp();
-    front.load<Traits>(own + next_slot, own_scales + next_slot);
+      const uint32_t to = unit + stage * kTileBytes + panel * Traits::kPanelBytes;
 #pragma unroll
-    for (int i = 4; i < kFp8Panels; ++i) {
-      convert_panel(at, i, back[i - 4], back_scales);
-      unusual |= nan_codes(back[i - 4]);
+      for (int r = 0; r < 2; ++r) {
+        const uint4 x = codes[panel & 1][r];
+        const uint32_t scale = Traits::kHasScales ? scale_of_panel(scales_of[r], panel) : 0;
+        uint32_t y[8];
+        convert_by_f32<Traits>(x.x, scale, y[0], y[1]);
+        convert_by_f32<Traits>(x.y, scale, y[2], y[3]);
+        store_shared_4(to + r * 32 * 128, y[0], y[1], y[2], y[3]);
+        convert_by_f32<Traits>(x.z, scale, y[4], y[5]);
+        convert_by_f32<Traits>(x.w, scale, y[6], y[7]);
+        store_shared_4((to ^ 16) + r * 32 * 128, y[4], y[5], y[6], y[7]);
+      }
+      if (panel == 3) {
+        mbarrier_arrive(shared_address(&shared.barriers.rows_full[stage][0]));
+        if (block > 1) mbarrier_poll(shared_address(&shared.barriers.rows_empty[stage][1]), phase);
+#pragma unroll
+        for (int r = 0; r < (Traits::kHasScales ? 2 : 0); ++r) {
+          const RowAddress found = address(here, r);
+          const std::byte* values = found.values() + Traits::kFp8Columns + chunk * 16;
+          const uint32_t values_at =
+              tile_row + stage * kTileBytes + 7 * Traits::kPanelBytes + r * 32 * 128;
+          copy(values_at + ((chunk ^ row) << 4), values, found.valid());
+          copy(values_at + (((chunk + 4) ^ row) << 4), values + 64, found.valid());
+        }
+        here = next_slot(here);
+      }
+      if (panel == kPanels - 1) {
+        if (Traits::kHasScales) copy_async_wait<kPanels - 5>();  // bf16 values
+        mbarrier_arrive(shared_address(&shared.barriers.rows_full[stage][1]));
+      }
+      fetch((panel + kRing) % kPanels, at);
+      at = next;
     }
-    if (__any_sync(~0u, (unusual & 0x80808080u) != 0)) convert_exactly<Traits>(at);
-    if (half == 1) {
-      fence_proxy_async();
-      mbarrier_arrive(shared_address(&shared.barriers.rows_full[stage]));
-    }
-
-    // The slot has been read.
-    __syncwarp();
-    gather(address(ahead, half ^ 1), raw + slot);
-    if (half == 0) ahead = ahead == Traits::kAddressSlots - 1 ? 0 : ahead + 1;
-    slot = next_slot;
-    if (half == 1) {
-      token = shared.walk.headers[((pass >> 1) + 1) % Traits::kHeaderSlots].token;
-    }
+    token = shared.walk.headers[(block + 1) % Traits::kHeaderSlots].token;
   }
+  copy_async_wait<0>();
 }
 
 /// bf16 rows: copied straight into the tile as soon as its stage is free; meanwhile those of the
@@ -273,26 +327,30 @@ __device__ __forceinline__ void load_bf16(const AttendSm90Args& args, SharedStor
     const int stage = block & 1;
     const int next = here == Traits::kAddressSlots - 1 ? 0 : here + 1;
     if (block > 1) {
-      mbarrier_poll(shared_address(&shared.barriers.rows_empty[stage]), phase_of<2>(block) ^ 1);
+      mbarrier_poll(shared_address(&shared.barriers.rows_empty[stage][0]), phase_of<2>(block) ^ 1);
+      mbarrier_poll(shared_address(&shared.barriers.rows_empty[stage][1]), phase_of<2>(block) ^ 1);
     }
 #pragma unroll
-    for (int pass = 0; pass < 2; ++pass) {
-      const RowAddress found = address(here, pass);
-      const bool valid = found.valid();
-      const uint32_t mask = __ballot_sync(~0u, valid);
-      if (lane == 0) shared.mask[stage][pass * 4 + warp] = mask;
-      const std::byte* from = found.values() + chunk * 16;
-      asm volatile("" : "+l"(from));  // one address register, immediate offsets
-      const uint32_t to =
-          tile_row + stage * (Traits::kPanels * Traits::kPanelBytes) + pass * 32 * 128;
+    for (int half = 0; half < 2; ++half) {
 #pragma unroll
-      for (int i = 0; i < 16; ++i) {
-        copy_async_stream(
-            to + (i >> 1) * Traits::kPanelBytes + ((((i & 1) * 4 + chunk) ^ row) << 4),
-            from + i * 64, valid ? 16 : 0);
+      for (int pass = 0; pass < 2; ++pass) {
+        const RowAddress found = address(here, pass);
+        const bool valid = found.valid();
+        const uint32_t mask = __ballot_sync(~0u, valid);
+        if (lane == 0) shared.mask[stage][pass * 4 + warp] = mask;
+        const std::byte* from = found.values() + chunk * 16 + half * 512;
+        asm volatile("" : "+l"(from));  // one address register, immediate offsets
+        const uint32_t to =
+            tile_row + (stage * Traits::kPanels + half * 4) * Traits::kPanelBytes + pass * 32 * 128;
+#pragma unroll
+        for (int i = 0; i < 8; ++i) {
+          copy_async_stream(
+              to + (i >> 1) * Traits::kPanelBytes + ((((i & 1) * 4 + chunk) ^ row) << 4),
+              from + i * 64, valid ? 16 : 0);
+        }
       }
+      copy_async_commit();
     }
-    copy_async_commit();
 #pragma unroll
     for (int pass = 0; pass < 2; ++pass) {
       const RowAddress coming = address(next, pass);
@@ -302,10 +360,10 @@ __device__ __forceinline__ void load_bf16(const AttendSm90Args& args, SharedStor
       }
     }
     here = next;
+    copy_async_wait<1>();
+    mbarrier_arrive(shared_address(&shared.barriers.rows_full[stage][0]));
     copy_async_wait<0>();
-    __syncwarp();
-    fence_proxy_async();
-    mbarrier_arrive(shared_address(&shared.barriers.rows_full[stage]));
+    mbarrier_arrive(shared_address(&shared.barriers.rows_full[stage][1]));
   }
 }
 

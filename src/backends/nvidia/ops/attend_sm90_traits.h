@@ -28,7 +28,6 @@ struct Traits {
   static constexpr int kLoaderRegisters = 64;
   static_assert((kScoreRegisters + 2 * kOutputRegisters + kLoaderRegisters) * 128 <= 65536);
 
-  // Rows under way between global memory and conversion. A slot holds 8 rows of one loader warp.
   static constexpr bool kConverts = kFormat != KvFormat::kBf16;
   static constexpr bool kHasScales = kFormat == KvFormat::kFp8DsMla;
   static constexpr int kFp8Columns = kHasScales ? 448 : 512;
@@ -36,8 +35,13 @@ struct Traits {
                                    : kFormat == KvFormat::kFp8    ? 512
                                                                   : 1024;
   static constexpr int kRawRowBytes = 576;  // 64 mod 128: rows of a quarter warp hit other banks
-  static constexpr int kRawSlots = kConverts ? 3 : 1;
-  static constexpr int kRawSlotBytes = kConverts ? 8 * kRawRowBytes + 8 * 8 : 16;
+
+  // Codes under way between global memory and conversion, by loader warp: a unit is a panel of its
+  // 16 rows of a block. The copy of a panel starts when the one kRing before it has been converted.
+  static constexpr int kFp8Panels = kConverts ? kFp8Columns / 64 : 0;
+  static constexpr int kRing = 5;
+  static constexpr int kUnitBytes = 16 * 64;
+  static constexpr int kRawBytes = kConverts ? kRing * kUnitBytes : 16;
 
   // Blocks of which the output roles know the addresses ahead of their own: those in stages and
   // those under way.
@@ -58,6 +62,7 @@ enum BlockFlags : uint32_t {
   kOnlyChain = 4,   // the token has one chain: its output is final
   kEndOfPart = 8,   // of the first of two parts of the item
   kLaterPart = 16,  // of the second one
+  kOddItem = 32,    // phase of query_taken before the item's output
 };
 
 /// The item after the current one; its numbers are copied asynchronously, in this order.
@@ -77,6 +82,7 @@ struct WalkState {
   uint32_t inside : 1;      // the item has more blocks
   uint32_t later_part : 1;  // the first part of the item is over
   uint32_t compressed : 1;  // the source is the compressed rows
+  uint32_t odd_item : 1;    // the first item is
   int32_t next_items;       // first item that no lane has looked at
   uint32_t pending;         // of the 32 before it: those that wait
   ComingItem coming;
@@ -95,14 +101,16 @@ struct WalkStorage {
 /// wait; phase n of a barrier of a stage is that of the n-th block there.
 template <typename Traits>
 struct Barriers {
-  uint64_t rows_full[Traits::kStages];   // loader -> S role
-  uint64_t rows_empty[Traits::kStages];  // output roles -> loader
-  uint64_t blocks_known[2];              // walk -> all: the first two blocks; those ahead. Once
-  uint64_t places_known;                 // first blocks of BlockWalk::find_addresses. Once
-  uint64_t p_full;                       // S role -> output roles
-  uint64_t p_empty;                      // output roles -> S role
-  uint64_t query_full;                   // the copy engine -> S role; twice an item
-  uint64_t parts_full[2];                // the same -> output roles; twice an item of two parts
+  uint64_t rows_full[Traits::kStages][2];   // loader -> S role, panels 0-3 and 4-7
+  uint64_t rows_empty[Traits::kStages][2];  // output roles -> loader, panels 0-3 and 4-7
+  uint64_t blocks_known[2];                 // walk -> all: the first two blocks; those ahead. Once
+  uint64_t places_known;                    // first blocks of BlockWalk::find_addresses. Once
+  uint64_t p_full;                          // S role -> output roles
+  uint64_t p_empty;                         // output roles -> S role
+  uint64_t query_full[2];                   // the copy engine -> S role: dims 0-255, 256-511
+  uint64_t query_taken;                     // S role -> first output role: next_query has been read
+  uint64_t output_read;                     // first output role -> S role: and can be written again
+  uint64_t parts_full[2];  // the copy engine -> output roles; twice an item of two parts
 };
 
 template <typename Traits>
@@ -110,7 +118,10 @@ struct SharedStorage {
   alignas(1024) uint8_t query[Traits::kQueryPanels][Traits::kPanelBytes];
   alignas(1024) uint8_t rows[Traits::kStages][Traits::kPanels][Traits::kPanelBytes];
   alignas(1024) uint8_t p[Traits::kPanelBytes];
-  alignas(16) uint8_t raw[4][Traits::kRawSlots][Traits::kRawSlotBytes];
+  // Dims 256-511 of the next query on their way to registers, then dims 0-255 of the output.
+  alignas(1024) uint8_t next_query[Traits::kQueryPanels][Traits::kPanelBytes];
+  alignas(128) uint8_t raw[4][Traits::kRawBytes];
+  alignas(16) uint64_t scales[4][2][Traits::kHasScales ? 16 : 1];  // warp, parity of block, row
   WalkStorage<Traits> walk;
   alignas(16) uint32_t mask[Traits::kStages][8];  // 8 rows a word, 4 equal bits a row
   Barriers<Traits> barriers;

@@ -54,8 +54,10 @@ __device__ __forceinline__ uint32_t phase_of(int block) {
 template <typename Traits>
 __device__ __forceinline__ void init_barriers(Barriers<Traits>& barriers) {
   for (int i = 0; i < Traits::kStages; ++i) {
-    mbarrier_init(shared_address(&barriers.rows_full[i]), 128);
-    mbarrier_init(shared_address(&barriers.rows_empty[i]), 256);
+    mbarrier_init(shared_address(&barriers.rows_full[i][0]), 128);
+    mbarrier_init(shared_address(&barriers.rows_full[i][1]), 128);
+    mbarrier_init(shared_address(&barriers.rows_empty[i][0]), 128);
+    mbarrier_init(shared_address(&barriers.rows_empty[i][1]), 128);
   }
   for (uint64_t& known : barriers.blocks_known) {
     mbarrier_init(shared_address(&known), 128);
@@ -63,7 +65,10 @@ __device__ __forceinline__ void init_barriers(Barriers<Traits>& barriers) {
   mbarrier_init(shared_address(&barriers.places_known), 128);
   mbarrier_init(shared_address(&barriers.p_full), 128);
   mbarrier_init(shared_address(&barriers.p_empty), 256);
-  mbarrier_init(shared_address(&barriers.query_full), 1);
+  mbarrier_init(shared_address(&barriers.query_full[0]), 1);
+  mbarrier_init(shared_address(&barriers.query_full[1]), 1);
+  mbarrier_init(shared_address(&barriers.query_taken), 128);
+  mbarrier_init(shared_address(&barriers.output_read), 1);
   for (uint64_t& full : barriers.parts_full) mbarrier_init(shared_address(&full), 1);
 }
 
@@ -187,6 +192,7 @@ struct BlockWalk {
     if (writes()) {
       if (thread_of_role() == 0) {
         if (state.only_chain != 0) flags |= kOnlyChain;
+        if (state.odd_item != 0) flags |= kOddItem;
         store_shared_2(shared_address(&shared.headers[block_idx % Traits::kHeaderSlots]),
                        static_cast<uint32_t>(token), state.tile | state.chain << 8 | flags << 24);
       }
@@ -269,7 +275,9 @@ struct BlockWalk {
       state.chain = static_cast<uint32_t>(chain);
       state.tile = static_cast<uint32_t>(rest - (token << args.log2_tiles));
       state.only_chain = only;
-      if (exists) {
+      state.odd_item ^= 1;
+      // The first query; of later ones there would be 20 MB in the L2 that nobody asks for yet.
+      if (exists && coming.item == static_cast<int>(blockIdx.x)) {
         const int first = (thread_of_role() >> 5) * 256;
         const int head = static_cast<int>(state.tile) * 64;
         prefetch_box(args.q_map, first, head, token);
