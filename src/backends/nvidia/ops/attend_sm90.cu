@@ -284,6 +284,20 @@ int few_heads_tile(const AttendArgs& args, int64_t max_entries, Kernels kernels)
   return items <= (tile == 16 ? num_clusters<4>(format) : num_clusters<2>(format)) ? 0 : tile;
 }
 
+// Of `count` tokens those whose items fill all multiprocessors, round after round. The others are
+// fewer than a round, which takes as long however many there are, so that clusters serve them
+// sooner; not where that saves less than a launch costs.
+int64_t tokens_of_full_rounds(KvFormat format, int64_t count, int64_t items_of_token,
+                              int64_t blocks_of_item) {
+  const int64_t round = num_multiprocessors();
+  const int64_t full = count * items_of_token / round * round / items_of_token;
+  if (full == 0 || full == count) return count;
+  const int64_t items = (count - full) * items_of_token;
+  if (blocks_of_item >= 8 && items <= num_clusters<4>(format)) return full;
+  if (blocks_of_item >= 16 && items <= num_clusters<2>(format)) return full;
+  return count;
+}
+
 void run_attend_sm90(const AttendParams& params, Kernels kernels, const OpContext& context) {
   const AttendArgs call = attend_args(params);
   if (*attend_sm90_why_not(call) != '\0') return attend_sm80(params, context);
@@ -296,14 +310,16 @@ void run_attend_sm90(const AttendParams& params, Kernels kernels, const OpContex
   const AttendArgs& all = few_heads > 0 || parts_fit ? in_parts : call;
   const int tile_heads = few_heads > 0 ? few_heads : kTileHeads;
   const int log2_tiles = log2_tiles_of(call.num_heads);
-  const int64_t wave = tokens_per_wave(all.num_tokens, log2_tiles, all.max_chains, tile_heads);
+  const int64_t items_of_token = int64_t{all.max_chains} << log2_tiles;
+  int64_t wave = tokens_per_wave(all.num_tokens, log2_tiles, all.max_chains, tile_heads);
   Arena::Scope scope(*context.scratch);
   AttendSm90Args args;
   args.log2_tiles = log2_tiles;
+  ChainResults chains;
   if (all.max_chains > 1) {
-    const int64_t heads = (wave << log2_tiles) * all.max_chains * tile_heads;
-    args.chains.values = context.scratch->take_array<float4>(heads * kHeadDim / 4);
-    args.chains.sums = context.scratch->take_array<float2>(heads);
+    const int64_t heads = wave * items_of_token * tile_heads;
+    chains.values = context.scratch->take_array<float4>(heads * kHeadDim / 4);
+    chains.sums = context.scratch->take_array<float2>(heads);
   }
   args.results_per_chain = call.blocks_per_chain / all.blocks_per_chain;
   if (few_heads == 0 && has_parts(all)) {
@@ -311,29 +327,57 @@ void run_attend_sm90(const AttendParams& params, Kernels kernels, const OpContex
     args.first_parts = context.scratch->take_array<FirstPart>(ctas_of_two_parts());
   }
   if (context.scratch->measuring() || all.num_tokens == 0) return;
+  if (wave < all.num_tokens && wave * items_of_token >= num_multiprocessors()) {
+    // As many rounds of all multiprocessors as fit.
+    const int64_t rounds = wave * items_of_token / num_multiprocessors();
+    wave = std::max<int64_t>(1, rounds * num_multiprocessors() / items_of_token);
+  }
 
   args.wide_rows = is_aligned_16(all);
   args.window_rows = FastDivisor(all.window.rows_per_block);
   args.window_columns = FastDivisor(all.window.columns);
   args.compressed_rows = FastDivisor(all.compressed.rows_per_block);
   args.compressed_columns = FastDivisor(all.compressed.columns);
-  const cudaStream_t stream = stream_of(context.stream);
-  for (int64_t begin = 0; begin < all.num_tokens; begin += wave) {
-    const int64_t count = std::min(wave, all.num_tokens - begin);
+  // `count` tokens from `begin` on; their results lie behind those of `before` others.
+  const auto choose_tokens = [&](int64_t begin, int64_t count, int64_t before) {
     args.attend = tokens_of(all, begin, count);
     args.chain_items = FastDivisor(static_cast<int32_t>(count << log2_tiles));
-    args.num_items = static_cast<int32_t>((count << log2_tiles) * all.max_chains);
+    args.num_items = static_cast<int32_t>(count * items_of_token);
+    args.chains = chains;
+    if (chains.values != nullptr) {
+      const int64_t heads = before * items_of_token * tile_heads;
+      args.chains.values += heads * kHeadDim / 4;
+      args.chains.sums += heads;
+    }
+  };
+  const cudaStream_t stream = stream_of(context.stream);
+  const int64_t blocks_of_item =
+      std::min<int64_t>(ceil_div(params.max_entries, int64_t{64}), all.blocks_per_chain);
+  for (int64_t begin = 0; begin < all.num_tokens; begin += wave) {
+    const int64_t count = std::min(wave, all.num_tokens - begin);
     if (few_heads > 0) {
+      choose_tokens(begin, count, 0);
       attend_sm90_heads(args, format_of(all), std::min(args.num_items, num_multiprocessors()),
                         stream);
       continue;
     }
-    args.q_map = byte_map_3d(args.attend.q, 2 * all.q_head_stride, 2 * all.q_token_stride, count,
-                             all.num_heads, 2 * kHeadDim, kTileHeads);
-    args.out_map = byte_map_3d(args.attend.out, 2 * all.out_head_stride, 2 * all.out_token_stride,
-                               count, all.num_heads, 2 * kHeadDim, kTileHeads);
-    launch(args, format_of(all), stream);
+    const int64_t first =
+        args.first_parts != nullptr  // clusters take one part
+            ? count
+            : tokens_of_full_rounds(format_of(all), count, items_of_token, blocks_of_item);
+    int64_t before = 0;
+    for (const int64_t tokens : {first, count - first}) {
+      if (tokens == 0) continue;
+      choose_tokens(begin + before, tokens, before);
+      before += tokens;
+      args.q_map = byte_map_3d(args.attend.q, 2 * all.q_head_stride, 2 * all.q_token_stride, tokens,
+                               all.num_heads, 2 * kHeadDim, kTileHeads);
+      args.out_map = byte_map_3d(args.attend.out, 2 * all.out_head_stride, 2 * all.out_token_stride,
+                                 tokens, all.num_heads, 2 * kHeadDim, kTileHeads);
+      launch(args, format_of(all), stream);
+    }
     if (all.max_chains > 1) {
+      choose_tokens(begin, count, 0);
       // Finer where that fills multiprocessors that had nothing to do.
       constexpr int kManySlices = 32, kSlices = 8;
       const auto tiles = static_cast<unsigned>(count << log2_tiles);
