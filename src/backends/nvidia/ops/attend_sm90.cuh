@@ -446,6 +446,7 @@ __device__ __forceinline__ void put_away(FirstPart& first, int half, const Value
     __stcg(values + k * 128,
            make_float4(o(4 * k) + 0.f, o(4 * k + 1) + 0.f, o(4 * k + 2) + 0.f, o(4 * k + 3) + 0.f));
   }
+  fence_proxy_async_global();  // the copy engine brings them back
 }
 /// Values of both parts. Those of the first one come through `staging`, 32 KB that this role alone
 /// reads, in two halves: of loads to registers few would be under way.

@@ -23,6 +23,10 @@ __device__ __forceinline__ void decrease_registers() {
 __device__ __forceinline__ void fence_proxy_async() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
+/// The same of global memory: this thread's stores are seen by bulk copies after it.
+__device__ __forceinline__ void fence_proxy_async_global() {
+  asm volatile("fence.proxy.async.global;" ::: "memory");
+}
 
 // ---- mbarrier
 
