@@ -17,10 +17,9 @@ struct Traits {
   static constexpr int kSteps = kIndexDim / 32;
   static constexpr int kItemTokens = 8;
   static constexpr int kSlots = 2;       // items whose queries are in shared memory
-  static constexpr int kShortPart = 64;  // tiles
+  static constexpr int kShortPart = 64;  // tiles times tokens
   static constexpr int kStages = 8;
   static constexpr int kKeyWarps = 2;
-  static constexpr int kQueryThreads = 128 - 32 * kKeyWarps;
   // Multiples of 8 that the 96 registers of every thread at launch add up to.
   static constexpr int kScoreRegisters = 112, kFetchRegisters = 32;
   // A CTA pays for its queries: a tile for every warpgroup, where that leaves enough of them.
@@ -55,13 +54,19 @@ struct alignas(128) Stage {
   float scales[Traits::kTile];
 };
 
+constexpr int kTokenPieces =
+    kIndexMaxHeads * kIndexDim / 8 / (128 * Traits::kWarpgroups);  // of 16 bytes, for a thread
+
 struct Storage {
   Queries queries[Traits::kSlots][Traits::kItemTokens];
   Stage stages[Traits::kStages];
+  uint4 pieces[kTokenPieces][128 * Traits::kWarpgroups];  // bf16 queries of a token to come
+  float weights[kIndexMaxHeads];
+  int32_t end;
   Token tokens[Traits::kSlots][Traits::kItemTokens];
   uint64_t full[Traits::kStages], empty[Traits::kStages];
   uint64_t queries_full[Traits::kSlots], queries_empty[Traits::kSlots];
-  uint64_t together;  // all threads but those of the keys
+  uint64_t first_full;  // all threads but those of the keys
   int32_t warp_tiles[Traits::kThreads / 32];
   int32_t first_token, first_tile;
   Item items[Traits::kThreads];  // by first token, where tokens are not more than these

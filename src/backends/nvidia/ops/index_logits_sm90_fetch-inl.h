@@ -89,6 +89,18 @@ __device__ __forceinline__ void fetch_keys(const IndexLogitsArgs& args, Storage&
   }
 }
 
+/// E4M3 codes of two bf16 numbers.
+__device__ __forceinline__ uint32_t codes_of(uint32_t pair) {
+  return sm90::e4m3x2(__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u));
+}
+/// The head whose weight is at place i of Token::weights.
+__device__ __forceinline__ int head_of_place(int i) {
+  return i / 16 * 16 + i / 4 % 4 * 2 + i % 4 / 2 * 8 + i % 2;
+}
+__device__ __forceinline__ void put_weight(Token& token, int place, float weight) {
+  reinterpret_cast<float*>(token.weights)[place] = place % 2 == 0 ? weight : 0.5f * weight;
+}
+
 /// Queries and weights of an item into `slot`, and of the next one, if it has tokens, into the
 /// other slot; by `threads` threads.
 template <int kBatch = 2>
@@ -108,12 +120,9 @@ __device__ __forceinline__ void put_queries(const IndexLogitsArgs& args, Storage
     float value;
     int32_t end;
   };
-  const auto head_of = [](int i) {
-    const int place = i % kIndexMaxHeads;
-    return place / 16 * 16 + place / 4 % 4 * 2 + place % 4 / 2 * 8 + place % 2;
-  };
   const auto load_weight = [&](int i) -> Weight {
-    const int32_t token = place_of(i / kIndexMaxHeads).token, head = head_of(i);
+    const int32_t token = place_of(i / kIndexMaxHeads).token,
+                  head = head_of_place(i % kIndexMaxHeads);
     return {head < args.num_heads ? __ldg(args.weights + token * args.weights_stride + head) : 0.0f,
             __ldg(args.end + token)};
   };
@@ -122,7 +131,7 @@ __device__ __forceinline__ void put_queries(const IndexLogitsArgs& args, Storage
   if (thread < num_weights) first_weight = load_weight(thread);
 
   // Unit u of a head, word t: four dims from 64 (u / 4) + 16 t + 4 (u % 4) on. Loads of two units
-  // are on their way at once: beside the scoring it is few threads that do this.
+  // are on their way at once.
   constexpr int kTokenUnits = kIndexMaxHeads * 8;
   const int units = tokens * kTokenUnits;
 #pragma unroll 1
@@ -145,9 +154,7 @@ __device__ __forceinline__ void put_queries(const IndexLogitsArgs& args, Storage
 #pragma unroll
       for (int t = 0; t < 4; ++t) {
         const uint2 v = values[b][t];
-        words[t] = sm90::e4m3x2(__uint_as_float(v.x << 16), __uint_as_float(v.x & 0xffff0000u)) |
-                   sm90::e4m3x2(__uint_as_float(v.y << 16), __uint_as_float(v.y & 0xffff0000u))
-                       << 16;
+        words[t] = codes_of(v.x) | codes_of(v.y) << 16;
         if (head >= args.num_heads) words[t] = 0;
       }
       const Place to = place_of(i / kTokenUnits);
@@ -160,58 +167,99 @@ __device__ __forceinline__ void put_queries(const IndexLogitsArgs& args, Storage
     const Place to = place_of(i / kIndexMaxHeads);
     Token& token = storage.tokens[to.slot][to.in_slot];
     const int place = i % kIndexMaxHeads;
-    reinterpret_cast<float*>(token.weights)[place] =
-        place % 2 == 0 ? weight.value : 0.5f * weight.value;
+    put_weight(token, place, weight.value);
     if (place == 0) token.end = min(weight.end, args.max_end);
   }
   sm90::fence_proxy_async();
 }
 
-/// Is this part over before two warps have fetched the queries of the next one? Then all warps but
-/// those of the keys fetch its queries together, when the part before is done.
-__device__ __forceinline__ bool is_short(const Part& part) {
-  return part.tile_end - part.tile <= Traits::kShortPart;
-}
 constexpr int kKeyThreads = 32 * Traits::kKeyWarps;
 constexpr int kOtherThreads = Traits::kThreads - kKeyThreads;
 
-/// Waits until all threads but those of the keys have come. Meetings have parity 0, 1, 0, ... As at
-/// the other mbarriers every thread arrives: that is what compute-sanitizer can follow, and neither
-/// a named barrier nor an arrival of one lane for its warp.
-__device__ __forceinline__ void meet(Storage& storage, uint32_t parity) {
-  const uint32_t barrier = shared_address(&storage.together);
-  sm90::mbarrier_arrive(barrier);
-  sm90::mbarrier_wait(barrier, parity);
-}
+/// Queries and weights of the item after the one that is scored, a token at a time by all threads
+/// that score: asked for at one tile, put down at the next. What a thread copies it reads itself.
+class NextItem {
+ public:
+  static constexpr int kThreads = 128 * Traits::kWarpgroups;
 
-/// By kOtherThreads threads, beside their ordinary waiting for each other.
-__device__ __forceinline__ void put_queries_together(const IndexLogitsArgs& args, Storage& storage,
-                                                     int k, const Part& part, bool scores) {
-  meet(storage, 1);  // the item before is done
-  const int thread = static_cast<int>(threadIdx.x) - (scores ? 0 : kKeyThreads);
-  put_queries(args, storage, k % Traits::kSlots, part, {}, thread, kOtherThreads);
-  meet(storage, 0);
-}
+  /// Item k, `part` of it; none where it has no tokens.
+  __device__ __forceinline__ NextItem(const IndexLogitsArgs& args, Storage& storage, int k,
+                                      const Part& part)
+      : args_(args), storage_(storage), k_(k), first_(part.first), count_(part.count) {}
 
-/// Queries of all items but the first; those of items before `placed` lie there already.
-__device__ __forceinline__ void fetch_queries(const IndexLogitsArgs& args, Storage& storage,
-                                              Walk walk, int placed, int thread) {
-  constexpr int kSlots = Traits::kSlots;
-  Item item;
-  Part part;
-  walk.next(args, storage, item, part);
-  for (int k = 1; walk.next(args, storage, item, part); ++k) {
-    const int slot = k % kSlots;
-    if (k >= kSlots) {
-      sm90::mbarrier_wait(shared_address(&storage.queries_empty[slot]), (k / kSlots - 1) & 1);
-    }
-    if (k >= placed && is_short(part)) {
-      put_queries_together(args, storage, k, part, false);
-    } else if (k >= placed) {
-      put_queries(args, storage, slot, part, {}, thread, Traits::kQueryThreads);
-    }
-    sm90::mbarrier_arrive(shared_address(&storage.queries_full[slot]));
+  /// At a tile.
+  __device__ __forceinline__ void advance() {
+    if (put_ == count_) return;
+    if (asked_ > put_) put();
+    if (asked_ < count_) ask();
   }
-}
+  /// When there is no tile left.
+  __device__ __forceinline__ void finish() {
+    while (put_ < count_) advance();
+  }
+
+ private:
+  static constexpr int kPieces = kIndexDim / 8;  // of a head, 16 bytes each
+
+  __device__ __forceinline__ void ask() {
+    const int thread = threadIdx.x;
+    const int64_t token = first_ + asked_;
+#pragma unroll
+    for (int i = 0; i < kTokenPieces; ++i) {
+      const int head = (i * kThreads + thread) / kPieces;
+      sm80::copy_async_stream(shared_address(&storage_.pieces[i][thread]),
+                              args_.q + token * args_.q_token_stride +
+                                  min(head, args_.num_heads - 1) * args_.q_head_stride +
+                                  thread % kPieces * 8,
+                              head < args_.num_heads ? 16 : 0);
+    }
+    if (thread < kIndexMaxHeads) {
+      const int head = head_of_place(thread);
+      sm80::copy_async_4(
+          shared_address(&storage_.weights[thread]),
+          args_.weights + token * args_.weights_stride + min(head, args_.num_heads - 1),
+          head < args_.num_heads ? 4 : 0);
+      if (thread == 0) sm80::copy_async_4(shared_address(&storage_.end), args_.end + token, 4);
+    }
+    sm80::copy_async_commit();
+    ++asked_;
+  }
+
+  __device__ __forceinline__ void put() {
+    const int thread = threadIdx.x, slot = k_ % Traits::kSlots;
+    sm80::copy_async_wait<0>();
+    if (put_ == 0 && k_ >= Traits::kSlots) {  // the item that was there has been scored by all
+      sm90::mbarrier_wait(shared_address(&storage_.queries_empty[slot]),
+                          (k_ / Traits::kSlots - 1) & 1);
+    }
+    // Dims [8 i, 8 i + 8): word t of unit u has four from 64 (u / 4) + 16 t + 4 (u % 4) on.
+    const int piece = thread % kPieces;
+    const int unit = piece / 8 * 4 + piece % 2 * 2, word = piece % 8 / 2;
+    Queries& queries = storage_.queries[slot][put_];
+#pragma unroll
+    for (int i = 0; i < kTokenPieces; ++i) {
+      const int head = (i * kThreads + thread) / kPieces;
+      const uint4 dims = storage_.pieces[i][thread];
+      const auto put_word = [&](int u, uint32_t a, uint32_t b) {
+        reinterpret_cast<uint32_t*>(&queries.units[head * 8 + (u ^ (head % 8))])[word] =
+            codes_of(a) | codes_of(b) << 16;
+      };
+      put_word(unit, dims.x, dims.y);
+      put_word(unit + 1, dims.z, dims.w);
+    }
+    Token& token = storage_.tokens[slot][put_];
+    if (thread < kIndexMaxHeads) put_weight(token, thread, storage_.weights[thread]);
+    if (thread == 0) token.end = min(storage_.end, args_.max_end);
+    if (++put_ == count_) {
+      sm90::fence_proxy_async();
+      sm90::mbarrier_arrive(shared_address(&storage_.queries_full[slot]));
+    }
+  }
+
+  const IndexLogitsArgs& args_;
+  Storage& storage_;
+  int k_, first_, count_;
+  int asked_ = 0, put_ = 0;
+};
 
 }  // namespace dsv4::nvidia::sm90_logits
