@@ -223,9 +223,9 @@ int64_t attention_workspace_bytes(const ModelConfig& config, const LayerKind& ki
   const int64_t entries = entries_for(kind, limits);
   take_intermediates(step, config, kind, numerics, tensor_parallel.size, limits.max_tokens, entries,
                      tile_tokens_for(entries, limits), padded_heads, measure);
-  // Temporaries of prepare(), which live beside an operation's own scratch.
+  // A temporary of prepare(), which lives beside an operation's own scratch.
   const int64_t temporary_bytes =
-      limits.max_tokens * size_of(numerics.activation) * (config.q_lora_rank + config.head_dim);
+      limits.max_tokens * size_of(numerics.activation) * config.q_lora_rank;
   const int64_t group_cols = config.o_groups / tensor_parallel.size * config.o_lora_rank;
   ScratchLimits scratch;
   scratch.max_tokens = limits.max_tokens;

@@ -61,18 +61,21 @@ void DeepseekV4Attention::prepare(Step& step) const {
   Arena::Scope scope(*step.scratch);
   const Tensor a =
       step.scratch->take_tensor(layer.numerics.activation, {tokens, config.q_lora_rank});
-  const Tensor c = step.scratch->take_tensor(layer.numerics.activation, {tokens, config.head_dim});
   {
     StepScope observe(options, AttentionStep::kProjectIn);
     const LinearProblem problems[] = {{step.hidden, weights.wq_a, a},
-                                      {step.hidden, weights.wkv, c}};
+                                      {step.hidden, weights.wkv, step.kv}};
     project(ops(), context, layer.numerics, problems);
   }
   {
     StepScope observe(options, AttentionStep::kNormQKv);
+    // Nothing needs kv before it is inserted.
+    OpContext beside = context;
+    if (step.branches != nullptr) beside.stream = step.branches->fork(step.stream, kInsertBranch);
+    ops().rms_norm(
+        {.x = step.kv, .weight = weights.kv_norm, .eps = config.rms_norm_eps, .out = step.kv},
+        beside);
     ops().rms_norm({.x = a, .weight = weights.q_norm, .eps = config.rms_norm_eps, .out = step.qr},
-                   context);
-    ops().rms_norm({.x = c, .weight = weights.kv_norm, .eps = config.rms_norm_eps, .out = step.kv},
                    context);
   }
   {
@@ -90,7 +93,11 @@ void DeepseekV4Attention::prepare(Step& step) const {
   {
     StepScope observe(options, AttentionStep::kQnormRopeInsert);
     OpContext beside = context;
-    if (step.inserts_beside()) beside.stream = step.branches->fork(step.stream, kInsertBranch);
+    if (step.inserts_beside()) {
+      beside.stream = step.branches->fork(step.stream, kInsertBranch);
+    } else if (step.branches != nullptr) {
+      step.branches->join(step.stream, kInsertBranch);
+    }
     ops().qnorm_rope_insert({.q = step.q,
                              .kv = step.kv,
                              .rope = layer.rope(),

@@ -14,7 +14,8 @@
 
 namespace dsv4 {
 
-/// Branches of a step's stream: the compressor beside prepare(), q norm and insert beside select().
+/// Branches of a stream: the compressor beside prepare(); kv norm beside project_q, insert beside
+/// select().
 constexpr int kCompressorBranch = 0, kInsertBranch = 1;
 static_assert(kInsertBranch < StreamBranches::kMaxBranches);
 

@@ -67,7 +67,7 @@ struct LinearParams {
 };
 
 /// out = weight * x / sqrt(mean(x^2) + eps), f32 inside, one rounding. x [T, n] act, weight [n]
-/// bf16 or f32, out act or f32.
+/// bf16 or f32, out act or f32; out may be x.
 struct RmsNormParams {
   ConstTensor x;
   ConstTensor weight;

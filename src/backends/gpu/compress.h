@@ -137,17 +137,31 @@ struct PoolSum {
 
 // ---- an entry, and a ring row
 
-/// From the pooled row to the cache, by one group.
-template <typename CacheRows, int kVectors, typename AngleOf>
+/// From the pooled row, whose 1 / rms is `factor`, to the cache. With `kGroups` > 1 the row is
+/// spread over the groups of the block, which formats of independent vectors allow, and Hadamard
+/// does not.
+template <typename CacheRows, int kGroups = 1, int kVectors, typename AngleOf>
 DSV4_DEVICE void finish_entry(const CompressArgs& args, int64_t token, int64_t slot,
-                              Row<kVectors> row, const Row<kVectors>& weight, AngleOf angle_of) {
-  scale_row(row, inverse_rms(sum_squares(row), args.width, args.eps), weight);
-  rotate_tail(row, args.width, args.rope.pairs, angle_of);
-  if (args.hadamard) hadamard_row(row, args.width);
+                              Row<kVectors> row, float factor, const Row<kVectors>& weight,
+                              AngleOf angle_of) {
+  scale_row(row, factor, weight);
+  rotate_tail<kGroups>(row, args.width, args.rope.pairs, angle_of);
+  if constexpr (kGroups == 1) {
+    if (args.hadamard) hadamard_row(row, args.width);
+  }
   if (args.round_to_bf16) round_row_to_bf16(row);
-  CacheRows::store(args.cache, slot, row);
+  if constexpr (kGroups == 1) {
+    CacheRows::store(args.cache, slot, row);
+  } else {
+    CacheRows::template store<kGroups>(args.cache, slot, row);
+  }
   if (args.entries != nullptr)
-    store_row<Access::kPairs>(args.entries + token * args.entries_stride, args.width, row);
+    store_row<Access::kPairs, kGroups>(args.entries + token * args.entries_stride, args.width, row);
+}
+/// 1 / rms of a pooled row that one group holds.
+template <int kVectors>
+DSV4_DEVICE float entry_factor(const CompressArgs& args, const Row<kVectors>& row) {
+  return inverse_rms(sum_squares(row), args.width, args.eps);
 }
 
 /// Position of the rotation of an entry.
@@ -233,8 +247,8 @@ struct CompressEntries {
     }
     block_sync();
     if (group_idx() != 0) return;
-    finish_entry<CacheRows>(args, token, slot,
-                            load_row<kVectors, Access::kPairs>(shared.pooled, args.width), weight,
+    const auto row = load_row<kVectors, Access::kPairs>(shared.pooled, args.width);
+    finish_entry<CacheRows>(args, token, slot, row, entry_factor(args, row), weight,
                             [&](int p) { return shared.table.angle[p]; });
   }
 };
@@ -404,11 +418,12 @@ struct CompressFinish {
 
   DSV4_DEVICE static void finish(const Params& args, int64_t token, int64_t slot, int32_t last) {
     const int32_t position = entry_position(args, last);
-    finish_entry<CacheRows>(
-        args, token, slot,
-        load_row<kVectors, Access::kPairs>(args.pooled + token * args.width, args.width),
-        load_weights<kVectors, Access::kPairs>(args.norm, args.norm_is_bf16, args.width),
-        [&](int p) { return rope_angle(position, args.rope.frequencies[p]); });
+    const auto row =
+        load_row<kVectors, Access::kPairs>(args.pooled + token * args.width, args.width);
+    const auto weight =
+        load_weights<kVectors, Access::kPairs>(args.norm, args.norm_is_bf16, args.width);
+    finish_entry<CacheRows>(args, token, slot, row, entry_factor(args, row), weight,
+                            [&](int p) { return rope_angle(position, args.rope.frequencies[p]); });
   }
 };
 

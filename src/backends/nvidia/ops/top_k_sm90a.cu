@@ -35,9 +35,10 @@ __global__ void __launch_bounds__(TopKTraits::kThreads, 2)
 
 // CTAs that share a row: as many as there are multiprocessors, none for less than 4096 scores.
 int team_size(int64_t tokens, int64_t width) {
-  constexpr int64_t kMultiprocessors = 132, kMinPart = 4096;
+  constexpr int64_t kMinPart = 4096;
+  const int64_t multiprocessors = num_multiprocessors();
   int size = 1;
-  while (size < TopKTraits::kMaxTeam && tokens * size * 2 <= kMultiprocessors &&
+  while (size < TopKTraits::kMaxTeam && tokens * size * 2 <= multiprocessors &&
          width >= kMinPart * size * 2) {
     size *= 2;
   }
