@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
 """Draws saved benchmark output as SVG, with nothing but Python.
 
-  tools/plot_benchmarks.py docs/benchmarks/2026-11-26-h200
+  tools/plot_benchmarks.py docs/benchmarks/2026-11-26-h100
 
-reads attend.txt (of cuda_attend_bench) and layer.json (of cuda_layer_bench --json) of that folder and writes attend.svg, time
-against batch of dsv4, FlashMLA and the physical floor, and layer.svg, the parts of one layer's decode step, beside them.
+reads pair64.json (cuda_pair_bench --heads 64 --json) and layer.json (cuda_layer_bench --json) of that folder and writes
+attend.svg, time against batch of dsv4, FlashMLA and the physical floor, and layer.svg, the parts of one layer's decode step,
+beside them.
 """
 import json
 import math
 import pathlib
-import re
 import sys
 from xml.sax.saxutils import escape
 
@@ -18,7 +18,7 @@ CASES = [("a", "window of 128"), ("b", "window + 512 selected"), ("c", "window +
 SERIES = [("dsv4", "#1f5fbf", ""), ("FlashMLA", "#d1661a", ""), ("floor", "#777777", "5 4")]
 STEPS = ["project_in", "norm_q_kv", "project_q", "qnorm_rope_insert", "compress", "index", "select", "attend", "project_out"]
 COLOURS = ["#4e79a7", "#a0cbe8", "#59a14f", "#8cd17d", "#b6992d", "#f1ce63", "#e15759", "#1f5fbf", "#9467bd"]
-ROW = re.compile(r"^(\w+) +(\d+) +(\d+) +(\d+) \| +([\d.]+) us .*? ([\d.]+)x floor \| FlashMLA +([\d.]+) us")
+FLOP_PER_US, BYTES_PER_US, LAUNCH_US = 790e6, 4274e3, 2.8  # the floor of cuda_attend_bench
 
 
 class Svg:
@@ -44,22 +44,21 @@ class Svg:
         print(path)
 
 
-def read_attend(path, heads):
-    """{case: [(tokens, dsv4 us, FlashMLA us, floor us)]} of the decode rows with `heads` query heads."""
+def read_attend(path):
+    """{case: [(tokens, dsv4 us, FlashMLA us, floor us)]} of the decode rows."""
     out = {}
-    for line in path.read_text().splitlines():
-        match = ROW.match(line)
-        if match and int(match[3]) == heads and match[1] != "p":
-            us, over_floor, theirs = float(match[5]), float(match[6]), float(match[7])
-            out.setdefault(match[1], []).append((int(match[4]), us, theirs, us / over_floor))
+    for row in json.loads(path.read_text())["rows"]:
+        if row["case"] != "p":
+            floor = max(row["flop"] / FLOP_PER_US, row["bytes"] / BYTES_PER_US, LAUNCH_US)
+            out.setdefault(row["case"], []).append((row["requests"] * row["s_q"], row["ours_us"], row["flash_mla_us"], floor))
     return out
 
 
 def draw_attend(folder):
-    rows = read_attend(folder / "attend.txt", 64)
+    rows = read_attend(folder / "pair64.json")
     cases = [case for case in CASES if case[0] in rows]
     if not cases:
-        sys.exit(f"plot_benchmarks: {folder / 'attend.txt'}: no decode rows of 64 heads")
+        sys.exit(f"plot_benchmarks: {folder / 'pair64.json'}: no decode rows")
     panel_width, panel_height, left, top = 330, 200, 60, 66
     svg = Svg(2 * (panel_width + left) + 20, top + 2 * (panel_height + 62))
     svg.text(left, 22, "Attention, decode, 64 heads, fp8_ds_mla rows: time of a call, us", size=15, weight="bold")
