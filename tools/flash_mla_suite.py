@@ -200,6 +200,9 @@ def passes(module, test, index, case):
             return True
     except Exception:  # noqa: BLE001: any failure is the case's
         traceback.print_exc(file=output)
+    finally:
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()  # shards share a card: what torch keeps, another one lacks
     print(f"FAILED {module.__name__} case {index}\n{output.getvalue()}", flush=True)
     return False
 

@@ -160,6 +160,14 @@ TEST_P(OracleAttend, BitsAreThoseOfOtherKernels) {
   }
 }
 
+TEST_P(OracleAttend, ShortListsAreTheSameEveryTime) {
+  if (!which().name.starts_with("csa_heads") || is_emulated(candidate()) || is_slow()) {
+    GTEST_SKIP() << "a few cases are enough, in a compiled kernel";
+  }
+  const bool on_gpu = candidate().platform == Platform::kCuda;
+  check_attend_repeats(subject(), which(), on_gpu ? 400 : 20, on_gpu ? 100 : 2);
+}
+
 TEST_P(OracleAttend, LongListsAloneAndInACrowd) {
   if (!which().name.starts_with("hca_long") || is_emulated(candidate()) || is_slow()) {
     GTEST_SKIP() << "the long cases, in a compiled kernel";

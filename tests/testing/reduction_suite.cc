@@ -539,6 +539,22 @@ void check_attend_same_bits(const std::vector<Subject>& subjects, const AttendCa
   }
 }
 
+void check_attend_repeats(const Subject& subject, const AttendCase& which, int num_tokens,
+                          int repeats) {
+  std::vector<AttendToken> tokens;
+  for (int i = 0; i < num_tokens; ++i) tokens.push_back({i % 3, 130 + i % 90});
+  Scene scene(subject, which, tokens, {});
+  const AttendResult first = scene.run();
+  for (int repeat = 0; repeat < repeats; ++repeat) {
+    const AttendResult again = scene.run();
+    if (again.out == first.out && again.lse == first.lse) continue;
+    for (int64_t t = 0; t < num_tokens; ++t) {
+      EXPECT_TRUE(same_bits(which, again, t, first, t)) << "repeat " << repeat;
+    }
+    return;
+  }
+}
+
 void check_attend_long_crowd(const Subject& subject, const AttendCase& which, int num_tokens) {
   constexpr int kSeqs = 3, kStep = 7, kBlock = 64;
   // Lists end before, at and behind the end of a block, from none to the longest.

@@ -70,8 +70,12 @@ void check_attend_crowd(const Subject& subject, const AttendCase& which, int num
 /// and with rows of rare bytes (NaN, the smallest and large scales).
 void check_attend_same_bits(const std::vector<Subject>& subjects, const AttendCase& which,
                             const std::vector<AttendToken>& tokens);
-/// The same for lists of all lengths up to the longest: where a GPU shares a long list's work among
-/// multiprocessors, it does so in another way for many tokens.
+/// One call of many short lists again and again: a hand-over between the roles of a kernel that
+/// fails once in a million shows as other bits.
+void check_attend_repeats(const Subject& subject, const AttendCase& which, int num_tokens,
+                          int repeats);
+/// Bits alone and in a crowd for lists of all lengths up to the longest: where a GPU shares a long
+/// list's work among multiprocessors, it does so in another way for many tokens.
 void check_attend_long_crowd(const Subject& subject, const AttendCase& which, int num_tokens);
 /// Sinks of -inf and +inf, tokens without keys, holes (-1) and unused places of a list, and a list
 /// of all visible entries against the range of them.

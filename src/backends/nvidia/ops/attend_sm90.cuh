@@ -70,6 +70,7 @@ struct Query {
 #pragma unroll
       for (int i = 0; i < 4; ++i) fragments[4 * k + i] = a[i];
     }
+    fence_proxy_async();  // loads that are still under way must not meet the copy engine's next box
     mbarrier_arrive(shared_address(&shared.barriers.query_taken));
     barrier_sync(kScoreBarrier, 128);
   }
@@ -251,9 +252,9 @@ __device__ __forceinline__ void add_first_part(const FirstPart& first, int half,
   constexpr uint32_t kBytes = sizeof(first.values[0]) / 2;
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
+    fence_proxy_async();
     barrier_sync(role_barrier, 128);  // what lay there has been read
     if (thread_of_role() == 0) {
-      fence_proxy_async();
       mbarrier_arrive_expecting(full, kBytes);
       copy_bytes(staging, &first.values[half][16 * i], kBytes, full);
     }
