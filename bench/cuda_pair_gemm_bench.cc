@@ -58,12 +58,9 @@ struct Shape {
   bool quantise;
 };
 constexpr Shape kShapes[] = {
-    {"flash wo_a", 8, 1024, 4096, false},
-    {"pro wo_a", 16, 1024, 4096, false},
-    {"flash wq_b", 1, 32768, 1024, true},
-    {"flash wo_b", 1, 4096, 8192, true},
-    {"pro wq_b", 1, 65536, 1536, true},
-    {"pro wo_b", 1, 7168, 16384, true},
+    {"flash wo_a", 8, 1024, 4096, false}, {"pro wo_a", 16, 1024, 4096, false},
+    {"flash wq_b", 1, 32768, 1024, true}, {"flash wo_b", 1, 4096, 8192, true},
+    {"pro wq_b", 1, 65536, 1536, true},   {"pro wo_b", 1, 7168, 16384, true},
 };
 struct Scores {
   int batch, tokens_per_seq, entries;

@@ -166,6 +166,17 @@ __device__ __forceinline__ MergeWeights merge_chains(float total_max, float tota
   const float by_total = exp2f(total_max - max), by_chain = exp2f(chain_max - max);
   return {max, __fmaf_rn(chain_sum, by_chain, __fmul_rn(total_sum, by_total)), by_total, by_chain};
 }
+/// The same where either may have seen no row (sum 0): `sums`, maximum and sum, become those of
+/// both.
+__device__ __forceinline__ MergeWeights merge_sums(float2& sums, float2 more) {
+  MergeWeights merged = {sums.x, sums.y, 1.f, 0.f};
+  if (more.y != 0.f) {
+    merged = sums.y != 0.f ? merge_chains(sums.x, sums.y, more.x, more.y)
+                           : MergeWeights{more.x, more.y, 0.f, 1.f};
+  }
+  sums = make_float2(merged.max, merged.sum);
+  return merged;
+}
 __device__ __forceinline__ float merge_values(float total, float chain, float by_total,
                                               float by_chain) {
   return __fmaf_rn(chain, by_chain, __fmul_rn(total, by_total));

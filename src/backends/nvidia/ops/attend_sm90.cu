@@ -41,13 +41,10 @@ struct MergedRows {
 
   __device__ __forceinline__ void merge(const float2 (&more)[2],
                                         const float4 (&more_values)[kVectors]) {
-    float by_total[2] = {1.f, 1.f}, by_chain[2] = {0.f, 0.f};
+    float by_total[2], by_chain[2];
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      if (more[h].y == 0.f) continue;
-      MergeWeights merged = {more[h].x, more[h].y, 0.f, 1.f};
-      if (sums[h].y != 0.f) merged = merge_chains(sums[h].x, sums[h].y, more[h].x, more[h].y);
-      sums[h] = {merged.max, merged.sum};
+      const MergeWeights merged = merge_sums(sums[h], more[h]);
       by_total[h] = merged.by_total;
       by_chain[h] = merged.by_chain;
     }
@@ -274,11 +271,11 @@ enum class Kernels { kBest, kFewHeads, kManyHeads };  // all with the same bits
 // Heads of a tile of the kernel for few heads, or 0 where the one for 64 takes the call: its
 // clusters are faster while there are few items of more than a few blocks; with 2 CTAs an item they
 // beat tiles of 32 heads, not those of 16 (docs/kernels/attend_sm90_heads.md).
-int few_heads_tile(const AttendArgs& args, int64_t max_entries, Kernels kernels) {
-  constexpr int64_t kShortEntries = 128;
+int few_heads_tile(const AttendArgs& args, Kernels kernels) {
+  constexpr int kShortBlocks = 2;
   const int tile = kernels == Kernels::kManyHeads ? 0 : attend_sm90_heads_tile(args);
   if (tile == 0 || kernels == Kernels::kFewHeads) return tile;
-  if (args.compressed.kind == RowSource::kNone || max_entries <= kShortEntries) return tile;
+  if (args.max_blocks <= kShortBlocks) return tile;
   const KvFormat format = format_of(args);
   const int64_t items = int64_t{args.num_tokens} * args.max_chains;
   return items <= (tile == 16 ? num_clusters<4>(format) : num_clusters<2>(format)) ? 0 : tile;
@@ -302,7 +299,7 @@ void run_attend_sm90(const AttendParams& params, Kernels kernels, const OpContex
   const AttendArgs call = attend_args(params);
   if (*attend_sm90_why_not(call) != '\0') return attend_sm80(params, context);
   const AttendArgs in_parts = dealt_in_parts(call);
-  const int few_heads = few_heads_tile(in_parts, params.max_entries, kernels);
+  const int few_heads = few_heads_tile(in_parts, kernels);
   // Where there are more of them than multiprocessors, a CTA takes both parts of a chain; results
   // of few heads are small.
   const bool parts_fit =

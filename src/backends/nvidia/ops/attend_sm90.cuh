@@ -23,8 +23,6 @@
 //           maximum follows the true one only when that has grown by more than 2^8: O is then
 //           rarely rescaled, and p <= 2^8 is as exact in bf16 as p <= 1
 #pragma once
-#include <cuda_fp16.h>
-
 #include "backends/nvidia/arch/sm90/wgmma.h"
 #include "backends/nvidia/ops/attend_rows.cuh"
 #include "backends/nvidia/ops/attend_sm90_loader.cuh"

@@ -18,18 +18,11 @@ struct MergedValues {
   float4 values = {};
 
   __device__ __forceinline__ void merge(float2 more, float4 more_values) {
-    float by_total = 1.f, by_chain = 0.f;
-    if (more.y != 0.f) {
-      MergeWeights merged = {more.x, more.y, 0.f, 1.f};
-      if (sums.y != 0.f) merged = merge_chains(sums.x, sums.y, more.x, more.y);
-      sums = {merged.max, merged.sum};
-      by_total = merged.by_total;
-      by_chain = merged.by_chain;
-    }
-    values.x = merge_values(values.x, more_values.x, by_total, by_chain);
-    values.y = merge_values(values.y, more_values.y, by_total, by_chain);
-    values.z = merge_values(values.z, more_values.z, by_total, by_chain);
-    values.w = merge_values(values.w, more_values.w, by_total, by_chain);
+    const MergeWeights by = merge_sums(sums, more);
+    values.x = merge_values(values.x, more_values.x, by.by_total, by.by_chain);
+    values.y = merge_values(values.y, more_values.y, by.by_total, by.by_chain);
+    values.z = merge_values(values.z, more_values.z, by.by_total, by.by_chain);
+    values.w = merge_values(values.w, more_values.w, by.by_total, by.by_chain);
   }
 };
 

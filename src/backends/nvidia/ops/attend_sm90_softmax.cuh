@@ -161,18 +161,6 @@ struct PartWeights {
   __device__ __forceinline__ float by_second() const { return signbit(bits) ? 1.f : bits; }
 };
 
-/// The sums of the second part of an item become those of both, as merge_chains_kernel does it.
-__device__ __forceinline__ PartWeights merge_sums(float2 first, float& max, float& sum) {
-  MergeWeights merged = {first.x, first.y, 1.f, 0.f};
-  if (sum != 0.f) {
-    merged = first.y != 0.f ? merge_chains(first.x, first.y, max, sum)
-                            : MergeWeights{max, sum, 0.f, 1.f};
-  }
-  max = merged.max;
-  sum = merged.sum;
-  return PartWeights::of(merged.by_total, merged.by_chain);
-}
-
 /// Of one head: log-sum-exp of a token, or maximum and sum of one of its chains.
 __device__ __forceinline__ void store_sum(const AttendSm90Args& args, const BlockHeader& item,
                                           int row, float max, float sum) {
@@ -206,7 +194,13 @@ __device__ __forceinline__ void finish_rows(const AttendSm90Args& args, const Bl
       continue;
     }
     PartWeights weights{};
-    if (kParts && (flags & kLaterPart) != 0) weights = merge_sums(of_head, max[h], sum[h]);
+    if (kParts && (flags & kLaterPart) != 0) {
+      float2 both = of_head;
+      const MergeWeights merged = merge_sums(both, make_float2(max[h], sum[h]));
+      max[h] = both.x;
+      sum[h] = both.y;
+      weights = PartWeights::of(merged.by_total, merged.by_chain);
+    }
     of_head = make_float2(sum[h] != 0.f ? inverse_denominator(max[h], sum[h], sinks.of[h]) : 0.f,
                           weights.bits);
     store_sum(args, item, row + 8 * h, max[h], sum[h]);

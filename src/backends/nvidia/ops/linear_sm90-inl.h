@@ -63,19 +63,6 @@ struct Sm90Shared {
   __device__ __forceinline__ Sm90Ring whole_ring() { return make_ring<Tile>(ring, full, empty); }
 };
 
-/// `stage` and `phase` of the ring; both sides step alike.
-template <int kStages>
-struct Sm90Place {
-  int stage = 0;
-  uint32_t phase = 0;
-  __device__ __forceinline__ void advance() {
-    if (++stage == kStages) {
-      stage = 0;
-      phase ^= 1;
-    }
-  }
-};
-
 /// A tile of a product, and the panels of K that a block takes.
 struct Sm90Work {
   const Sm90Item* item;
@@ -106,7 +93,7 @@ __device__ __forceinline__ void copy_tile(const Sm90Work& work, bool first, Shar
   const Sm90Item& item = *work.item;
   const auto expect_w = [&](int panel, int stage) {
     const uint32_t full = sm80::shared_address(&shared.full[stage]);
-    sm90::mbarrier_expect(full, Tile::kStageBytes);
+    sm90::mbarrier_arrive_expecting(full, Tile::kStageBytes);
     sm90::copy_box(sm80::shared_address(shared.ring[stage]), item.w_map,
                    panel / Tile::kPanels * 128, work.row0, full);
   };

@@ -65,19 +65,6 @@ struct Fp8Shared {
   uint64_t full[Tile::kStages], empty[Tile::kStages];
 };
 
-/// `stage` and `phase` of the ring; both sides step alike.
-template <int kStages>
-struct Fp8Place {
-  int stage = 0;
-  uint32_t phase = 0;
-  __device__ __forceinline__ void advance() {
-    if (++stage == kStages) {
-      stage = 0;
-      phase ^= 1;
-    }
-  }
-};
-
 struct Fp8Work {
   const Fp8Item* item;
   int row0, token0, blocks;
@@ -110,7 +97,7 @@ __device__ __forceinline__ void copy_tile(const Fp8Work& work, int tile_tokens, 
   const uint32_t bytes = Tile::kWBytes + static_cast<uint32_t>(tile_tokens) * (128 + 4);
   const auto ask_for_w = [&](int block, int stage) {
     const uint32_t full = sm80::shared_address(&shared.full[stage]);
-    sm90::mbarrier_expect(full, bytes);
+    sm90::mbarrier_arrive_expecting(full, bytes);
     sm90::copy_box(sm80::shared_address(shared.ring[stage]), item.w_map, block * 128, work.row0,
                    full);
   };
@@ -372,7 +359,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
   }
   __syncthreads();
   const auto first = static_cast<int>(blockIdx.x), step = static_cast<int>(gridDim.x);
-  Fp8Place<Tile::kStages> place;
+  sm90::RingPlace<Tile::kStages> place;
   if (threadIdx.x >= Tile::kWarps * 32) {
     if constexpr (Tile::kGroups == 2) sm90::decrease_registers<kCopyRegisters>();
     if (threadIdx.x == Tile::kWarps * 32) {

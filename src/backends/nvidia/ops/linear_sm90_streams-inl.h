@@ -73,7 +73,7 @@ __device__ __forceinline__ void copy_streams(const Sm90Work& work, const Sm90Seg
   const Sm90Item& item = *work.item;
   const auto ask_for_w = [&](int stream, int panel, int stage) {
     const uint32_t full = sm80::shared_address(&shared.full[stream][stage]);
-    sm90::mbarrier_expect(full, Tile::kStageBytes);
+    sm90::mbarrier_arrive_expecting(full, Tile::kStageBytes);
     const uint32_t to = sm80::shared_address(shared.ring[stream][stage]);
     const int byte = panel / Tile::kPanels * 128;
     sm90::copy_box(to, item.w_map, byte, work.row0, full);
@@ -153,7 +153,7 @@ __device__ __forceinline__ void multiply_tiles(
   float4* fours = reinterpret_cast<float4*>(slot) + thread;
   const Sm90Ring ring =
       make_ring<Tile>(shared.ring[stream], shared.full[stream], shared.empty[stream]);
-  Sm90Place<Tile::kStages> place;
+  sm90::RingPlace<Tile::kStages> place;
   bool other_before = false;  // was it the other stream that used the slot last?
   const auto step = static_cast<int>(gridDim.x);
   for (int tile = static_cast<int>(blockIdx.x); tile < tiles; tile += step) {
@@ -221,7 +221,7 @@ __device__ __forceinline__ void multiply_split(
   const int row = 64 * group;
   const Sm90Ring ring =
       make_ring<Tile>(shared.ring[stream], shared.full[stream], shared.empty[stream]);
-  Sm90Place<Tile::kStages> place;
+  sm90::RingPlace<Tile::kStages> place;
   const auto scales = [&](int s) {
     return load_scales<kDType>(work.item->w, work.row0 + row, segments.begin(s));
   };
@@ -232,7 +232,7 @@ __device__ __forceinline__ void multiply_split(
   multiply_panels<Tile, kDType, kN>(work, row, scales_late, segments.begin(stream + 2),
                                     segments.end(stream + 2), ring, place, late);
   const uint32_t handed_over = sm80::shared_address(&shared.handed_over);
-  if (thread == 0 && rank == 1) sm90::mbarrier_expect(handed_over, Tile::kFours * 16);
+  if (thread == 0 && rank == 1) sm90::mbarrier_arrive_expecting(handed_over, Tile::kFours * 16);
   sm90::barrier_sync(1, kThreads);  // the rings are empty: they take the sums
   float4* parts = reinterpret_cast<float4*>(shared.ring);  // [segment][group][kN / 8][thread]
   float4* own = parts + stream * Tile::kFours + group * (Tile::kFours / 2) + thread % 128;
@@ -300,7 +300,7 @@ __global__ void __launch_bounds__(Sm90Streams<kDType, kN, kSplit>::kThreads, 1)
   if (threadIdx.x >= Tile::kMultiplyThreads) {
     take_copy_role<Tile>();
     if (threadIdx.x == Tile::kMultiplyThreads) {
-      Sm90Place<Tile::kStages> places[Tile::kStreams];
+      sm90::RingPlace<Tile::kStages> places[Tile::kStreams];
       const auto first = static_cast<int>(blockIdx.x), step = static_cast<int>(gridDim.x);
       for (int tile = first; tile < tiles; tile += step) {
         const Sm90Work work = find_work<Tile, kN>(batch, kSplit ? tile / 2 : tile);

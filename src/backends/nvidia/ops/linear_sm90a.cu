@@ -75,7 +75,7 @@ __global__ void __launch_bounds__(Sm90Tile<kDType, kN, false>::kThreads,
   const int segment_panels = sm90_segment_panels(work.item->w.cols);
   work.panel_begin = min(rank * segment_panels, work.panel_end);
   work.panel_end = min(work.panel_begin + segment_panels, work.panel_end);
-  Sm90Place<Tile::kStages> place;
+  sm90::RingPlace<Tile::kStages> place;
   if (threadIdx.x >= Tile::kWarps * 32) {
     take_copy_role<Tile>();
     if (threadIdx.x == Tile::kWarps * 32) copy_tile<Tile>(work, true, shared, place);
@@ -109,7 +109,7 @@ __global__ void __launch_bounds__(Sm90Tile<kDType, kN, true>::kThreads, 1)
   init_barriers<Tile>(shared);
   __syncthreads();
   const auto first = static_cast<int>(blockIdx.x), step = static_cast<int>(gridDim.x);
-  Sm90Place<Tile::kStages> place;
+  sm90::RingPlace<Tile::kStages> place;
   if (threadIdx.x >= Tile::kWarps * 32) {
     take_copy_role<Tile>();
     if (threadIdx.x == Tile::kWarps * 32) {

@@ -7,11 +7,6 @@
 
 namespace dsv4::nvidia::sm90 {
 
-/// 9.7.13.15 mbarrier.arrive.expect_tx: one arrival; the phase ends when `bytes` more have landed.
-__device__ __forceinline__ void mbarrier_expect(uint32_t barrier, uint32_t bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
-               : "memory");
-}
 /// What one thread initialised is seen by the copy engine.
 __device__ __forceinline__ void fence_barrier_init() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");

@@ -83,4 +83,17 @@ __device__ __forceinline__ void wait_for_kernels_before() {
   asm volatile("griddepcontrol.wait;" ::: "memory");
 }
 
+/// Place in a ring of stages with an mbarrier each; who fills and who reads step alike.
+template <int kStages>
+struct RingPlace {
+  int stage = 0;
+  uint32_t phase = 0;
+  __device__ __forceinline__ void advance() {
+    if (++stage == kStages) {
+      stage = 0;
+      phase ^= 1;
+    }
+  }
+};
+
 }  // namespace dsv4::nvidia::sm90
