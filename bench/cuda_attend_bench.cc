@@ -3,7 +3,7 @@
 //
 //   cuda_attend_bench [--candidate NAME] [--format fp8_ds_mla|bf16|fp8] [--heads H[,H...]]
 //                     [--batch T[,T...]] [--case LETTER...] [--quick] [--load SECONDS]
-//                     [--blocks-per-chain N|batch]
+//                     [--blocks-per-chain N|batch] [--pool N]
 //
 // --candidate  forces a kernel of the attend family (sm90, sm80, reference); default: the best one
 // --case       of a b c (window; + 512, + 1024 selected rows), d e f g (+ all of 64, 512, 4096,
@@ -12,6 +12,7 @@
 // --quick      heads 64, batches 1, 8, 64, 128, cases b d e g p
 // --blocks-per-chain  length of a chain in blocks of 64 rows; batch: as many chains as fill the
 //              multiprocessors, so that a token's bits depend on the batch (gives up rule 2.2)
+// --pool       entries that a prefill selects its rows from; default: 8192
 // --load       keeps the GPU busy for so long before the first row is timed, and for a second with
 //              a row's own calls before it: what is left under the power limit
 //
@@ -85,6 +86,7 @@ struct Options {
   std::vector<int> heads{64, 128, 8, 16, 32};
   std::vector<int> batches{std::begin(kBatches), std::end(kBatches)};
   double load_seconds = 0;
+  int prefill_pool = kPrefillPool;
   int blocks_per_chain = ReductionGrid{}.blocks_per_chain;  // 0: by the batch
 };
 
@@ -141,6 +143,8 @@ void run(int argc, char** argv) {
     } else if (name == "--blocks-per-chain") {
       options.blocks_per_chain =
           value == std::string_view("batch") ? 0 : std::max(1, std::atoi(value));
+    } else if (name == "--pool") {
+      options.prefill_pool = parse_list(value).front();
     } else if (name == "--load") {
       options.load_seconds = std::strtod(value, nullptr);
     } else if (name == "--format" && parse_kv_format(value)) {
@@ -169,7 +173,7 @@ void run(int argc, char** argv) {
         if (which.prefill) {
           problem.seqs = 1;
           problem.tokens_per_seq = count;
-          problem.pool = kPrefillPool;
+          problem.pool = options.prefill_pool;
         }
         const double ratio = run_case(*device, ops, options, problem, load);
         if (!which.prefill) (count <= 16 ? few : many).add(ratio);
