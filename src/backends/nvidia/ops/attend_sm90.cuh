@@ -398,12 +398,14 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
   extern __shared__ __align__(1024) uint8_t storage[];
   auto& shared = *reinterpret_cast<SharedStorage<Traits>*>(storage);
   const int role = __shfl_sync(~0u, threadIdx.x >> 7, 0);
-  follow_kernels_before();
-  if (role == 2) BlockWalk<Traits>{args, shared.walk}.start();
+  const BlockWalk<Traits> walk{args, shared.walk};
+  if (role == 2) walk.prefetch_first();
   if (threadIdx.x == 0) {
     init_barriers(shared.barriers);
     fence_barrier_init();
   }
+  follow_kernels_before();
+  if (role == 2) walk.start();
   __syncthreads();
   if (role == 0) {
     decrease_registers<Traits::kScoreRegisters>();

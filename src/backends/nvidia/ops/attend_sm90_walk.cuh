@@ -84,6 +84,30 @@ struct BlockWalk {
   const AttendSm90Args& args;
   WalkStorage<Traits>& shared;
 
+  /// Into the L2, while the kernel before may still run, what is read first and can be named
+  /// already: numbers and list of the first item, and its query.
+  __device__ __forceinline__ void prefetch_first() const {
+    constexpr int kLine = 32;  // slots of 128 bytes
+    const int thread = thread_of_role();
+    const int item = static_cast<int>(blockIdx.x);
+    const int rest = item - chain_of(item) * args.chain_items.divisor;
+    const int token = rest >> args.log2_tiles;
+    for (const RowSource* rows : {&args.attend.window, &args.attend.compressed}) {
+      if (rows->kind == RowSource::kList && thread * kLine < rows->slots_stride) {
+        prefetch_l2(rows->slots + token * rows->slots_stride + thread * kLine);
+      }
+      if (thread == 0 && rows->begin != nullptr) prefetch_l2(rows->begin + token);
+      if (thread == 0 && rows->end != nullptr) prefetch_l2(rows->end + token);
+    }
+    if (thread == 0 && args.attend.token_to_seq != nullptr) {
+      prefetch_l2(args.attend.token_to_seq + token);
+    }
+    if (writes()) {
+      const int head = (rest - (token << args.log2_tiles)) * 64, first = (thread >> 5) * 256;
+      prefetch_box(args.q_map, first, head, token);
+      prefetch_box(args.q_map, first + 128, head, token);
+    }
+  }
   /// Asks for the first item.
   __device__ __forceinline__ void start() const {
     if (writes()) {
@@ -276,13 +300,6 @@ struct BlockWalk {
       state.tile = static_cast<uint32_t>(rest - (token << args.log2_tiles));
       state.only_chain = only;
       state.odd_item ^= 1;
-      // The first query; of later ones there would be 20 MB in the L2 that nobody asks for yet.
-      if (exists && coming.item == static_cast<int>(blockIdx.x)) {
-        const int first = (thread_of_role() >> 5) * 256;
-        const int head = static_cast<int>(state.tile) * 64;
-        prefetch_box(args.q_map, first, head, token);
-        prefetch_box(args.q_map, first + 128, head, token);
-      }
       const bool compressed = window_begin >= window_end;
       start_source(state, compressed, compressed ? begin : window_begin,
                    compressed ? end : window_end);
