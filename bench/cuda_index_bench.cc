@@ -3,7 +3,7 @@
 //
 //   cuda_index_bench [--op top_k|logits|prefill|rows] [--candidate NAME] [--case TEXT] [--quick]
 //
-// --case takes the scores' cases whose first column holds TEXT.
+// --case takes the cases whose first column holds TEXT.
 //
 // Time: a CUDA graph of launches over rotating inputs (together at least 256 MB, so that they are
 // cold), replayed; median over replays / launches. "hot" repeats one input set. "x" is the time
@@ -12,6 +12,7 @@
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <cstring>
 #include <functional>
@@ -145,60 +146,99 @@ int sets_for(int64_t bytes) {
 struct TopKCase {
   int64_t rows, n;
   int k;
-  double torch_us;  // graph, unsorted; eager where there was no graph
-  const char* data = "normal";
+  double torch_us;  // graph, unsorted; eager where there was no graph. Of normal scores
 };
 constexpr TopKCase kTopKCases[] = {
-    {1024, 16384, 512, 268},      {1024, 16384, 1024, 266},
-    {64, 65536, 512, 102},        {64, 65536, 1024, 102},
-    {64, 16384, 512, 66.7},       {64, 16384, 1024, 67.3},
-    {1, 65536, 512, 46.2},        {1, 65536, 1024, 45.9},
-    {1, 16384, 512, 72.7},        {1, 16384, 1024, 70.6},
-    {64, 262144, 512, 273},       {128, 262144, 512, 450},
-    {128, 262144, 1024, 452},     {1, 262144, 512, 0},
-    {1, 1000000, 1024, 0},        {16, 65536, 512, 0},
-    {1, 65536, 512, 0, "narrow"}, {1, 65536, 512, 0, "equal"},
-    {64, 65536, 512, 0, "equal"}, {1, 2048, 512, 0},
-    {64, 2048, 512, 0},
+    {1, 2048, 512, 0},        {64, 2048, 512, 0},     {128, 2048, 512, 0},
+    {1, 16384, 512, 72.7},    {64, 16384, 512, 66.7}, {1024, 16384, 512, 268},
+    {1, 32768, 512, 0},       {16, 32768, 512, 0},    {64, 32768, 512, 0},
+    {128, 32768, 512, 0},     {1, 65536, 512, 46.2},  {16, 65536, 512, 0},
+    {64, 65536, 512, 102},    {1, 262144, 512, 0},    {64, 262144, 512, 273},
+    {128, 262144, 512, 450},  {1, 16384, 1024, 70.6}, {64, 16384, 1024, 67.3},
+    {1024, 16384, 1024, 266}, {1, 65536, 1024, 45.9}, {64, 65536, 1024, 102},
+    {128, 262144, 1024, 452}, {1, 1000000, 1024, 0},
+};
+// Of the other kinds of scores.
+constexpr TopKCase kTopKKindCases[] = {
+    {1, 2048, 512, 0},    {64, 2048, 512, 0},  {1, 32768, 512, 0},  {64, 32768, 512, 0},
+    {128, 32768, 512, 0}, {64, 65536, 512, 0}, {1, 262144, 512, 0},
+};
+
+// Scores of a row, as they may come: of random rows, and of what is hard for a histogram or a
+// sample.
+struct ScoreKind {
+  const char* name;
+  float (*score)(int64_t at, int64_t n, std::mt19937& random);
+};
+float normal_score(std::mt19937& random) {
+  return std::normal_distribution<float>()(random);
+}
+float uniform_score(std::mt19937& random) {
+  return std::uniform_real_distribution<float>()(random);
+}
+constexpr ScoreKind kScoreKinds[] = {
+    {"normal", [](int64_t, int64_t, std::mt19937& r) { return normal_score(r); }},
+    {"uniform", [](int64_t, int64_t, std::mt19937& r) { return uniform_score(r); }},
+    {"exponential",
+     [](int64_t, int64_t, std::mt19937& r) { return std::exp(6 * normal_score(r)); }},
+    {"narrow", [](int64_t, int64_t, std::mt19937& r) { return 1000 + 1e-3f * normal_score(r); }},
+    {"zeros", [](int64_t, int64_t,
+                 std::mt19937& r) { return uniform_score(r) < 0.995f ? 0.0f : normal_score(r); }},
+    {"integers", [](int64_t, int64_t, std::mt19937& r) { return std::floor(3 * normal_score(r)); }},
+    {"equal", [](int64_t, int64_t, std::mt19937&) { return 1.0f; }},
+    {"period",
+     [](int64_t at, int64_t, std::mt19937&) {  // 64 scores again and again
+       return std::sin(static_cast<float>(at % 64));
+     }},
+    {"rising",
+     [](int64_t at, int64_t n, std::mt19937& r) {
+       return static_cast<float>(at % n) / static_cast<float>(n) + 1e-4f * normal_score(r);
+     }},
+    {"local",
+     [](int64_t at, int64_t n, std::mt19937& r) {  // the best ones are neighbours
+       return normal_score(r) + (at % n >= n / 3 && at % n < n / 3 + 1000 ? 9.0f : 0.0f);
+     }},
 };
 
 void bench_top_k(Bench& bench) {
   std::printf("\ntop_k: us\n%-34s %-10s %8s %8s %8s %8s %6s\n", "rows x n, k, data", "kernel",
               "cold", "hot", "torch", "floor", "x");
-  for (const TopKCase& which : kTopKCases) {
-    const int64_t row_bytes = which.n * 4, bytes = which.rows * row_bytes;
-    const int sets = sets_for(bytes);
-    const std::string_view data = which.data;
-    std::mt19937 random(7);
-    std::normal_distribution<float> normal;
-    const Buffer logits = bench.pattern(bytes * sets, 8000000, [&](std::byte* to) {
-      auto* scores = reinterpret_cast<float*>(to);
-      for (int64_t i = 0; i < std::min<int64_t>(2000000, bytes * sets / 4); ++i) {
-        scores[i] = data == "equal"    ? 1.0f
-                    : data == "narrow" ? 1000 + 1e-3f * normal(random)
-                                       : normal(random);
+  for (const ScoreKind& kind : kScoreKinds) {
+    const bool is_first = &kind == kScoreKinds;
+    for (const TopKCase& which :
+         is_first ? std::span<const TopKCase>(kTopKCases) : kTopKKindCases) {
+      const std::string name_of_case =
+          concat(which.rows, " x ", which.n, ", ", which.k, ", ", kind.name);
+      if (name_of_case.find(bench.options().which) == std::string::npos) continue;
+      const int64_t row_bytes = which.n * 4, bytes = which.rows * row_bytes;
+      const int sets = sets_for(bytes);
+      std::mt19937 random(7);
+      const int64_t rows = std::max<int64_t>(1, (1 << 20) / which.n);
+      const Buffer logits = bench.pattern(bytes * sets, rows * row_bytes, [&](std::byte* to) {
+        auto* scores = reinterpret_cast<float*>(to);
+        for (int64_t i = 0; i < std::min(rows * which.n, bytes * sets / 4); ++i)
+          scores[i] = kind.score(i, which.n, random);
+      });
+      const Buffer end =
+          bench.upload(std::vector<int32_t>(static_cast<size_t>(which.rows), int32_t(which.n)));
+      const Buffer indices = bench.memory(which.rows * which.k * 4),
+                   length = bench.memory(which.rows * 4);
+      for (const std::string& name : bench.usable("top_k")) {
+        const Ops ops = bench.ops("top_k", name);
+        const auto launch = [&](int set, const OpContext& context) {
+          ops.top_k({.logits = ConstTensor(logits.data() + set * bytes, DType::kF32,
+                                           {which.rows, which.n}),
+                     .end = reinterpret_cast<const int32_t*>(end.data()),
+                     .topk_indices = Tensor(indices.data(), DType::kI32, {which.rows, which.k}),
+                     .topk_length = reinterpret_cast<int32_t*>(length.data())},
+                    context);
+        };
+        const double cold = bench.time(sets, launch), hot = bench.time(1, launch);
+        const double floor_us = static_cast<double>(bytes) / kBytesPerUs;
+        std::printf("%-34s %-10s %8.1f %8.1f %8.1f %8.1f %6.1f\n", name_of_case.c_str(),
+                    name.c_str(), cold, hot, which.torch_us, floor_us,
+                    cold / std::max(floor_us, 2.8));
       }
-    });
-    const Buffer end =
-        bench.upload(std::vector<int32_t>(static_cast<size_t>(which.rows), int32_t(which.n)));
-    const Buffer indices = bench.memory(which.rows * which.k * 4),
-                 length = bench.memory(which.rows * 4);
-    for (const std::string& name : bench.usable("top_k")) {
-      const Ops ops = bench.ops("top_k", name);
-      const auto launch = [&](int set, const OpContext& context) {
-        ops.top_k(
-            {.logits = ConstTensor(logits.data() + set * bytes, DType::kF32, {which.rows, which.n}),
-             .end = reinterpret_cast<const int32_t*>(end.data()),
-             .topk_indices = Tensor(indices.data(), DType::kI32, {which.rows, which.k}),
-             .topk_length = reinterpret_cast<int32_t*>(length.data())},
-            context);
-      };
-      const double cold = bench.time(sets, launch), hot = bench.time(1, launch);
-      const double floor_us = static_cast<double>(bytes) / kBytesPerUs;
-      std::printf("%-34s %-10s %8.1f %8.1f %8.1f %8.1f %6.1f\n",
-                  concat(which.rows, " x ", which.n, ", ", which.k, ", ", which.data).c_str(),
-                  name.c_str(), cold, hot, which.torch_us, floor_us,
-                  cold / std::max(floor_us, 2.8));
     }
   }
 }
