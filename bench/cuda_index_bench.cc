@@ -6,7 +6,8 @@
 // --case takes the cases whose first column holds TEXT.
 //
 // Time: a CUDA graph of launches over rotating inputs (together at least 256 MB, so that they are
-// cold), replayed; median over replays / launches. "hot" repeats one input set. "x" is the time
+// cold), replayed; median over replays / launches. "hot" repeats one input set, "slots" is cold
+// with map_slots, in one launch or two. "x" is the time
 // over max(bytes / 4274 GB/s, FLOP / 1500 TFLOP/s). Anchors: torch.topk and DeepGEMM 54e2261, same
 // method.
 #include <cuda_runtime_api.h>
@@ -201,8 +202,8 @@ constexpr ScoreKind kScoreKinds[] = {
 };
 
 void bench_top_k(Bench& bench) {
-  std::printf("\ntop_k: us\n%-34s %-10s %8s %8s %8s %8s %6s\n", "rows x n, k, data", "kernel",
-              "cold", "hot", "torch", "floor", "x");
+  std::printf("\ntop_k: us\n%-34s %-10s %8s %8s %8s %8s %8s %6s\n", "rows x n, k, data", "kernel",
+              "cold", "hot", "slots", "torch", "floor", "x");
   for (const ScoreKind& kind : kScoreKinds) {
     const bool is_first = &kind == kScoreKinds;
     for (const TopKCase& which :
@@ -222,21 +223,47 @@ void bench_top_k(Bench& bench) {
       const Buffer end =
           bench.upload(std::vector<int32_t>(static_cast<size_t>(which.rows), int32_t(which.n)));
       const Buffer indices = bench.memory(which.rows * which.k * 4),
+                   slots = bench.memory(which.rows * which.k * 4),
                    length = bench.memory(which.rows * 4);
+      // Every row has a sequence of its own.
+      constexpr int32_t kBlockRows = 64;
+      const int64_t columns = (which.n + kBlockRows - 1) / kBlockRows;
+      std::vector<int32_t> table(static_cast<size_t>(which.rows * columns)), seqs;
+      for (size_t i = 0; i < table.size(); ++i) table[i] = static_cast<int32_t>(i);
+      for (int64_t i = 0; i < which.rows; ++i) seqs.push_back(static_cast<int32_t>(i));
+      const Buffer blocks = bench.upload(table), sequences = bench.upload(seqs);
       for (const std::string& name : bench.usable("top_k")) {
         const Ops ops = bench.ops("top_k", name);
-        const auto launch = [&](int set, const OpContext& context) {
-          ops.top_k({.logits = ConstTensor(logits.data() + set * bytes, DType::kF32,
-                                           {which.rows, which.n}),
-                     .end = reinterpret_cast<const int32_t*>(end.data()),
-                     .topk_indices = Tensor(indices.data(), DType::kI32, {which.rows, which.k}),
-                     .topk_length = reinterpret_cast<int32_t*>(length.data())},
-                    context);
+        const auto launch_with = [&](bool with_slots) {
+          return [&, with_slots](int set, const OpContext& context) {
+            const TopKSlots to{.token_to_seq = reinterpret_cast<const int32_t*>(sequences.data()),
+                               .blocks = {reinterpret_cast<const int32_t*>(blocks.data()), columns,
+                                          static_cast<int32_t>(columns), 4 * kBlockRows},
+                               .rows_per_block = kBlockRows,
+                               .slots = Tensor(slots.data(), DType::kI32, {which.rows, which.k})};
+            const Tensor out(indices.data(), DType::kI32, {which.rows, which.k});
+            ops.top_k({.logits = ConstTensor(logits.data() + set * bytes, DType::kF32,
+                                             {which.rows, which.n}),
+                       .end = reinterpret_cast<const int32_t*>(end.data()),
+                       .topk_indices = out,
+                       .topk_length = reinterpret_cast<int32_t*>(length.data()),
+                       .slots = with_slots && ops.top_k_maps_slots ? to : TopKSlots{}},
+                      context);
+            if (!with_slots || ops.top_k_maps_slots) return;
+            ops.map_slots({.topk_indices = out,
+                           .token_to_seq = to.token_to_seq,
+                           .blocks = to.blocks,
+                           .rows_per_block = to.rows_per_block,
+                           .slots = to.slots},
+                          context);
+          };
         };
-        const double cold = bench.time(sets, launch), hot = bench.time(1, launch);
+        const double cold = bench.time(sets, launch_with(false)),
+                     hot = bench.time(1, launch_with(false)),
+                     with_slots = bench.time(sets, launch_with(true));
         const double floor_us = static_cast<double>(bytes) / kBytesPerUs;
-        std::printf("%-34s %-10s %8.1f %8.1f %8.1f %8.1f %6.1f\n", name_of_case.c_str(),
-                    name.c_str(), cold, hot, which.torch_us, floor_us,
+        std::printf("%-34s %-10s %8.1f %8.1f %8.1f %8.1f %8.1f %6.1f\n", name_of_case.c_str(),
+                    name.c_str(), cold, hot, with_slots, which.torch_us, floor_us,
                     cold / std::max(floor_us, 2.8));
       }
     }

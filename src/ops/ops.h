@@ -216,12 +216,21 @@ struct IndexLogitsParams {
   Tensor logits;  // [tile tokens, >= max_end] f32
 };
 
+/// What map_slots of the selection would write, where top_k does so itself (Ops::top_k_maps_slots).
+struct TopKSlots {
+  const int32_t* token_to_seq = nullptr;  // [tokens]
+  BlockTable blocks;
+  int32_t rows_per_block = 0;
+  Tensor slots;  // [tokens, k] i32; empty: not wanted
+};
+
 /// Larger score first, then smaller index; NaN counts as -inf. Emits ascending indices, then -1.
 struct TopKParams {
   ConstTensor logits;    // [tokens, n] f32
   const int32_t* end;    // [tokens] candidates [0, end)
   Tensor topk_indices;   // [tokens, k] i32, local entry numbers, -1 = unused
   int32_t* topk_length;  // [tokens] min(end, k)
+  TopKSlots slots{};
 };
 
 /// Local entry numbers -> global slots through the block table; -1 stays.
@@ -426,6 +435,8 @@ struct Ops {
   /// multiple of 128 rows and rows of a multiple of 16 bytes, and does inverse_rope write them, for
   /// a head_dim that is a multiple of 128?
   bool takes_e4m3 = false;
+  /// Does top_k write the slots, too, so that no map_slots has to follow?
+  bool top_k_maps_slots = false;
   /// Scratch that any single operation needs within these limits.
   int64_t (*scratch_bytes)(const ScratchLimits&) = nullptr;
 };

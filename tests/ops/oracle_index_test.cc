@@ -1,4 +1,6 @@
 // The indexer against the oracle: scores of every candidate, selection, slots.
+#include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <limits>
 
@@ -345,12 +347,25 @@ TEST_P(OracleTopK, OrdersByScoreThenIndex) {
   }
 }
 
-// Long rows, and what a kernel that samples, cuts rows into parts or counts in bins may stumble
-// over.
-enum class Scores { kNormal, kTies, kEqual, kAscending, kDescending, kNans, kNarrow, kLateOnes };
-constexpr Scores kAllScores[] = {Scores::kNormal,    Scores::kTies,       Scores::kEqual,
-                                 Scores::kAscending, Scores::kDescending, Scores::kNans,
-                                 Scores::kNarrow,    Scores::kLateOnes};
+// Rows of every length, and what a kernel that samples, cuts rows into parts or counts in bins may
+// stumble over.
+enum class Scores {
+  kNormal,
+  kTies,
+  kEqual,
+  kAscending,
+  kDescending,
+  kNans,
+  kNarrow,
+  kLateOnes,
+  kUniform,
+  kManyMagnitudes,
+  kZeros,
+  kPeriod,
+  kTwoValues,
+  kInfinite,
+  kEnd
+};
 
 float score_at(Scores kind, int64_t i, int64_t n, Random& random) {
   const float normal = static_cast<float>(random.normal());
@@ -371,21 +386,44 @@ float score_at(Scores kind, int64_t i, int64_t n, Random& random) {
       return 1000.0f + static_cast<float>(random.below(4096)) * 0x1p-10f;
     case Scores::kLateOnes:  // the best are neighbours, and rare in a sample
       return i >= n - 600 ? 50.0f + normal : normal;
+    case Scores::kUniform:
+      return static_cast<float>(random.below(1 << 24)) * 0x1p-24f;
+    case Scores::kManyMagnitudes:
+      return std::ldexp(normal, static_cast<int>(random.below(240)) - 140);
+    case Scores::kZeros:  // fewer positive ones than are wanted
+      return random.below(n) < 400   ? std::abs(normal)
+             : random.below(50) == 0 ? -normal * normal
+             : random.below(2) == 0  ? 0.0f
+                                     : -0.0f;
+    case Scores::kPeriod:
+      return static_cast<float>(i * 37 % 64) - 20.0f;
+    case Scores::kTwoValues:  // ties that begin late in the row
+      return i > n / 2 ? 1.0f : random.below(n) < 100 ? 2.0f : -1.0f;
+    case Scores::kInfinite: {
+      const float infinity = std::numeric_limits<float>::infinity();
+      const uint64_t which = random.below(n);
+      return which < 200 ? infinity : which < 400 ? 3e38f : which % 3 == 0 ? -infinity : -3e38f;
+    }
+    case Scores::kEnd:
+      break;
   }
   return 0;
 }
 
-TEST_P(OracleTopK, LongRows) {
+TEST_P(OracleTopK, RowsOfEveryKind) {
+  constexpr int64_t kKinds = static_cast<int64_t>(Scores::kEnd);
   struct Case {
     int64_t tokens, n;
     int k;
     int64_t padding;  // of a row: other alignments
   };
   for (const Case& which :
-       {Case{8, 1, 512, 0}, Case{8, 63, 64, 1}, Case{8, 1000, 512, 2}, Case{8, 8200, 1024, 0},
-        Case{1, 65536, 512, 0}, Case{8, 65536, 1024, 1}, Case{72, 20000, 512, 4},
-        Case{300, 9000, 1024, 0}, Case{8, 262144, 512, 0}, Case{8, 262144, 2048, 3},
-        Case{8, 1000000, 1024, 0}}) {
+       {Case{8, 1, 512, 0}, Case{8, 63, 64, 1}, Case{kKinds, 513, 512, 3},
+        Case{kKinds, 1000, 512, 2}, Case{kKinds, 2048, 512, 0}, Case{kKinds, 2111, 64, 1},
+        Case{kKinds, 4095, 1024, 0}, Case{kKinds, 4096, 2048, 4}, Case{kKinds, 4097, 512, 0},
+        Case{kKinds, 8200, 1024, 0}, Case{1, 65536, 512, 0}, Case{kKinds, 40000, 512, 0},
+        Case{kKinds, 65536, 1024, 1}, Case{72, 20000, 512, 4}, Case{300, 9000, 1024, 0},
+        Case{kKinds, 262144, 512, 0}, Case{8, 262144, 2048, 3}, Case{5, 1000000, 1024, 0}}) {
     if (emulated() && which.tokens * which.n > 100'000) continue;
     SCOPED_TRACE(::testing::Message()
                  << which.tokens << " rows of " << which.n << ", k " << which.k);
@@ -395,29 +433,44 @@ TEST_P(OracleTopK, LongRows) {
     std::vector<int32_t> end;
     for (int64_t t = 0; t < which.tokens; ++t) {
       // Some rows end earlier: what lies behind must not count.
-      end.push_back(static_cast<int32_t>(t % 8 == 7 ? which.n - which.n / 3 : which.n));
-      for (int64_t i = 0; i < end.back(); ++i) {
-        logits[static_cast<size_t>(t * stride + i)] =
-            score_at(kAllScores[(t + which.tokens) % 8], i, end.back(), random);
-      }
+      end.push_back(static_cast<int32_t>(t % 8 == 7   ? which.n - which.n / 3
+                                         : t % 8 == 5 ? std::min<int64_t>(which.n, 3001)
+                                                      : which.n));
+      const auto kind = static_cast<Scores>((t + which.tokens) % kKinds);
+      for (int64_t i = 0; i < end.back(); ++i)
+        logits[static_cast<size_t>(t * stride + i)] = score_at(kind, i, end.back(), random);
     }
     int32_t* indices =
         memory().put(std::vector<int32_t>(static_cast<size_t>(which.tokens * k), -7));
     int32_t* length = memory().put(std::vector<int32_t>(static_cast<size_t>(which.tokens), -7));
     ConstTensor rows(memory().put(logits), DType::kF32, {which.tokens, which.n});
     rows.strides[0] = stride;
+    // Two sequences, whose blocks lie anywhere.
+    const int rows_per_block = which.k == 512 ? 64 : 12;
+    const int64_t columns = (which.n + rows_per_block - 1) / rows_per_block;
+    const std::vector<int32_t> table = random.permutation(static_cast<int>(2 * columns));
+    std::vector<int32_t> token_to_seq;
+    for (int64_t t = 0; t < which.tokens; ++t) token_to_seq.push_back(t % 3 == 1);
+    int32_t* slots = memory().put(std::vector<int32_t>(static_cast<size_t>(which.tokens * k), -7));
+    TopKParams params{.logits = rows,
+                      .end = memory().put(end),
+                      .topk_indices = Tensor(indices, DType::kI32, {which.tokens, k}),
+                      .topk_length = length};
+    if (ops_.top_k_maps_slots) {
+      params.slots = {.token_to_seq = memory().put(token_to_seq),
+                      .blocks = {memory().put(table), columns, static_cast<int32_t>(columns),
+                                 rows_per_block * 4},
+                      .rows_per_block = rows_per_block,
+                      .slots = Tensor(slots, DType::kI32, {which.tokens, k})};
+    }
     ScratchLimits limits;
     limits.max_tokens = which.tokens;
     limits.max_entries = which.n;
     limits.index_topk = which.k;
-    run(ops_.top_k,
-        {.logits = rows,
-         .end = memory().put(end),
-         .topk_indices = Tensor(indices, DType::kI32, {which.tokens, k}),
-         .topk_length = length},
-        limits);
+    run(ops_.top_k, params, limits);
     const std::vector<int32_t> actual = memory().get(indices, which.tokens * k);
     const std::vector<int32_t> actual_length = memory().get(length, which.tokens);
+    const std::vector<int32_t> actual_slots = memory().get(slots, which.tokens * k);
     for (int64_t t = 0; t < which.tokens; ++t) {
       const Vector scores(logits.begin() + t * stride, logits.begin() + t * stride + end[t]);
       std::vector<int32_t> expected = oracle::top_k(scores, which.k);
@@ -428,6 +481,16 @@ TEST_P(OracleTopK, LongRows) {
       EXPECT_TRUE(first.first == got.end())
           << "token " << t << ", place " << first.first - got.begin() << ": " << *first.first
           << ", expected " << *first.second;
+      for (int64_t i = 0; i < k && ops_.top_k_maps_slots; ++i) {
+        const int32_t entry = expected[static_cast<size_t>(i)];
+        const int64_t block =
+            token_to_seq[static_cast<size_t>(t)] * columns + entry / rows_per_block;
+        const int32_t slot =
+            entry < 0 ? -1
+                      : table[static_cast<size_t>(block)] * rows_per_block + entry % rows_per_block;
+        ASSERT_EQ(actual_slots[static_cast<size_t>(t * k + i)], slot)
+            << "token " << t << ", place " << i;
+      }
     }
     clear_memory();
   }

@@ -1,4 +1,5 @@
-// top_k: one CTA for every row (top_k-inl.h), and a reference that bisects the keys.
+// top_k: one CTA for every row (top_k-inl.h, top_k_short-inl.h), and a reference that bisects the
+// keys.
 #include "backends/nvidia/ops/families.h"
 #include "backends/nvidia/ops/launch.h"
 #include "backends/nvidia/ops/top_k-inl.h"
@@ -9,8 +10,22 @@ namespace {
 __global__ void __launch_bounds__(TopKTraits::kThreads)
     sm80_top_k(const __grid_constant__ TopKArgs args) {
   extern __shared__ __align__(16) std::byte shared[];
+  auto& storage = *reinterpret_cast<TopKStorage<true>*>(shared);
+  prepare_top_k(storage, SingleCta());
   follow_kernels_before();
-  top_k_row(*reinterpret_cast<TopKStorage<true>*>(shared), args, blockIdx.x, SingleCta());
+  top_k_row(storage, args, blockIdx.x, SingleCta());
+}
+
+__global__ void __launch_bounds__(TopKTraits::kThreads)
+    short_top_k(const __grid_constant__ TopKArgs args) {
+  __shared__ TopKShortStorage shared;
+  shared.selection.clear();
+  follow_kernels_before();
+  const int64_t token = blockIdx.x;
+  const int32_t n = min(max(args.end[token], 0), args.width);
+  TopKShort scores;
+  scores.load(args.logits + token * args.logits_stride, args.width);
+  top_k_short_row(shared.selection, shared.range, args, token, n, scores);
 }
 
 // ---- reference: a CTA finds the k-th key bit by bit, counting the row 32 times, then writes what
@@ -67,9 +82,15 @@ __global__ void __launch_bounds__(kReferenceThreads)
 
 }  // namespace
 
+void top_k_short(const TopKParams& params, const OpContext& context) {
+  launch<short_top_k>({dim3(static_cast<unsigned>(params.logits.shape[0])), TopKTraits::kThreads},
+                      stream_of(context.stream), top_k_args(params));
+}
+
 void top_k_sm80(const TopKParams& params, const OpContext& context) {
   const int64_t tokens = params.logits.shape[0];
   if (context.scratch->measuring() || tokens == 0 || params.topk_indices.shape[1] == 0) return;
+  if (params.logits.shape[1] <= TopKTraits::kShortRow) return top_k_short(params, context);
   launch<sm80_top_k>(
       {dim3(static_cast<unsigned>(tokens)), TopKTraits::kThreads, sizeof(TopKStorage<true>)},
       stream_of(context.stream), top_k_args(params));
@@ -85,9 +106,12 @@ void top_k_reference(const TopKParams& params, const OpContext& context) {
 
 std::span<const Candidate> top_k_candidates() {
   static const Candidate list[] = {
-      {"top_k", "sm90", needs_sm90, [](Ops& ops) { ops.top_k = top_k_sm90; }},
-      {"top_k", "sm80", needs_sm80, [](Ops& ops) { ops.top_k = top_k_sm80; }},
-      {"top_k", "reference", needs_sm80, [](Ops& ops) { ops.top_k = top_k_reference; }},
+      {"top_k", "sm90", needs_sm90,
+       [](Ops& ops) { ops.top_k = top_k_sm90, ops.top_k_maps_slots = true; }},
+      {"top_k", "sm80", needs_sm80,
+       [](Ops& ops) { ops.top_k = top_k_sm80, ops.top_k_maps_slots = true; }},
+      {"top_k", "reference", needs_sm80,
+       [](Ops& ops) { ops.top_k = top_k_reference, ops.top_k_maps_slots = false; }},
   };
   return list;
 }

@@ -14,23 +14,22 @@ struct ClusterTeam {
   __device__ uint32_t size() const { return sm90::cluster_size(); }
   __device__ void arrive() const { sm90::cluster_arrive(); }
   __device__ void wait() const { sm90::cluster_wait(); }
-  __device__ void add(uint32_t* local, uint32_t rank, uint32_t value) const {
-    sm90::cluster_add(sm90::cluster_address(local, rank), value);
+  __device__ void add(uint32_t* local, uint32_t value) const {
+    sm90::cluster_add(sm90::cluster_address(local, 0), value);
   }
-  __device__ void store(uint32_t* local, uint32_t rank, uint32_t value) const {
-    sm90::cluster_store(sm90::cluster_address(local, rank), value);
-  }
-  __device__ uint2 load(const uint2* local, uint32_t rank) const {
-    return sm90::cluster_load_2(sm90::cluster_address(local, rank));
+  __device__ void store(uint2* local, uint2 value) const {
+    sm90::cluster_store(sm90::cluster_address(local, 0), value);
   }
 };
 
 __global__ void __launch_bounds__(TopKTraits::kThreads, 2)
     sm90_top_k(const __grid_constant__ TopKArgs args) {
   extern __shared__ __align__(16) std::byte shared[];
-  follow_kernels_before();
+  auto& storage = *reinterpret_cast<TopKStorage<false>*>(shared);
   const ClusterTeam team;
-  top_k_row(*reinterpret_cast<TopKStorage<false>*>(shared), args, blockIdx.x / team.size(), team);
+  prepare_top_k(storage, team);
+  follow_kernels_before();
+  top_k_row(storage, args, blockIdx.x / team.size(), team);
 }
 
 // CTAs that share a row: as many as there are multiprocessors, none for less than 4096 scores.
@@ -38,7 +37,7 @@ int team_size(int64_t tokens, int64_t width) {
   constexpr int64_t kMinPart = 4096;
   const int64_t multiprocessors = num_multiprocessors();
   int size = 1;
-  while (size < TopKTraits::kMaxTeam && tokens * size * 2 <= multiprocessors &&
+  while (size < kTopKMaxTeam && tokens * size * 2 <= multiprocessors &&
          width >= kMinPart * size * 2) {
     size *= 2;
   }

@@ -42,17 +42,10 @@ __device__ inline void cluster_add(uint32_t address, uint32_t value) {
   asm volatile("red.relaxed.cluster.shared::cluster.add.u32 [%0], %1;" ::"r"(address), "r"(value)
                : "memory");
 }
-__device__ inline void cluster_store(uint32_t address, uint32_t value) {
-  asm volatile("st.shared::cluster.u32 [%0], %1;" ::"r"(address), "r"(value) : "memory");
-}
-
-/// Several may be under way: only barriers order them with stores of others.
-__device__ inline uint2 cluster_load_2(uint32_t address) {
-  uint2 value;
-  asm volatile("ld.shared::cluster.v2.u32 {%0, %1}, [%2];"
-               : "=r"(value.x), "=r"(value.y)
-               : "r"(address));
-  return value;
+__device__ inline void cluster_store(uint32_t address, uint2 value) {
+  asm volatile("st.shared::cluster.v2.u32 [%0], {%1, %2};" ::"r"(address), "r"(value.x),
+               "r"(value.y)
+               : "memory");
 }
 
 // ---- mbarriers of other CTAs; addresses as cluster_address gives them
