@@ -212,6 +212,19 @@ int64_t branch_scratch_bytes(const ModelConfig& config, const LayerKind& kind,
          limits.max_tokens * int64_t{config.head_dim} * int64_t{sizeof(float)};
 }
 
+// What the branch of the heads' queries takes at most.
+int64_t insert_scratch_bytes(const ModelConfig& config, int padded_heads, const StepLimits& limits,
+                             const Ops& ops, int num_threads) {
+  ScratchLimits scratch;
+  scratch.max_tokens = limits.max_tokens;
+  scratch.max_cols = config.q_lora_rank;
+  scratch.max_rows = int64_t{padded_heads} * config.head_dim;
+  scratch.num_heads = padded_heads;
+  scratch.head_dim = config.head_dim;
+  scratch.num_threads = num_threads;
+  return ops.scratch_bytes(scratch) + Arena::kAlignment;
+}
+
 }  // namespace
 
 int64_t attention_workspace_bytes(const ModelConfig& config, const LayerKind& kind,
@@ -246,7 +259,9 @@ int64_t attention_workspace_bytes(const ModelConfig& config, const LayerKind& ki
   scratch.hidden_size = config.hidden_size;
   scratch.num_threads = num_threads;
   return measure.peak() + temporary_bytes + ops.scratch_bytes(scratch) +
-         branch_scratch_bytes(config, kind, limits, ops, num_threads) + 8 * Arena::kAlignment;
+         branch_scratch_bytes(config, kind, limits, ops, num_threads) +
+         (kind.indexer ? insert_scratch_bytes(config, padded_heads, limits, ops, num_threads) : 0) +
+         8 * Arena::kAlignment;
 }
 
 int64_t DeepseekV4Attention::workspace_bytes(const StepLimits& limits) const {
@@ -342,7 +357,7 @@ void DeepseekV4Attention::forward(const StepPlan& plan, const LayerCaches& cache
   tap_tensor(options, *layer.device, stream, "attn_in", hidden);
   // Where the device can, steps that need nothing of each other run side by side, unless somebody
   // watches them one by one. The compressor needs nothing of the query, and nothing needs it before
-  // select() or attend.
+  // select(), which needs the indexer's rows, or attend.
   if (options.taps == nullptr && options.observer == nullptr) step.branches = layer.branches;
   const bool forks = step.branches != nullptr && ratio != 0;
   Step compressor = step;
@@ -355,10 +370,25 @@ void DeepseekV4Attention::forward(const StepPlan& plan, const LayerCaches& cache
     compressor.scratch = &compressor_scratch;
     compressor.stream = step.branches->fork(stream, kCompressorBranch);
   }
+  Arena insert_scratch;
+  if (step.inserts_beside()) {
+    const int64_t bytes = insert_scratch_bytes(layer.config, layer.padded_heads,
+                                               {.max_tokens = static_cast<int>(tokens)}, ops(),
+                                               layer.device->num_threads());
+    insert_scratch = Arena(arena.take(bytes), bytes);
+    step.insert_scratch = &insert_scratch;
+  }
   prepare(step);
+  if (forks) {
+    compressor.waits_for_index_rows = &step;
+    step.has_index_rows = false;
+  }
   if (ratio != 0) compress(compressor);
+  if (layer.kind.indexer) {
+    if (!step.has_index_rows) step.branches->join(stream, kCompressorBranch);
+    select(step);
+  }
   if (forks) step.branches->join(stream, kCompressorBranch);
-  if (layer.kind.indexer) select(step);
   if (step.inserts_beside()) step.branches->join(stream, kInsertBranch);
   {
     StepScope scope(options, AttentionStep::kAttend);

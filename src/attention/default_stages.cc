@@ -25,6 +25,38 @@ Tensor flatten(const Tensor& tensor) {
   return out;
 }
 
+// project_q and qnorm_rope_insert: all queries, or those of the heads where the indexer's are
+// there.
+void make_queries(const DeepseekV4Attention::Step& step, const DeepseekV4Attention::Layer& layer,
+                  const Ops& ops, const OpContext& context) {
+  const ForwardOptions& options = *step.options;
+  const AttentionWeights& weights = layer.weights;
+  {
+    StepScope observe(options, AttentionStep::kProjectQ);
+    const Tensor q =
+        col_slice(flatten(step.q), 0, int64_t{layer.num_heads} * layer.config.head_dim);
+    if (layer.padded_heads > layer.num_heads) {
+      const int64_t used = q.shape[1];
+      ops.zero({col_slice(flatten(step.q), used, flatten(step.q).shape[1] - used)}, context);
+    }
+    std::array<LinearProblem, 2> problems{LinearProblem{step.qr, weights.wq_b, q}};
+    const bool indexer = weights.indexer && !step.inserts_beside();
+    if (indexer) problems[1] = {step.qr, weights.indexer->wq_b, flatten(step.index_q)};
+    project(ops, context, layer.numerics, {problems.data(), indexer ? size_t{2} : size_t{1}});
+  }
+  StepScope observe(options, AttentionStep::kQnormRopeInsert);
+  if (step.branches != nullptr && !step.inserts_beside())
+    step.branches->join(step.stream, kInsertBranch);  // of the norm of kv
+  ops.qnorm_rope_insert({.q = step.q,
+                         .kv = step.kv,
+                         .rope = layer.rope(),
+                         .eps = layer.config.rms_norm_eps,
+                         .positions = step.plan->positions,
+                         .slot_mapping = step.plan->window_slot_mapping,
+                         .window = step.caches->window},
+                        context);
+}
+
 }  // namespace
 
 void tap_tensor(const ForwardOptions& options, Device& device, Stream stream, std::string_view name,
@@ -78,35 +110,14 @@ void DeepseekV4Attention::prepare(Step& step) const {
     ops().rms_norm({.x = a, .weight = weights.q_norm, .eps = config.rms_norm_eps, .out = step.qr},
                    context);
   }
-  {
-    StepScope observe(options, AttentionStep::kProjectQ);
-    const Tensor q = col_slice(flatten(step.q), 0, int64_t{layer.num_heads} * config.head_dim);
-    if (layer.padded_heads > layer.num_heads) {
-      const int64_t used = q.shape[1];
-      ops().zero({col_slice(flatten(step.q), used, flatten(step.q).shape[1] - used)}, context);
-    }
-    std::array<LinearProblem, 2> problems{LinearProblem{step.qr, weights.wq_b, q}};
-    if (weights.indexer) problems[1] = {step.qr, weights.indexer->wq_b, flatten(step.index_q)};
-    project(ops(), context, layer.numerics,
-            {problems.data(), weights.indexer ? size_t{2} : size_t{1}});
+  // Indexer and selection want their queries first; the heads' follow beside them.
+  if (step.inserts_beside()) {
+    const LinearProblem problem{step.qr, weights.indexer->wq_b, flatten(step.index_q)};
+    project(ops(), context, layer.numerics, {&problem, 1});
+  } else {
+    make_queries(step, layer, ops(), context);
   }
-  {
-    StepScope observe(options, AttentionStep::kQnormRopeInsert);
-    OpContext beside = context;
-    if (step.inserts_beside()) {
-      beside.stream = step.branches->fork(step.stream, kInsertBranch);
-    } else if (step.branches != nullptr) {
-      step.branches->join(step.stream, kInsertBranch);
-    }
-    ops().qnorm_rope_insert({.q = step.q,
-                             .kv = step.kv,
-                             .rope = layer.rope(),
-                             .eps = config.rms_norm_eps,
-                             .positions = step.plan->positions,
-                             .slot_mapping = step.plan->window_slot_mapping,
-                             .window = step.caches->window},
-                            beside);
-  }
+  if (options.taps == nullptr) return;
   Tensor real_heads = step.q;
   real_heads.shape[1] = layer.num_heads;
   tap_tensor(options, *layer.device, step.stream, "q", real_heads);
@@ -158,12 +169,14 @@ void DeepseekV4Attention::compress(Step& step) const {
                     .entries = tap_rows},
                    context);
   };
-  run(*layer.weights.compressor, step.gates, false, step.caches->state, step.caches->compressed,
-      entries);
+  // The indexer waits for its rows only.
   if (layer.kind.indexer) {
     run(layer.weights.indexer->compressor, step.index_gates, layer.numerics.index_hadamard,
         step.caches->index_state, step.caches->index, {});
+    step.index_rows_are_enqueued();
   }
+  run(*layer.weights.compressor, step.gates, false, step.caches->state, step.caches->compressed,
+      entries);
   if (options.taps == nullptr) return;
   // Only the rows of tokens that complete an entry hold one.
   Device& device = *layer.device;
@@ -204,6 +217,15 @@ void DeepseekV4Attention::select(Step& step) const {
                        .weights_out = step.index_weights_folded},
                       context);
   }
+  if (step.inserts_beside()) {
+    // Small launches of the selection come first, so that they find room; so does a large one.
+    OpContext beside = context;
+    beside.stream = step.branches->fork(step.stream, kInsertBranch);
+    beside.scratch = step.insert_scratch;
+    make_queries(step, layer, ops(), beside);
+  }
+  const bool maps_slots = ops().top_k_maps_slots;
+  const int32_t rows_per_block = step.caches->compressed.rows_per_block;
   std::vector<float> scores;  // taps only
   for (int64_t begin = 0; begin < tokens; begin += step.logits.shape[0]) {
     const int64_t count = std::min<int64_t>(step.logits.shape[0], tokens - begin);
@@ -226,7 +248,12 @@ void DeepseekV4Attention::select(Step& step) const {
       ops().top_k({.logits = logits,
                    .end = step.ratio->end + begin,
                    .topk_indices = step.topk_indices.rows(begin, count),
-                   .topk_length = step.topk_length + begin},
+                   .topk_length = step.topk_length + begin,
+                   .slots = maps_slots ? TopKSlots{.token_to_seq = plan.token_to_seq + begin,
+                                                   .blocks = plan.growing_blocks,
+                                                   .rows_per_block = rows_per_block,
+                                                   .slots = step.topk_slots.rows(begin, count)}
+                                       : TopKSlots{}},
                   context);
     }
     if (options.taps == nullptr) continue;
@@ -244,12 +271,12 @@ void DeepseekV4Attention::select(Step& step) const {
     }
     device.synchronize(step.stream);
   }
-  {
+  if (!maps_slots) {
     StepScope observe(options, AttentionStep::kSelect);
     ops().map_slots({.topk_indices = step.topk_indices,
                      .token_to_seq = plan.token_to_seq,
                      .blocks = plan.growing_blocks,
-                     .rows_per_block = step.caches->compressed.rows_per_block,
+                     .rows_per_block = rows_per_block,
                      .slots = step.topk_slots},
                     context);
   }

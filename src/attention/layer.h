@@ -14,8 +14,8 @@
 
 namespace dsv4 {
 
-/// Branches of a stream: the compressor beside prepare(); kv norm beside project_q, insert beside
-/// select().
+/// Branches of a stream: the compressor beside prepare(); kv norm beside project_q, queries of the
+/// heads and insert beside select().
 constexpr int kCompressorBranch = 0, kInsertBranch = 1;
 static_assert(kInsertBranch < StreamBranches::kMaxBranches);
 
@@ -59,7 +59,10 @@ struct DeepseekV4Attention::Step {
   Stream stream;
   Arena* scratch = nullptr;  // for operations
   const ForwardOptions* options = nullptr;
-  StreamBranches* branches = nullptr;  // where steps may run beside others; null: in order
+  StreamBranches* branches = nullptr;    // where steps may run beside others; null: in order
+  Arena* insert_scratch = nullptr;       // where inserts_beside(): for operations of that branch
+  Step* waits_for_index_rows = nullptr;  // of the compressor's branch: the step it is a branch of
+  bool has_index_rows = true;            // of the layer's step: index rows need no more waiting
 
   Tensor qr;                       // [T, q_lora_rank] act, after q_norm
   Tensor kv;                       // [T, head_dim] act
@@ -81,7 +84,15 @@ struct DeepseekV4Attention::Step {
   Tensor z;          // [T, groups * o_lora_rank] act
 
   int64_t num_tokens() const { return plan->num_tokens; }
-  /// Does qnorm_rope_insert run beside index and select, which do not read what it writes?
+  /// By compress(), once the indexer's rows are enqueued and its weights, before the rest: what
+  /// the layer's step enqueues from then on reads them.
+  void index_rows_are_enqueued() const {
+    if (waits_for_index_rows == nullptr) return;
+    branches->join(waits_for_index_rows->stream, kCompressorBranch);
+    waits_for_index_rows->has_index_rows = true;
+  }
+  /// Do queries of the heads and qnorm_rope_insert run beside index and select, which do not read
+  /// what they write?
   bool inserts_beside() const {
     return branches != nullptr && index_q.data != nullptr && !all_entries_visible;
   }
