@@ -6,13 +6,15 @@
 //                     written back and stored in the window cache
 // inverse_rope        RoPE backwards per head, then one rounding, or E4M3 per 128 as values
 //
-// Tiling    one lane group a row (long rows of rms_norm: a block); rows stay in registers between
-//           their sum and their use, so memory is read once. Lane l holds neighbours 64 i + 2 l, 64
-//           i + 2 l + 1: a group reads and writes whole 128-byte lines, a rotary pair and its angle
-//           belong to one lane, and 64 values of a scale are one vector of the group
+// Tiling    one lane group a row (long rows of rms_norm, and that of kv: a block); rows stay in
+//           registers between their sum and their use, so memory is read once. Lane l holds
+//           neighbours 64 i + 2 l, 64 i + 2 l + 1: a group reads and writes whole 128-byte lines, a
+//           rotary pair and its angle belong to one lane, and 64 values of a scale are one vector
+//           of the group
 // Budget    bytes in + bytes out; a token of 64 heads x 512 bf16: 2 x 64 KiB (+ 1 KiB kv, 584 B)
 // Launch    rms_norm: 4 rows a block, or one; heads: blocks of 8 groups for one token, which
-//           share its angles (RopeTable), `units_per_block` heads each
+//           share its angles (RopeTable), `units_per_block` heads each; few heads a block: one more
+//           block for kv
 // Contract  rotary dims and rows even; any alignment (a row that is not aligned to pairs goes by
 //           elements); bits depend on the row alone
 // Numerics  f32, products and sums rounded separately, in the CPU's order; one rounding to the
@@ -155,8 +157,9 @@ DSV4_DEVICE BlockUnits units_of_block(const TokenUnits& cut) {
 }
 
 struct QnormRopeInsertArgs {
-  TokenUnits cut;  // unit 0 is kv, unit h + 1 is head h
-  void* q;         // [tokens, heads, head_dim]
+  TokenUnits cut;     // units are heads
+  bool kv_is_a_part;  // the last one, without heads; else kv goes with the first heads
+  void* q;            // [tokens, heads, head_dim]
   int64_t q_token_stride, q_head_stride;
   void* kv;  // [tokens, head_dim]
   int64_t kv_stride;
@@ -174,9 +177,12 @@ struct QnormRopeInsert {
   static constexpr int kThreads = 256;
   static constexpr int kMinBlocks = kVectors == 8 ? 4 : 1;
 
-  DSV4_DEVICE static Act* unit(const Params& args, int64_t token, int u) {
-    if (u == 0) return static_cast<Act*>(args.kv) + token * args.kv_stride;
-    return static_cast<Act*>(args.q) + token * args.q_token_stride + (u - 1) * args.q_head_stride;
+  static constexpr int kGroups = kThreads / kGroupLanes;
+  static_assert(kVectors % kGroups == 0);
+  static constexpr int kOwn = kVectors / kGroups;  // vectors of kv
+
+  DSV4_DEVICE static Act* head(const Params& args, int64_t token, int h) {
+    return static_cast<Act*>(args.q) + token * args.q_token_stride + h * args.q_head_stride;
   }
 
   DSV4_DEVICE static void run(const Params& args) {
@@ -184,29 +190,37 @@ struct QnormRopeInsert {
     const BlockUnits mine = units_of_block(args.cut);
     const int count = args.head_dim, pairs = args.rope.pairs;
     const auto angle_of = [&](int p) { return table.angle[p]; };
-    int u = mine.begin + group_idx();
+    const bool has_kv = args.kv_is_a_part ? mine.begin >= mine.end : mine.begin == 0;
+    int h = mine.begin + group_idx();
     // The first row is on its way while the angles are computed.
     Row<kVectors> row{};
-    if (u < mine.end) row = load_row<kVectors, kAccess>(unit(args, mine.token, u), count);
+    if (h < mine.end) row = load_row<kVectors, kAccess>(head(args, mine.token, h), count);
+    // The row of kv is spread over the groups: what is done to it takes longer.
+    Act* const kv = static_cast<Act*>(args.kv) + mine.token * args.kv_stride;
+    Row<kOwn> part{};
+    int64_t slot = -1;
+    if (has_kv) {
+      part = load_row<kOwn, kAccess, kGroups>(kv, count);
+      slot = args.slots[mine.token];
+    }
     table.fill<kThreads>(args.rope, args.positions[mine.token], 1.0f);
     block_sync();
-    while (u < mine.end) {
-      Act* data = unit(args, mine.token, u);
-      if (u == 0) {
-        rotate_tail(row, count, pairs, angle_of);
-        store_row<kAccess>(data, count, row, (count - 2 * pairs) / kVectorElems);
-        const int64_t slot = args.slots[mine.token];
-        if (slot >= 0) {
-          if constexpr (sizeof(Act) == sizeof(Bf16)) round_row_to_bf16(row);
-          CacheRows::store(args.cache, slot, row);
-        }
-      } else {
-        scale_row(row, inverse_rms(sum_squares(row), count, args.eps));
-        rotate_tail(row, count, pairs, angle_of);
-        store_row<kAccess>(data, count, row);
+    if (has_kv) {
+      rotate_tail<kGroups>(part, count, pairs, angle_of);
+      // Vectors before the tail keep their bits.
+      const int kept = (count - 2 * pairs) / kVectorElems - group_idx();
+      store_row<kAccess, kGroups>(kv, count, part, kept > 0 ? (kept + kGroups - 1) / kGroups : 0);
+      if (slot >= 0) {
+        if constexpr (sizeof(Act) == sizeof(Bf16)) round_row_to_bf16(part);
+        CacheRows::template store<kGroups>(args.cache, slot, part);
       }
-      u += kThreads / kGroupLanes;
-      if (u < mine.end) row = load_row<kVectors, kAccess>(unit(args, mine.token, u), count);
+    }
+    while (h < mine.end) {
+      scale_row(row, inverse_rms(sum_squares(row), count, args.eps));
+      rotate_tail(row, count, pairs, angle_of);
+      store_row<kAccess>(head(args, mine.token, h), count, row);
+      h += kGroups;
+      if (h < mine.end) row = load_row<kVectors, kAccess>(head(args, mine.token, h), count);
     }
   }
 };

@@ -214,6 +214,7 @@ void qnorm_rope_insert(const QnormRopeInsertParams& params, const OpContext& con
   const int64_t head_dim = q.shape[2];
   DSV4_CHECK(head_dim % 2 == 0 && params.window.row_elems == head_dim && q.dtype == kv.dtype);
   QnormRopeInsertArgs args{.cut = {},
+                           .kv_is_a_part = false,
                            .q = q.data,
                            .q_token_stride = q.strides[0],
                            .q_head_stride = q.strides[1],
@@ -232,7 +233,9 @@ void qnorm_rope_insert(const QnormRopeInsertParams& params, const OpContext& con
       with_row_form<8, kAny>(head_dim, aligned, [&](auto vectors, auto access) {
         using Kernel =
             QnormRopeInsert<Act, Rows, decltype(vectors)::value, decltype(access)::value>;
-        args.cut = cut_tokens(q.shape[0], q.shape[1] + 1, Kernel::kThreads / kGroupLanes);
+        args.cut = cut_tokens(q.shape[0], q.shape[1], Kernel::kGroups);
+        args.kv_is_a_part = args.cut.units_per_block == Kernel::kGroups;
+        if (args.kv_is_a_part) ++args.cut.blocks_per_token;
         launch.template run<Kernel>(blocks_of(args.cut), args);
       });
     });

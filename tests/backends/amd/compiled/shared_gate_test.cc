@@ -70,7 +70,7 @@ TEST_P(SharedKernels, RowwiseKeepsItsBudgets) {
       {"QnormRopeInsert<Bf16, Fp8DsMlaRows, 8, (Access)0",
        80,
        table,
-       {{kBarrier}, {kAngle, 10}, {kShuffle, 45}, {"global_store_short", 7}},
+       {{kBarrier}, {kAngle, 10}, {kShuffle, 15}, {"global_store_short"}},
        6},
       {"QnormRopeInsert", 128, table, {{kBarrier}, {kAngle, 10}, {kShuffle, 10}}, 4},
       {"InverseRope<Bf16, Bf16, true, 8, (Access)0",
