@@ -11,6 +11,7 @@ namespace {
 
 constexpr int kHeadDim = 512;
 constexpr int kMergeThreads = kHeadDim / 4;
+constexpr int kAtOnce = 4;  // results that a thread asks for together
 
 /// Results merged so far: 4 dims of a head.
 struct MergedValues {
@@ -41,15 +42,29 @@ __global__ void __launch_bounds__(kMergeThreads)
   if (blocks.num_chains == 1) return;
 
   MergedValues total, chain;
-  for (int result = 0; result < blocks.num_chains; ++result) {
-    if (result == 0 || chain_blocks(attend, blocks, result).count > 0) {
+#pragma unroll 1
+  for (int first = 0; first < blocks.num_chains; first += kAtOnce) {
+    float2 sums[kAtOnce];
+    float4 values[kAtOnce];
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      const int result = first + i;
+      const bool exists = result < blocks.num_chains &&
+                          (result == 0 || chain_blocks(attend, blocks, result).count > 0);
       const int64_t slot = static_cast<int64_t>(token) * attend.max_chains + result;
       const int64_t at = slot * tile_heads + head;
-      chain.merge(args.chains.sums[at], __ldcg(args.chains.values + at * kHeadDim / 4 + thread));
+      sums[i] = exists ? __ldcg(args.chains.sums + at) : make_float2(-INFINITY, 0.f);
+      values[i] = exists ? __ldcg(args.chains.values + at * kHeadDim / 4 + thread) : float4{};
     }
-    if ((result + 1) % args.results_per_chain == 0 || result + 1 == blocks.num_chains) {
-      total.merge(chain.sums, chain.values);
-      chain = {};
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      const int result = first + i;
+      if (result >= blocks.num_chains) break;
+      chain.merge(sums[i], values[i]);
+      if ((result + 1) % args.results_per_chain == 0 || result + 1 == blocks.num_chains) {
+        total.merge(chain.sums, chain.values);
+        chain = {};
+      }
     }
   }
   const float max = total.sums.x, sum = total.sums.y;
