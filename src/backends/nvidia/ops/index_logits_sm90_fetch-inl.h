@@ -59,6 +59,7 @@ __device__ __forceinline__ void fetch_keys(const IndexLogitsArgs& args, Storage&
       const auto copy = [&](int32_t to_stage, bool starts) {
         const uint32_t full = shared_address(&storage.full[to_stage]);
         Stage& to = storage.stages[to_stage];
+        sm90::fence_proxy_async();  // after the loads of those that have read the place
         if (starts) sm90::mbarrier_arrive_expecting(full, tile_rows * (kIndexDim + 4));
         if (left > 0) {
           sm90::copy_bulk(shared_address(to.values[in_tile]), values, rows * kIndexDim, full);
