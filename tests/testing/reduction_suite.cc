@@ -507,7 +507,7 @@ void check_attend_crowd(const Subject& subject, const AttendCase& which, int num
     EXPECT_TRUE(same_bits(which, alone, 0, batch, i)) << "alone and among " << num_tokens;
   }
   // Kernels may share a token's work in other ways when there are few.
-  for (int count : {24, 50}) {
+  for (int count : {6, 13, 24, 50}) {
     const int first = num_tokens - count;
     const AttendResult few = run_attend(subject, which, {tokens.begin() + first, tokens.end()}, {});
     for (int i = 0; i < count; ++i) {

@@ -52,6 +52,7 @@ struct AttendSm90Args {
   FastDivisor chain_items;  ///< items of a chain: tokens x tiles
   int32_t log2_tiles = 0;   ///< tiles of 64 heads: 1 or 2
   int32_t num_items = 0;    ///< max_chains x tokens x tiles
+  int32_t log2_shares = 0;  ///< clusters that share the heads of an item: 1, 2 or 4
   bool wide_rows = true;    ///< rows lie at multiples of 16 bytes
   ChainResults chains;      ///< only where max_chains > 1
   /// Parts of a chain (kPartBlocks) begin anew and are merged in ascending order. Where items are

@@ -12,14 +12,16 @@
 //           In clusters of 4 and 8 all rows are thus converted twice, as keys and as values:
 //           cheaper than to send what was converted, and nothing waits for its reader elsewhere. In
 //           clusters of 2 the copy engine sends the other CTA its half of what was converted.
+//           Where clusters of 8 are left, 2 or 4 of them take an item, each for its own warps of 16
+//           heads: they convert and multiply the same, but tell each other less.
 //           What is serial in a chain is exchanged as it is: the reference maximum is found by
 //           every CTA from the maxima of all blocks in their order (a round of N blocks at a time),
 //           sums are added up where O is.
 // Budget    a round of N blocks and CTA: 1024 clocks of wgmma for S, 256 x 4 / N each for O;
 //           conversion of 2 x 32768 values; 9.5 KB of P sent to and received from each other CTA.
 //           Limits and measurements: docs/kernels/attend_sm90.md
-// Launch    N x items CTAs of 640 threads (N = 2: 512) in clusters of N, so that a cluster has one
-//           item; smem = sizeof(ClusterStorage), 1 CTA/SM
+// Launch    N x items (x 2, 4) CTAs of 640 threads (N = 2: 512) in clusters of N, so that a cluster
+//           has one item; smem = sizeof(ClusterStorage), 1 CTA/SM
 // Contract  as sm90_attend
 // Numerics  as sm90_attend
 #pragma once
@@ -34,6 +36,7 @@ namespace dsv4::nvidia::sm90_attend {
 template <typename Traits>
 __device__ __forceinline__ void copy_query(const AttendSm90Args& args,
                                            ClusterStorage<Traits>& shared, int warp, int lane) {
+  if (!has_heads<Traits>(args, warp)) return;
   const ItemPlace item = item_of_cluster<Traits>(args);
   const int last_head = args.attend.num_heads - item.tile * 64 - 1;
   const uint16_t* q = args.attend.q + item.token * args.attend.q_token_stride +
@@ -53,7 +56,17 @@ __device__ __forceinline__ void copy_query(const AttendSm90Args& args,
 /// As A fragments of 32 products.
 template <typename Traits>
 __device__ __forceinline__ void take_query(uint32_t (&fragments)[32][4],
-                                           ClusterStorage<Traits>& shared, int warp, int lane) {
+                                           ClusterStorage<Traits>& shared, bool active, int warp,
+                                           int lane) {
+  if (!active) {
+#pragma unroll
+    for (auto& of_product : fragments) {
+#pragma unroll
+      for (uint32_t& x : of_product) x = 0;
+    }
+    mbarrier_arrive(shared_address(&shared.query_taken));
+    return;
+  }
   copy_async_wait<0>();
   __syncwarp();
   const uint32_t from = shared_address(shared.keys) +
@@ -63,7 +76,26 @@ __device__ __forceinline__ void take_query(uint32_t (&fragments)[32][4],
   mbarrier_arrive(shared_address(&shared.query_taken));
 }
 
-/// Blocks of this CTA: S, the exchange of maxima, P.
+/// S of a block whose keys are there.
+template <typename Traits>
+__device__ __forceinline__ void start_block_scores(float (&s)[32], const uint32_t (&query)[32][4],
+                                                   ClusterStorage<Traits>& shared, int stage) {
+  uint64_t keys = swizzled_operand(shared_address(shared.keys[stage]), 16, 1024);
+  asm volatile("" : "+l"(keys));  // what follows from it is not kept in registers
+#pragma unroll
+  for (float& x : s) x = 0.f;
+  wgmma_fence();
+#pragma unroll
+  for (int k = 0; k < 32; ++k) {
+    const uint32_t* a = query[k];
+    wgmma_64x64_registers(s, a[0], a[1], a[2], a[3],
+                          keys + operand_offset((k >> 2) * Traits::kPanelBytes + (k & 3) * 32));
+  }
+  wgmma_commit();
+}
+
+/// Blocks of this CTA: S, the exchange of maxima, P. S of the next block may be started once the
+/// weights are known; not before, as it takes as long to issue as to run.
 template <typename Traits>
 __device__ __forceinline__ void cluster_score_role(const AttendSm90Args& args,
                                                    ClusterStorage<Traits>& shared, int rank,
@@ -71,87 +103,115 @@ __device__ __forceinline__ void cluster_score_role(const AttendSm90Args& args,
   const int lane = thread & 31, warp = thread >> 5, quad = lane & 3;
   const int num_blocks = shared.item.num_blocks;
   uint32_t query[32][4];
-  take_query(query, shared, warp, lane);
+  take_query(query, shared, has_heads<Traits>(args, warp), warp, lane);
+  if (rank >= num_blocks) return;
   float max[2] = {kNoMaximum, kNoMaximum};  // after the rounds before
+  float s[32];
+  const auto keys_full = [&](int round) {
+    return shared_address(&shared.keys_full[round % Traits::kKeyStages]);
+  };
+  const auto start_scores = [&](int round) {
+    start_block_scores(s, query, shared, round % Traits::kKeyStages);
+  };
+  const auto await_keys = [&](int round) {
+    mbarrier_poll(keys_full(round), phase_of<Traits::kKeyStages>(round));
+  };
+  if constexpr (Traits::kScoresAhead) {
+    await_keys(0);
+    start_scores(0);
+    wgmma_wait<0>();
+  }
   int round = 0;
+#pragma unroll 1
   for (int block = rank; block < num_blocks; block += Traits::kCtas, ++round) {
     const int parity = round & 1;
     const int in_round = min(num_blocks - round * Traits::kCtas, Traits::kCtas);
-    float s[32];
-#pragma unroll
-    for (float& x : s) x = 0.f;
-    const int stage = round % Traits::kKeyStages;
-    const uint64_t keys = swizzled_operand(shared_address(shared.keys[stage]), 16, 1024);
-    mbarrier_poll(shared_address(&shared.keys_full[stage]), phase_of<Traits::kKeyStages>(round));
-    wgmma_fence();
-#pragma unroll
-    for (int k = 0; k < 32; ++k) {
-      const uint32_t* a = query[k];
-      wgmma_64x64_registers(s, a[0], a[1], a[2], a[3],
-                            keys + operand_offset((k >> 2) * Traits::kPanelBytes + (k & 3) * 32));
+    if constexpr (!Traits::kScoresAhead) {
+      await_keys(round);
+      start_scores(round);
+      wgmma_wait<0>();
     }
-    wgmma_commit();
-    wgmma_wait<0>();
     mask_scores(s, load_mask<8>(shared.mask[parity]), quad);
-    mbarrier_arrive(shared_address(&shared.keys_empty[stage]));
-
-    // The maxima of the round's blocks, to and from all CTAs that have one.
-    float largest[2];
-    block_maxima(s, args.attend.scale_log2, largest);
-    const uint32_t full = shared_address(&shared.maxima_full[parity][warp]);
-    if (lane == 0) mbarrier_expect_bytes(full, in_round * sizeof(shared.maxima[0][0][0]));
+    mbarrier_arrive(shared_address(&shared.keys_empty[round % Traits::kKeyStages]));
+    const bool more = block + Traits::kCtas < num_blocks;
+    bool started = !more;
+    // All warps of the role must agree: products are those of all.
+    const auto try_start = [&] {
+      if (started) return;
+      started =
+          barrier_all(kScoreBarrier, 128,
+                      mbarrier_test(keys_full(round + 1), phase_of<Traits::kKeyStages>(round + 1)));
+      if (started) start_scores(round + 1);
+    };
+    float reference[2] = {}, sum[2] = {};  // of the block
+    uint32_t p[16] = {};
+    if (has_heads<Traits>(args, warp)) {
+      // The maxima of the round's blocks, to and from all CTAs that have one.
+      float largest[2];
+      block_maxima(s, args.attend.scale_log2, largest);
+      const uint32_t full = shared_address(&shared.maxima_full[parity][warp]);
+      if (lane == 0) mbarrier_expect_bytes(full, in_round * sizeof(shared.maxima[0][0][0]));
 #pragma unroll
-    for (int i = 0; i < (Traits::kCtas + 3) / 4; ++i) {
-      const int to = 4 * i + quad;
-      if (to < in_round) {
-        cluster_store_async(cluster_address(&shared.maxima[parity][rank][warp][lane >> 2], to),
-                            largest[0], largest[1],
-                            cluster_address(&shared.maxima_full[parity][warp], to));
+      for (int i = 0; i < (Traits::kCtas + 3) / 4; ++i) {
+        const int to = 4 * i + quad;
+        if (to < in_round) {
+          cluster_store_async(cluster_address(&shared.maxima[parity][rank][warp][lane >> 2], to),
+                              largest[0], largest[1],
+                              cluster_address(&shared.maxima_full[parity][warp], to));
+        }
       }
-    }
-    mbarrier_poll(full, phase_of<2>(round));
-    float alpha[2], reference[2] = {};  // of the block
-    const uint32_t maxima = shared_address(&shared.maxima[parity][0][warp][lane >> 2]);
+      mbarrier_poll(full, phase_of<2>(round));
+      const uint32_t maxima = shared_address(&shared.maxima[parity][0][warp][lane >> 2]);
 #pragma unroll
-    for (int i = 0; i < Traits::kCtas; ++i) {
-      const uint2 of_block = load_shared_2(maxima + i * sizeof(shared.maxima[0][0]));
+      for (int i = 0; i < Traits::kCtas; ++i) {
+        const uint2 of_block = load_shared_2(maxima + i * sizeof(shared.maxima[0][0]));
 #pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        const float x = __uint_as_float(h == 0 ? of_block.x : of_block.y);
-        if (i == rank) reference[h] = max[h];
-        if (i < in_round && x > max[h] + 8.f) max[h] = x;
+        for (int h = 0; h < 2; ++h) {
+          const float x = __uint_as_float(h == 0 ? of_block.x : of_block.y);
+          if (i == rank) reference[h] = max[h];
+          if (i < in_round) max[h] = moved_reference(x, max[h]);
+        }
       }
-    }
 #pragma unroll
-    for (int h = 0; h < 2; ++h) alpha[h] = move_reference(largest[h], reference[h]);
+      for (int h = 0; h < 2; ++h) reference[h] = moved_reference(largest[h], reference[h]);
 
-    float sum[2];
-    uint32_t p[16];
-    block_weights(s, args.attend.scale_log2, reference, sum, p);
-    const int slot = block % Traits::kWeightSlots;
-    if (block >= Traits::kWeightSlots) {
-      const int uses = round - (Traits::kWeightSlots - rank + Traits::kCtas - 1) / Traits::kCtas;
-      mbarrier_poll(shared_address(&shared.weights_free[warp]), phase_of<1>(uses));
+      block_weights(s, args.attend.scale_log2, reference, sum, p);
     }
-    BlockWeights& weights = shared.weights[slot][warp];
+    if (Traits::kScoresAhead) try_start();
+    if (has_heads<Traits>(args, warp)) {
+      const int slot = block % Traits::kWeightSlots;
+      if (block >= Traits::kWeightSlots) {
+        const int uses = round - (Traits::kWeightSlots - rank + Traits::kCtas - 1) / Traits::kCtas;
+        mbarrier_poll(shared_address(&shared.weights_free[warp]), phase_of<1>(uses));
+      }
+      BlockWeights& weights = shared.weights[slot][warp];
 #pragma unroll
-    for (int k = 0; k < 4; ++k) {
-      store_shared_4(shared_address(&weights.p[k][lane]), p[4 * k], p[4 * k + 1], p[4 * k + 2],
-                     p[4 * k + 3]);
+      for (int k = 0; k < 4; ++k) {
+        store_shared_4(shared_address(&weights.p[k][lane]), p[4 * k], p[4 * k + 1], p[4 * k + 2],
+                       p[4 * k + 3]);
+      }
+      weights.sums[lane] = make_float2(sum[0], sum[1]);
+      if (quad == 0) {
+        weights.reference[lane >> 2] = make_float2(reference[0], reference[1]);
+      }
+      fence_proxy_async();
+      mbarrier_arrive(shared_address(&shared.weights_full[slot][warp]));
+      __syncwarp();
+      // Each CTA begins with another one, so that they do not all wait for the same.
+      if (lane > 0 && lane < Traits::kCtas) {
+        const int to = (rank + lane) % Traits::kCtas;
+        cluster_copy_async(cluster_address(&weights, to), shared_address(&weights),
+                           sizeof(BlockWeights),
+                           cluster_address(&shared.weights_full[slot][warp], to));
+      }
+      __syncwarp();
     }
-    weights.sums[lane] = make_float2(sum[0], sum[1]);
-    if (quad == 0) {
-      weights.reference[lane >> 2] = make_float4(alpha[0], alpha[1], reference[0], reference[1]);
-    }
-    fence_proxy_async();
-    mbarrier_arrive(shared_address(&shared.weights_full[slot][warp]));
-    __syncwarp();
-    // Each CTA begins with another one, so that they do not all wait for the same.
-    if (lane > 0 && lane < Traits::kCtas) {
-      const int to = (rank + lane) % Traits::kCtas;
-      cluster_copy_async(cluster_address(&weights, to), shared_address(&weights),
-                         sizeof(BlockWeights),
-                         cluster_address(&shared.weights_full[slot][warp], to));
+    if constexpr (Traits::kScoresAhead) {
+      if (!started) {
+        await_keys(round + 1);
+        start_scores(round + 1);
+      }
+      wgmma_wait<0>();
     }
   }
 }
@@ -262,38 +322,45 @@ __device__ __forceinline__ void cluster_output_role(const AttendSm90Args& args,
   Sinks sinks;
   sinks.load(args, static_cast<int>(shared.item.tile), row_of_thread());
   Output<Traits> o;
-  float sum[2] = {0.f, 0.f}, max[2];
+  float sum[2] = {0.f, 0.f}, max[2] = {kNoMaximum, kNoMaximum};
   int owner = 0, slot = 0, stage = 0;
   uint32_t slot_phase = 0, stage_phase = 0;
   for (int block = 0; block < num_blocks; ++block) {
-    const uint32_t full = at(&shared.weights_full[slot][warp]);
-    if (owner != rank) {
-      if (lane == 0) {
-        mbarrier_expect_bytes(full, sizeof(BlockWeights));
-      } else {
-        mbarrier_arrive(full);
+    const bool active = has_heads<Traits>(args, warp);
+    uint32_t p[16] = {};
+    if (active) {
+      const uint32_t full = at(&shared.weights_full[slot][warp]);
+      if (owner != rank) {
+        if (lane == 0) {
+          mbarrier_expect_bytes(full, sizeof(BlockWeights));
+        } else {
+          mbarrier_arrive(full);
+        }
       }
-    }
-    mbarrier_poll(full, slot_phase);
-    const BlockWeights& weights = shared.weights[slot][warp];
-    uint32_t p[16];
+      mbarrier_poll(full, slot_phase);
+      const BlockWeights& weights = shared.weights[slot][warp];
 #pragma unroll
-    for (int k = 0; k < 4; ++k) {
-      const uint4 x = load_shared_16(at(&weights.p[k][lane]));
-      p[4 * k] = x.x;
-      p[4 * k + 1] = x.y;
-      p[4 * k + 2] = x.z;
-      p[4 * k + 3] = x.w;
-    }
-    const uint4 reference = load_shared_16(at(&weights.reference[lane >> 2]));
-    const uint2 block_sum = load_shared_2(at(&weights.sums[lane]));
-    const float alpha[2] = {__uint_as_float(reference.x), __uint_as_float(reference.y)};
-    max[0] = __uint_as_float(reference.z);
-    max[1] = __uint_as_float(reference.w);
-    sum[0] = add_block_sum(sum[0], alpha[0], __uint_as_float(block_sum.x));
-    sum[1] = add_block_sum(sum[1], alpha[1], __uint_as_float(block_sum.y));
-    if (block > 0 && __any_sync(~0u, alpha[0] != 1.f || alpha[1] != 1.f)) {
-      o.scale(alpha);
+      for (int k = 0; k < 4; ++k) {
+        const uint4 x = load_shared_16(at(&weights.p[k][lane]));
+        p[4 * k] = x.x;
+        p[4 * k + 1] = x.y;
+        p[4 * k + 2] = x.z;
+        p[4 * k + 3] = x.w;
+      }
+      const uint2 reference = load_shared_2(at(&weights.reference[lane >> 2]));
+      const uint2 block_sum = load_shared_2(at(&weights.sums[lane]));
+      float alpha[2];
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const float moved = __uint_as_float(h == 0 ? reference.x : reference.y);
+        alpha[h] = factor_of_move(max[h], moved);
+        max[h] = moved;
+      }
+      sum[0] = add_block_sum(sum[0], alpha[0], __uint_as_float(block_sum.x));
+      sum[1] = add_block_sum(sum[1], alpha[1], __uint_as_float(block_sum.y));
+      if (block > 0 && __any_sync(~0u, alpha[0] != 1.f || alpha[1] != 1.f)) {
+        o.scale(alpha);
+      }
     }
 
     uint32_t values_at = at(shared.values[stage]);
@@ -324,7 +391,7 @@ __device__ __forceinline__ void cluster_output_role(const AttendSm90Args& args,
     wgmma_commit();
     // The warp has read the slot: block + kWeightSlots can be written there.
     const int next = block + Traits::kWeightSlots;
-    if (next < num_blocks) {
+    if (active && next < num_blocks) {
       const int writer = next % Traits::kCtas;
       if (writer == rank) {
         mbarrier_arrive(at(&shared.weights_free[warp]));
@@ -349,6 +416,7 @@ __device__ __forceinline__ void cluster_output_role(const AttendSm90Args& args,
     stage = stage == Traits::kValueSlots - 1 ? 0 : stage + 1;
     if (stage == 0) stage_phase ^= 1;
   }
+  if (!has_heads<Traits>(args, warp)) return;
   float2 sums[2];
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
@@ -471,10 +539,18 @@ int attend_sm90_clusters() {
 template <KvFormat kFormat, int kCtas>
 void launch_attend_sm90_cluster(const AttendSm90Args& args, cudaStream_t stream) {
   using Traits = sm90_attend::ClusterTraits<kFormat, kCtas>;
+  // Where clusters are left, several share the heads of an item: what they tell each other is less.
+  AttendSm90Args shared = args;
+  if (Traits::kSharesHeads) {
+    const int clusters = attend_sm90_clusters<kFormat, kCtas>();
+    while (shared.log2_shares < 2 && args.num_items << (shared.log2_shares + 1) <= clusters) {
+      ++shared.log2_shares;
+    }
+  }
   launch<sm90_attend::attend_cluster_kernel<Traits>>(
-      {dim3(static_cast<unsigned>(args.num_items) * kCtas), Traits::kThreads,
+      {dim3(static_cast<unsigned>(args.num_items << shared.log2_shares) * kCtas), Traits::kThreads,
        sizeof(sm90_attend::ClusterStorage<Traits>), kCtas},
-      stream, args);
+      stream, shared);
 }
 
 }  // namespace dsv4::nvidia

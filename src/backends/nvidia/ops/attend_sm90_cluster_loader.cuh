@@ -30,12 +30,29 @@ struct ItemPlace {
   int token, tile, chain;
 };
 template <typename Traits>
+__device__ __forceinline__ int cluster_of_cta() {
+  return static_cast<int>(blockIdx.x) / Traits::kCtas;
+}
+template <typename Traits>
 __device__ __forceinline__ ItemPlace item_of_cluster(const AttendSm90Args& args) {
-  const int item = static_cast<int>(blockIdx.x) / Traits::kCtas;
+  const int item = cluster_of_cta<Traits>() >> args.log2_shares;
   const int chain = args.chain_items.divide(item);
   const int rest = item - chain * args.chain_items.divisor;
   const int token = rest >> args.log2_tiles;
   return {token, rest - (token << args.log2_tiles), chain};
+}
+
+/// Which of the clusters that share an item's heads this one is, and whether it has the 16 heads of
+/// a warp of the S and output roles. Other warps take part in products alone.
+template <typename Traits>
+__device__ __forceinline__ int share_of_cluster(const AttendSm90Args& args) {
+  return cluster_of_cta<Traits>() & ((1 << args.log2_shares) - 1);
+}
+template <typename Traits>
+__device__ __forceinline__ bool has_heads(const AttendSm90Args& args, int warp) {
+  if (!Traits::kSharesHeads) return true;
+  // A vote, so that the compiler sees whole warps.
+  return __any_sync(~0u, warp >> (2 - args.log2_shares) == share_of_cluster<Traits>(args));
 }
 
 /// Into L2, while the kernel before may still run, what this CTA reads first and can name already:
@@ -57,10 +74,12 @@ __device__ __forceinline__ void prefetch_lists(const AttendSm90Args& args, int t
 }
 template <typename Traits>
 __device__ __forceinline__ void prefetch_query(const AttendSm90Args& args, int rank, int thread) {
-  constexpr int kHeads = 64 / Traits::kCtas;
+  const int heads = 64 / Traits::kCtas >> args.log2_shares;
   const ItemPlace item = item_of_cluster<Traits>(args);
-  for (int i = thread; i < kHeads * 8; i += 128) {
-    const int head = item.tile * 64 + rank * kHeads + i / 8;
+  const int first =
+      item.tile * 64 + (share_of_cluster<Traits>(args) * Traits::kCtas + rank) * heads;
+  for (int i = thread; i < heads * 8; i += 128) {
+    const int head = first + i / 8;
     if (head < args.attend.num_heads) {
       prefetch_l2(args.attend.q + item.token * args.attend.q_token_stride +
                   head * args.attend.q_head_stride + i % 8 * 64);
@@ -79,6 +98,8 @@ __device__ __forceinline__ void start_item(const AttendSm90Args& args,
   shared.item.token = token;
   // A token without rows has one block, wholly masked.
   shared.item.num_blocks = max(blocks.count, chain == 0 ? 1 : 0);
+  const int first_head = tile * 64 + share_of_cluster<Traits>(args) * (64 >> args.log2_shares);
+  if (first_head >= args.attend.num_heads) shared.item.num_blocks = 0;
   shared.item.window_blocks = blocks.window_blocks;
   shared.item.tile = static_cast<uint32_t>(tile);
   shared.item.chain = static_cast<uint32_t>(chain);
@@ -233,20 +254,21 @@ __device__ __forceinline__ void load_keys(const AttendSm90Args& args,
           }
         }
       }
+      // The block is handed over before the last rows of the next one are asked for.
+      if (round >= 0 && pass == kPasses - 1) {
+        if constexpr (!Traits::kConverts) {
+          copy_async_commit();
+          copy_async_wait<0>();
+        }
+        fence_proxy_async();
+        mbarrier_arrive(shared_address(&shared.keys_full[0]));
+      }
       const RowAddress address = address_of_lane(found, (next * kPasses + pass) * 8 + row);
       const uint32_t mask = __ballot_sync(~0u, address.valid());
       if (lane == 0) shared.mask[(round + 1) & 1][pass * Traits::kKeyWarps + warp] = mask;
       if constexpr (Traits::kConverts) {
         gather_raw<Traits>(address, args.wide_rows, raw_slot, row, chunk);
       }
-    }
-    if (round >= 0) {
-      if constexpr (!Traits::kConverts) {
-        copy_async_commit();
-        copy_async_wait<0>();
-      }
-      fence_proxy_async();
-      mbarrier_arrive(shared_address(&shared.keys_full[0]));
     }
   }
 }
@@ -327,39 +349,43 @@ struct ValueLoader {
            (first_panel & 3) * 8;
   }
 
-  /// Both passes of a block: what all of them read first, so that it comes together.
+  /// All passes of a turn: what all of them read first, so that it comes together.
   __device__ __forceinline__ void convert(int raw_slot, int slot) const {
-    constexpr int kPassesAtOnce = kPanels > 1 ? 1 : 2;
+    constexpr int kPasses = 2 * Traits::kTurnBlocks;
+    constexpr int kPassesAtOnce = kPanels > 1 ? 1 : kPasses;
+    if (kPanels == 1 && rope) return copy_rope(raw_slot, slot);
     const uint32_t from = raw + raw_slot * kSlotBytes;
     const uint32_t odd_unit = (row & 1) * kUnitBytes;  // odd rows take the upper half first
     uint32_t unusual = 0;
 #pragma unroll
-    for (int pass0 = 0; pass0 < 2; pass0 += kPassesAtOnce) {
+    for (int pass0 = 0; pass0 < kPasses; pass0 += kPassesAtOnce) {
       uint4 x[kPassesAtOnce][kPanels], y[kPassesAtOnce];
       uint32_t of_panels[kPassesAtOnce];
 #pragma unroll
       for (int p = 0; p < kPassesAtOnce; ++p) {
-        const uint32_t at = from + (pass0 + p) * kPassBytes;
-        of_panels[p] = load_scales(raw_slot, pass0 + p);
+        const int block = (pass0 + p) >> 1, pass = (pass0 + p) & 1;
+        const uint32_t at = from + block * kSlotBytes + pass * kPassBytes;
+        of_panels[p] = load_scales(raw_slot + block, pass);
 #pragma unroll
         for (int i = 0; i < kPanels; ++i) {
           const uint32_t swap = i == kPanels - 1 && rope ? odd_unit : 0;
           x[p][i] = load_shared_16(at + i * kUnitBytes + swap);
         }
-        if (rope) y[p] = load_shared_16(at + kPanels * kUnitBytes - odd_unit);
+        if (kPanels > 1 && rope) y[p] = load_shared_16(at + kPanels * kUnitBytes - odd_unit);
       }
 #pragma unroll
       for (int p = 0; p < kPassesAtOnce; ++p) {
+        const int block = (pass0 + p) >> 1, pass = (pass0 + p) & 1;
 #pragma unroll
         for (int i = 0; i < kPanels; ++i) {
           const uint4 codes = x[p][i];
-          if (i == kPanels - 1 && rope) {
-            const uint32_t to = plain_unit(slot, pass0 + p, i);
+          if (kPanels > 1 && i == kPanels - 1 && rope) {
+            const uint32_t to = plain_unit(slot + block, pass, i);
             store_shared_4(to, codes.x, codes.y, codes.z, codes.w);
             store_shared_4(to ^ 64, y[p].x, y[p].y, y[p].z, y[p].w);
             continue;
           }
-          const uint32_t to = converted_unit(slot, pass0 + p, i);
+          const uint32_t to = converted_unit(slot + block, pass, i);
           const uint32_t byte = of_panels[p] >> 8 * i & 0xff;
           const uint32_t scale = scale_operand(byte);
           uint32_t z[8];
@@ -374,7 +400,26 @@ struct ValueLoader {
         }
       }
     }
-    if (__any_sync(~0u, (unusual & 0x80808080u) != 0)) convert_again(raw_slot, slot);
+    if (__any_sync(~0u, (unusual & 0x80808080u) != 0)) {
+#pragma unroll 1
+      for (int block = 0; block < Traits::kTurnBlocks; ++block) {
+        convert_again(raw_slot + block, slot + block);
+      }
+    }
+  }
+
+  /// Where the CTA's one panel is that of bf16 values.
+  __device__ __forceinline__ void copy_rope(int raw_slot, int slot) const {
+    const uint32_t odd_unit = (row & 1) * kUnitBytes;
+#pragma unroll
+    for (int i = 0; i < 2 * Traits::kTurnBlocks; ++i) {
+      const uint32_t from = raw + (raw_slot + i / 2) * kSlotBytes + i % 2 * kPassBytes;
+      const uint4 x = load_shared_16(from + odd_unit);
+      const uint4 y = load_shared_16(from + kUnitBytes - odd_unit);
+      const uint32_t to = plain_unit(slot + i / 2, i % 2, 0);
+      store_shared_4(to, x.x, x.y, x.z, x.w);
+      store_shared_4(to ^ 64, y.x, y.y, y.z, y.w);
+    }
   }
 
   /// Rare: everything once more, exactly.
@@ -400,13 +445,13 @@ struct ValueLoader {
   __device__ __forceinline__ void copy(int raw_slot, int slot) const {
     const uint32_t odd_unit = (row & 1) * kUnitBytes;
 #pragma unroll
-    for (int pass = 0; pass < 2; ++pass) {
-      const uint32_t from = raw + raw_slot * kSlotBytes + pass * kPassBytes;
+    for (int p = 0; p < 2 * Traits::kTurnBlocks; ++p) {
+      const uint32_t from = raw + (raw_slot + p / 2) * kSlotBytes + p % 2 * kPassBytes;
 #pragma unroll
       for (int i = 0; i < kPanels; ++i) {
         const uint4 x = load_shared_16(from + 2 * i * kUnitBytes + odd_unit);
         const uint4 y = load_shared_16(from + (2 * i + 1) * kUnitBytes - odd_unit);
-        const uint32_t to = plain_unit(slot, pass, i);
+        const uint32_t to = plain_unit(slot + p / 2, p % 2, i);
         store_shared_4(to, x.x, x.y, x.z, x.w);
         store_shared_4(to ^ 64, y.x, y.y, y.z, y.w);
       }
@@ -419,6 +464,8 @@ __device__ __forceinline__ void load_values(const AttendSm90Args& args,
                                             ClusterStorage<Traits>& shared, int rank, int group,
                                             int warp, int lane) {
   constexpr int kSlots = Traits::kRawValueSlots, kGroups = Traits::kValueGroups;
+  constexpr int kTurn = Traits::kTurnBlocks, kStep = kTurn * kGroups;
+  constexpr int kAhead = kSlots / kTurn;  // turns under way
   const uint32_t base = storage_base(shared);
   const auto at = [&](const void* member) { return member_address(base, shared, member); };
   const int num_blocks = shared.item.num_blocks;
@@ -437,21 +484,24 @@ __device__ __forceinline__ void load_values(const AttendSm90Args& args,
   // Lanes find the rows of two of the group's blocks at a time.
   const int finds_row = (lane >> 3 & 1) * 32 + warp * 8 + (lane & 7);
   const auto places = [&](int block) {
-    return finder.load(block + (lane >> 4) * kGroups, finds_row);
+    return finder.load(block + (lane >> 4) * (kTurn == 2 ? 1 : kGroups), finds_row);
   };
-  auto coming = places(group);
+  auto coming = places(group * kTurn);
   RowAddress found{};
 
-  int slot = group, raw_slot = 0;
+  int slot = group * kTurn, raw_slot = 0;
   uint32_t phase = 1;  // of the uses of a slot: the first one is free
-  // Negative turns: only the gathering.
+  // Negative turns: only the gathering. A block past the last one is masked, and nobody reads it.
 #pragma unroll 1
-  for (int turn = -kSlots, block = group - kSlots * kGroups; block < num_blocks;
-       ++turn, block += kGroups) {
+  for (int turn = -kAhead, block = group * kTurn - kAhead * kStep; block < num_blocks;
+       ++turn, block += kStep) {
     if (turn >= 0) {
       if (turn == 0) mbarrier_poll(at(&shared.query_taken), 0);
-      if (block >= Traits::kValueSlots) mbarrier_poll(at(&shared.values_empty) + slot * 8, phase);
-      copy_async_wait<kSlots - 1>();
+      // Slots are given back in their order.
+      if (block >= Traits::kValueSlots) {
+        mbarrier_poll(at(&shared.values_empty) + (slot + kTurn - 1) * 8, phase);
+      }
+      copy_async_wait<kAhead - 1>();
       __syncwarp();
       if constexpr (Traits::kConverts) {
         loader.convert(raw_slot, slot);
@@ -459,25 +509,27 @@ __device__ __forceinline__ void load_values(const AttendSm90Args& args,
         loader.copy(raw_slot, slot);
       }
       fence_proxy_async();
-      mbarrier_arrive(at(&shared.values_full) + slot * 8);
-      slot += kGroups;
+#pragma unroll
+      for (int i = 0; i < kTurn; ++i) mbarrier_arrive(at(&shared.values_full) + (slot + i) * 8);
+      slot += kStep;
       if (slot >= Traits::kValueSlots) {
         slot -= Traits::kValueSlots;
         phase ^= 1;
       }
       __syncwarp();
     }
-    const int odd = (turn + kSlots) & 1;
+    const int odd = kTurn == 1 ? (turn + kSlots) & 1 : 0;
     if (odd == 0) {
       found = finder.address<Traits>(coming);
-      coming = places(block + (kSlots + 2) * kGroups);
+      coming = places(block + kAhead * kStep + 2 * kGroups);
     }
 #pragma unroll
-    for (int pass = 0; pass < 2; ++pass) {
-      loader.gather(raw_slot, pass, address_of_lane(found, odd * 16 + pass * 8 + (lane >> 2)));
+    for (int pass = 0; pass < 2 * kTurn; ++pass) {
+      loader.gather(raw_slot + pass / 2, pass % 2,
+                    address_of_lane(found, odd * 16 + pass * 8 + (lane >> 2)));
     }
     copy_async_commit();
-    raw_slot = raw_slot == kSlots - 1 ? 0 : raw_slot + 1;
+    raw_slot = raw_slot == kSlots - kTurn ? 0 : raw_slot + kTurn;
   }
 }
 

@@ -19,6 +19,9 @@ struct ClusterTraits : Traits<kFormatOfRows> {
   // be sent in less time than a block takes where it is half of one.
   static constexpr bool kSendsValues = kCtas == 2;
 
+  // Whether several clusters may have heads of an item each (AttendSm90Args::log2_shares).
+  static constexpr bool kSharesHeads = kCtas == 8;
+
   // Warpgroups that load keys and values: as many as there are registers for, the second one where
   // it is worth more by measurement. Values go to theirs in turn, block by block.
   static constexpr int kKeyGroups = kCtas == 4 ? 1 : 2;
@@ -32,7 +35,7 @@ struct ClusterTraits : Traits<kFormatOfRows> {
   static constexpr int kScoreRegisters = 192;
   static constexpr int kOutputRegisters = kCtas == 2 ? 176 : kCtas == 4 ? 112 : 88;
   static constexpr int kKeyRegisters = 72;
-  static constexpr int kValueRegisters = 48;
+  static constexpr int kValueRegisters = kCtas == 8 ? 56 : 48;
   static_assert(kScoreRegisters + kOutputRegisters + kKeyGroups * kKeyRegisters +
                     kValueGroups * kValueRegisters <=
                 kLaunchRegisters * (2 + kValueGroups + kKeyGroups));
@@ -42,10 +45,15 @@ struct ClusterTraits : Traits<kFormatOfRows> {
   // CTA must not hear of two of its blocks at once.
   static constexpr int kWeightSlots = kCtas == 8 ? 6 : kCtas;
   static constexpr int kKeyStages = kSendsValues ? 2 : 1;
+  // Whether S of a block whose keys are there is started before P of the one before leaves, for
+  // which many copies must be waited for.
+  static constexpr bool kScoresAhead = kCtas > 2;
   static constexpr int kValueSlots = kCtas == 8 ? 4 : kCtas == 4 ? 2 : 1;
   // Blocks of values, for each group, under way between global memory and conversion, in units of
   // 16 bytes a lane. A panel of bf16 takes two.
-  static constexpr int kRawValueSlots = kCtas == 8 ? 3 : 2;
+  static constexpr int kRawValueSlots = kCtas == 8 ? 4 : 2;
+  // Blocks that a warp converts together: alone one of 64 columns waits for latencies.
+  static constexpr int kTurnBlocks = kCtas == 8 ? 2 : 1;
   static constexpr int kRawUnits =
       Base::kConverts ? kValuePanels + (Base::kHasScales ? 1 : 0) : 2 * kValuePanels;
   static constexpr int kRawKeyBytes = Base::kConverts ? 8 * Base::kRawRowBytes + 8 * 8 : 16;
@@ -76,7 +84,7 @@ static_assert(sizeof(ClusterRows) == 64);
 struct BlockWeights {
   uint4 p[4][32];       // A fragments, 16 keys each
   float2 sums[32];      // of heads row, row + 8, over the keys of a thread
-  float4 reference[8];  // of lane / 4: alpha of both heads, their reference maxima
+  float2 reference[8];  // of lane / 4: reference maxima of both heads
 };
 
 /// Rows under way to the loaders of values.

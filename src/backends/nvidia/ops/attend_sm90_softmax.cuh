@@ -75,13 +75,18 @@ __device__ __forceinline__ void block_maxima(const float (&s)[32], float scale_l
     largest[h] = __fmul_rn(fmaxf(x, __shfl_xor_sync(~0u, x, 2)), scale_log2);
   }
 }
-/// The reference maximum follows that of a block; what came before must be multiplied by the
-/// result.
+/// The reference maximum follows that of a block.
+__device__ __forceinline__ float moved_reference(float largest, float max) {
+  return largest > max + 8.f ? largest : max;
+}
+/// By which must be multiplied what came before it moved.
+__device__ __forceinline__ float factor_of_move(float before, float max) {
+  return max == before ? 1.f : exp2_approx(before - max);
+}
 __device__ __forceinline__ float move_reference(float largest, float& max) {
-  if (!(largest > max + 8.f)) return 1.f;
-  const float alpha = exp2_approx(max - largest);
-  max = largest;
-  return alpha;
+  const float before = max;
+  max = moved_reference(largest, before);
+  return factor_of_move(before, max);
 }
 /// P = 2^(scale s - max) in bf16, and the sum over this thread's keys before it is rounded: 16 keys
 /// at a time, keys that are 8 apart first, as sm90_attend_heads has them.
