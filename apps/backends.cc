@@ -60,6 +60,7 @@ int run(Options& options) {
       one["class"] = report.descriptor->class_name;
       one["platform"] = platform_name(report.descriptor->platform);
       one["architectures"] = report.descriptor->architectures;
+      one["fp8_product_architectures"] = report.descriptor->fp8_product_architectures;
       if (report.device)
         one["device"] = {{"id", report.device->id.str()}, {"name", report.device->name}};
       one["usable"] = report.usable();
@@ -81,6 +82,10 @@ int run(Options& options) {
     }
     if (!report.descriptor->architectures.empty()) {
       std::printf("    built for: %s\n", join(report.descriptor->architectures).c_str());
+    }
+    if (!report.descriptor->fp8_product_architectures.empty()) {
+      std::printf("    --products fp8: on %s\n",
+                  join(report.descriptor->fp8_product_architectures).c_str());
     }
     for (const Reason& reason : report.reasons)
       std::printf("    why not: %s\n", reason.str().c_str());

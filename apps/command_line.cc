@@ -30,6 +30,11 @@ EngineOptions CommonOptions::engine_options(const StepLimits& limits) const {
   out.attention_backend = attention_backend;
   out.kv_cache_dtype = kv_cache_dtype;
   out.numerics = *parsed;
+  const std::optional<Products> parsed_products = parse_products(products);
+  if (!parsed_products) {
+    fail(ErrorCode::kInvalidArgument, "--products \"", products, "\", expected f32 or fp8");
+  }
+  out.numerics.products = *parsed_products;
   out.threads = threads;
   out.limits = limits;
   return out;
@@ -85,6 +90,13 @@ void add_common_options(CLI::App& command, CommonOptions& options, ModelOption m
       .add_option("--numerics", options.numerics,
                   "serving (FP8 caches and activations), reference (as DeepSeek's own code) or "
                   "exact (float32)")
+      ->capture_default_str();
+  command
+      .add_option("--products", options.products,
+                  "Sums of FP8 weights times quantised input: f32, or fp8, on Hopper's FP8 tensor "
+                  "cores as vLLM with DeepGEMM: projections 15 to 70% faster, but 13 bits of a sum "
+                  "are kept, and layers end 1e-4 to 4e-4 away in cosine distance (not with exact, "
+                  "not on other devices)")
       ->capture_default_str();
   check_number<int>(command.add_option("--threads", options.threads,
                                        "CPU threads, 1 or more; default: all cores"))

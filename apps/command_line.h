@@ -23,6 +23,7 @@ struct CommonOptions {
   std::string attention_backend;
   std::string kv_cache_dtype = "auto";
   std::string numerics = "serving";
+  std::string products = "f32";
   int threads = 0;
   bool threads_given = false;
   bool json = false;
@@ -37,8 +38,8 @@ template <typename Number>
 CLI::Option* check_number(CLI::Option* option);
 
 enum class ModelOption { kRequired, kOptional, kNone };
-/// Adds -m, --device, --attention-backend, --kv-cache-dtype, --numerics, --threads, --json to a
-/// command.
+/// Adds -m, --device, --attention-backend, --kv-cache-dtype, --numerics, --products, --threads,
+/// --json to a command.
 void add_common_options(CLI::App& command, CommonOptions& options, ModelOption model);
 
 /// A prompt given as text or as ids; exactly one of them.

@@ -3,7 +3,7 @@
 //
 //   cuda_layer_bench [--config configs/v4-flash.json] [--kinds sliding,csa,hca]
 //                    [--contexts 8192,131072] [--batches 1,16,64,128] [--backend NAME]
-//                    [--entries-end] [--json FILE]
+//                    [--products f32|fp8] [--entries-end] [--json FILE]
 //
 // Sequence b of a batch is at position context - 2 - b, as sequences of a server are: one of four
 // ends an entry of a CSA layer, one of 128 of an HCA layer. With --entries-end all are at context
@@ -79,7 +79,8 @@ class StepEvents final : public StepObserver {
 };
 
 struct Options {
-  std::string config = "configs/v4-flash.json", backend = "FLASHMLA_SPARSE_DSV4", json;
+  std::string config = "configs/v4-flash.json", backend = "FLASHMLA_SPARSE_DSV4", products = "f32",
+              json;
   std::vector<std::string> kinds{"sliding", "csa", "hca"};
   std::vector<int64_t> contexts{8192, 131072};
   std::vector<int> batches{1, 16, 64, 128};
@@ -90,10 +91,12 @@ struct Options {
 class BenchLayer {
  public:
   BenchLayer(const ModelConfig& config, const LayerKind& kind, const AttentionDescriptor& backend,
-             Device& device, int64_t context, int batch, bool entries_end, uint64_t seed)
+             Device& device, int64_t context, int batch, bool entries_end, Products products,
+             uint64_t seed)
       : config_(config), device_(device) {
     Numerics numerics = kServing;
     numerics.kv = backend.native_format;
+    numerics.products = products;
     source_ = formula_source(expected_attention_tensors(config_, kind, "bench."), seed,
                              FormulaStorage::kReleased);
     weights_ = place_weights(bind_attention(*source_, config_, kind, "bench."), device, owned_);
@@ -259,7 +262,10 @@ int run(const Options& options) {
     if (entry.descriptor->name == options.backend) backend = entry.descriptor;
   }
   if (backend == nullptr) fail(ErrorCode::kNotFound, "no backend ", options.backend);
-  std::printf("%s; %s\n", device->description().c_str(), options.backend.c_str());
+  const std::optional<Products> products = parse_products(options.products);
+  if (!products) fail(ErrorCode::kInvalidArgument, "--products ", options.products);
+  std::printf("%s; %s; %s products\n", device->description().c_str(), options.backend.c_str(),
+              options.products.c_str());
   std::printf("%-8s %8s %5s %9s %9s %6s  us by step\n", "kind", "context", "batch", "us", "floor",
               "x");
   nlohmann::json rows = nlohmann::json::array();
@@ -274,7 +280,8 @@ int run(const Options& options) {
         std::vector<std::unique_ptr<BenchLayer>> layers;
         for (uint64_t i = 0; i < kLayers; ++i) {
           layers.push_back(std::make_unique<BenchLayer>(config, kind, *backend, *device, context,
-                                                        batch, options.entries_end, i + 1));
+                                                        batch, options.entries_end, *products,
+                                                        i + 1));
         }
         const auto all = [&](const ForwardOptions& forward) {
           for (const auto& layer : layers) layer->forward(forward);
@@ -332,6 +339,8 @@ int main(int argc, char** argv) {
   app.add_option("--contexts", options.contexts)->delimiter(',')->capture_default_str();
   app.add_option("--batches", options.batches)->delimiter(',')->capture_default_str();
   app.add_flag("--entries-end", options.entries_end, "Every sequence ends a compressed entry");
+  app.add_option("--products", options.products, "f32 or fp8: Numerics::products")
+      ->capture_default_str();
   app.add_option("--json", options.json, "File to write the rows to");
   CLI11_PARSE(app, argc, argv);
   try {

@@ -1,7 +1,7 @@
 // Dense products on a GPU at the projection shapes of the released models, against the time that
 // reading the weights or the arithmetic must take.
 //
-//   cuda_linear_bench [--candidate NAME] [--filter TEXT] [--tokens M]
+//   cuda_linear_bench [--candidate NAME] [--products f32|fp8] [--filter TEXT] [--tokens M]
 //
 // "flash moe" is the whole operation with 256 experts, random ones for each token.
 //
@@ -168,13 +168,14 @@ void fill(std::byte* to, int64_t bytes, uint64_t mask) {
 
 class Bench {
  public:
-  explicit Bench(const std::string& candidate)
+  Bench(const std::string& candidate, Products products)
       : device_(open_cuda_device(0)),
         ops_(make_ops(find_devices(Platform::kCuda).devices.at(0).capability,
                       candidate.empty() ? "" : "linear:" + candidate)),
+        products_(products),
         stream_(stream_of(device_->default_stream())) {
-    std::printf("%s, linear:%s\n", device_->description().c_str(),
-                candidate.empty() ? "best" : candidate.c_str());
+    std::printf("%s, linear:%s, %s products\n", device_->description().c_str(),
+                candidate.empty() ? "best" : candidate.c_str(), products_name(products));
     std::printf("%-17s %5s %9s %9s %9s %9s %6s %9s %6s\n", "product", "M", "us", "TFLOP/s", "GB/s",
                 "floor us", "x", "DeepGEMM", "ratio");
     weights_ = device_bytes(kWeightBytes);
@@ -227,7 +228,7 @@ class Bench {
         LinearProblem& problem = problems[static_cast<size_t>(p)];
         problem = {x, w, Tensor(out_ + p * out_bytes, s.out, {tokens, s.rows})};
         // wo_a's input was quantised by the step before, which may hand over the codes.
-        if (s.w == kFp8 && !s.quantise && ops_.takes_e4m3) {
+        if (s.w == kFp8 && !s.quantise && products_ == Products::kFp8) {
           problem.x = ConstTensor(x_ + p * s.cols, kFp8, {tokens, s.cols});
           problem.x.strides[0] = x_cols;
           const int64_t stride = row_scale_stride(tokens);
@@ -237,7 +238,8 @@ class Bench {
       Arena arena(scratch, scratch_bytes);
       ops_.linear({.problems = problems,
                    .quantise_input = s.quantise,
-                   .quantised_input = !s.quantise && s.w == kFp8},
+                   .quantised_input = !s.quantise && s.w == kFp8,
+                   .products = products_},
                   {device_->default_stream(), &arena, &ops_});
     };
     const double us = time_graph(sets, call);
@@ -383,6 +385,7 @@ class Bench {
 
   std::unique_ptr<Device> device_;
   Ops ops_;
+  Products products_;
   cudaStream_t stream_;
   std::byte *weights_, *scales_, *x_, *out_;
   float* x_scales_;
@@ -391,14 +394,16 @@ class Bench {
 
 int bench_main(int argc, char** argv) {
   std::string candidate, filter;
+  Products products = Products::kF32;
   int only_tokens = 0;
   for (int i = 1; i + 1 < argc; i += 2) {
     const std::string option = argv[i], value = argv[i + 1];
     if (option == "--candidate") candidate = value;
+    if (option == "--products") products = parse_products(value).value();
     if (option == "--filter") filter = value;
     if (option == "--tokens") only_tokens = std::stoi(value);
   }
-  Bench bench(candidate);
+  Bench bench(candidate, products);
   for (const Shape& shape : shapes()) {
     if (std::string(shape.name).find(filter) == std::string::npos) continue;
     for (const auto& [tokens, anchor_us] : shape.tokens) {

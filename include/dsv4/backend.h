@@ -58,7 +58,9 @@ struct AttentionDescriptor {
   std::vector<KvFormat> index_formats;
   std::vector<DType> activations;
   std::vector<WoA> wo_a_forms;  ///< best first; the first one is what `serving` means here
-  bool expands_wo_a = false;    ///< keeps an FP8 wo_a in bf16, too, where it projects in bf16
+  /// With kernels for Products::kFp8; none: refused.
+  std::vector<std::string> fp8_product_architectures;
+  bool expands_wo_a = false;  ///< keeps an FP8 wo_a in bf16, too, where it projects in bf16
 
   int max_heads = 0;  ///< of one rank; 0: no bound
   /// Smallest head count >= num_heads (1 .. max_heads) that the kernels take.

@@ -54,6 +54,7 @@ typedef struct dsv4_options {
   int32_t max_logits;            /* rows of logits of one step; 0: max_sequences */
   int64_t max_context;           /* tokens of the longest sequence */
   int64_t total_tokens;          /* of all sequences; 0: max_sequences * max_context */
+  const char* products;          /* "f32", "fp8" (Hopper's FP8 tensor cores); NULL: "f32" */
 } dsv4_options;
 /* Defaults: CPU, all cores, steps of 512 tokens, one sequence, 4096 tokens. Does nothing for NULL.
  */

@@ -21,7 +21,18 @@ EngineOptions engine_options(const nb::kwargs& given) {
            fail(ErrorCode::kInvalidArgument, "numerics \"", name,
                 "\", expected serving, reference or exact");
          }
+         const Products products = out.numerics.products;  // words come in any order
          out.numerics = *parsed;
+         out.numerics.products = products;
+       }},
+      {"products",
+       [&](nb::handle v) {
+         const auto name = nb::cast<std::string>(v);
+         const std::optional<Products> parsed = parse_products(name);
+         if (!parsed) {
+           fail(ErrorCode::kInvalidArgument, "products \"", name, "\", expected f32 or fp8");
+         }
+         out.numerics.products = *parsed;
        }},
       {"threads", [&](nb::handle v) { out.threads = nb::cast<int>(v); }},
       {"max_tokens", [&](nb::handle v) { out.limits.max_tokens = nb::cast<int>(v); }},

@@ -19,6 +19,7 @@ inline constexpr const char* kOptionsText =
     "attention_backend  name as in dsv4.backends(); default '': the platform's\n"
     "kv_cache_dtype     'auto', 'fp8_ds_mla', 'bf16', 'fp8', 'f32'; default 'auto'\n"
     "numerics           'serving', 'reference', 'exact'; default 'serving'\n"
+    "products           'f32', 'fp8' (Hopper's FP8 tensor cores, not 'exact'); default 'f32'\n"
     "threads            of the CPU; default 0: all cores\n"
     "max_tokens         tokens of one step, all sequences together; default 512\n"
     "max_seqs           sequences alive at a time, and in one step; default 1\n"

@@ -142,6 +142,8 @@ def test_faults_of_load():
     for options, code, message in (
         (dict(device="tpu:0"), "INVALID_ARGUMENT", "tpu"),
         (dict(numerics="fast"), "INVALID_ARGUMENT", "serving, reference or exact"),
+        (dict(products="f64"), "INVALID_ARGUMENT", "expected f32 or fp8"),
+        (dict(products="fp8", numerics="serving"), "UNSUPPORTED", "products of CPU_DSV4: fp8"),
         (dict(kv_cache_dtype="int4"), "UNSUPPORTED", "required one of auto, fp8_ds_mla"),
         (dict(max_token=1), "INVALID_ARGUMENT", "max_tokens"),
         (dict(max_tokens="many"), "INVALID_ARGUMENT", "option max_tokens is 'many'"),

@@ -49,7 +49,8 @@ void project(const Ops& ops, const OpContext& context, const Numerics& numerics,
     }
     if (count == 0) continue;
     ops.linear({.problems = {group.data(), count},
-                .quantise_input = quantised_weights && numerics.quantise_linear_input},
+                .quantise_input = quantised_weights && numerics.quantise_linear_input,
+                .products = numerics.products},
                context);
   }
 }
@@ -72,6 +73,10 @@ DeepseekV4Attention::DeepseekV4Attention(const AttentionArgs& args)
     fail(ErrorCode::kInvalidArgument, args.name, ": ", config.num_heads, " heads and ",
          config.o_groups, " output groups must both be divisible by the tensor-parallel size ",
          size);
+  }
+  if (args.numerics.products == Products::kFp8 && !args.device->ops().takes_e4m3) {
+    fail(ErrorCode::kUnsupported, args.name, ": fp8 products, expected f32 on ",
+         args.device->description());
   }
   layer.name = args.name;
   layer.config = config;

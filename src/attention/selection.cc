@@ -73,6 +73,14 @@ std::vector<Reason> arithmetic_reasons(const Numerics& numerics,
     }
     out.push_back({concat("wo_a of numerics ", name), names, wo_a_name(numerics.wo_a)});
   }
+  if (numerics.products == Products::kFp8) {
+    if (!numerics.quantise_linear_input) {
+      out.push_back(
+          {concat("products of numerics ", name), "f32, as input is not quantised", "fp8"});
+    } else if (descriptor.fp8_product_architectures.empty()) {
+      out.push_back({concat("products of ", descriptor.name), "f32", "fp8"});
+    }
+  }
   return out;
 }
 
@@ -94,7 +102,7 @@ std::vector<Reason> unsupported(const Numerics& numerics, const AttentionDescrip
 }
 
 std::vector<Reason> device_reasons(const AttentionDescriptor& descriptor,
-                                   const SelectionTarget& target) {
+                                   const SelectionTarget& target, Products products) {
   std::vector<Reason> out;
   const Platform own = descriptor.platform;
   if (own != target.platform) {
@@ -110,15 +118,19 @@ std::vector<Reason> device_reasons(const AttentionDescriptor& descriptor,
   }
   // Without a device there is no architecture to compare, on a CPU the kernels check themselves.
   if (own != target.platform || !target.why_absent.empty() || own == Platform::kCpu) return out;
-  const std::vector<std::string>& built = descriptor.architectures;
-  const bool runs = target.capability && std::any_of(built.begin(), built.end(), [&](auto& text) {
-                      return runs_on(text, own, *target.capability);
-                    });
-  if (!runs) {
+  const auto need = [&](const std::vector<std::string>& built, const char* condition) {
+    const bool runs = target.capability && std::any_of(built.begin(), built.end(), [&](auto& text) {
+                        return runs_on(text, own, *target.capability);
+                      });
+    if (runs) return;
     std::string names;
     for (const std::string& text : built) names += (names.empty() ? "" : ", ") + text;
-    out.push_back({"architecture", concat("one that runs code for ", names),
+    out.push_back({condition, concat("one that runs code for ", names),
                    target.capability ? architecture_name(own, *target.capability) : "unknown"});
+  };
+  need(descriptor.architectures, "architecture");
+  if (products == Products::kFp8 && !descriptor.fp8_product_architectures.empty()) {
+    need(descriptor.fp8_product_architectures, "architecture for fp8 products");
   }
   return out;
 }
@@ -207,7 +219,7 @@ AttentionSelection select_among(std::span<const AttentionDescriptor* const> desc
     if (!candidate) continue;
     considered = true;
     Numerics numerics = request.numerics;
-    std::vector<Reason> reasons = device_reasons(*descriptor, target);
+    std::vector<Reason> reasons = device_reasons(*descriptor, target, request.numerics.products);
     const auto append = [&](std::vector<Reason> more) {
       reasons.insert(reasons.end(), more.begin(), more.end());
     };

@@ -9,9 +9,11 @@
 
 namespace dsv4 {
 
-/// Conditions of the machine and the build: platform, device, kernels for its architecture.
+/// Conditions of the machine and the build: platform, device, kernels for its architecture, those
+/// of `products` among them where the backend has such.
 std::vector<Reason> device_reasons(const AttentionDescriptor& descriptor,
-                                   const SelectionTarget& target);
+                                   const SelectionTarget& target,
+                                   Products products = Products::kF32);
 
 /// Conditions of the request alone: cache dtype, numerics, block size. Sets `numerics` to those of
 /// the request with the cache format filled in (unchanged when that has no answer).

@@ -64,8 +64,10 @@ void project_out(DeepseekV4Attention::Step& step, const DeepseekV4Attention::Lay
   // same.
   Tensor x = step.o_rotated;
   RowScales scale;
-  if (quantise && ops.takes_e4m3 && layer.config.head_dim % 128 == 0 && wo_a.block_cols == 128 &&
-      wo_a.block_rows % 128 == 0 && wo_a.row_stride % 16 == 0 && step.options->taps == nullptr) {
+  const Products products = layer.numerics.products;
+  if (quantise && products == Products::kFp8 && layer.config.head_dim % 128 == 0 &&
+      wo_a.block_cols == 128 && wo_a.block_rows % 128 == 0 && wo_a.row_stride % 16 == 0 &&
+      step.options->taps == nullptr) {
     x = Tensor(x.data, DType::kF8E4M3, {x.shape[0], x.shape[1], x.shape[2]});
     scale = {reinterpret_cast<float*>(x.as<char>() + x.num_elements()),
              row_scale_stride(step.num_tokens())};
@@ -96,7 +98,8 @@ void project_out(DeepseekV4Attention::Step& step, const DeepseekV4Attention::Lay
     }
   }
   ops.linear({.problems = {groups.data(), static_cast<size_t>(layer.num_groups)},
-              .quantised_input = quantise},
+              .quantised_input = quantise,
+              .products = products},
              context);
   const LinearProblem last{step.z, layer.weights.wo_b, out};
   project(ops, context, layer.numerics, {&last, 1});

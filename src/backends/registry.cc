@@ -153,7 +153,7 @@ std::vector<BackendReport> describe_backends(const ModelConfig* config,
     report.differences = upstream_differences(descriptor);
     const auto add = [&](const SelectionTarget& target, const std::optional<DeviceInfo>& device) {
       report.device = device;
-      report.reasons = device_reasons(descriptor, target);
+      report.reasons = device_reasons(descriptor, target, request.numerics.products);
       Numerics numerics = request.numerics;
       for (Reason& reason : request_reasons(descriptor, request, numerics)) {
         report.reasons.push_back(std::move(reason));

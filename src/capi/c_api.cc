@@ -92,8 +92,11 @@ dsv4::EngineOptions engine_options(const dsv4_options* given) {
   dsv4_options options;
   dsv4_options_init(&options);
   if (given != nullptr) {
-    require_size(*given, "dsv4_options");
-    options = *given;
+    // What the first version knew ends where `products` begins.
+    if (given->struct_size != offsetof(dsv4_options, products)) {
+      require_size(*given, "dsv4_options");
+    }
+    std::memcpy(&options, given, given->struct_size);
   }
   dsv4::EngineOptions out;
   out.device = text_or(options.device, "cpu");
@@ -106,6 +109,12 @@ dsv4::EngineOptions engine_options(const dsv4_options* given) {
          "\", expected serving, reference or exact");
   }
   out.numerics = *parsed;
+  const std::string products = text_or(options.products, "f32");
+  const std::optional<dsv4::Products> parsed_products = dsv4::parse_products(products);
+  if (!parsed_products) {
+    fail(ErrorCode::kInvalidArgument, "products \"", products, "\", expected f32 or fp8");
+  }
+  out.numerics.products = *parsed_products;
   out.threads = options.threads;
   out.limits = {options.max_tokens, options.max_sequences, options.max_context};
   out.max_logits = options.max_logits;

@@ -216,8 +216,7 @@ const MemoryPlan& Engine::memory() const {
 std::string Engine::description() const {
   const EngineOptions& options = impl_->resolved.options;
   return concat(impl_->resolved.device->description(), "; ", impl_->resolved.descriptor->name, ", ",
-                options.numerics.name, " numerics, ", kv_format_name(options.numerics.kv),
-                " cache");
+                options.numerics.str(), ", ", kv_format_name(options.numerics.kv), " cache");
 }
 
 SequenceId Engine::create_sequence() {

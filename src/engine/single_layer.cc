@@ -129,8 +129,7 @@ int64_t SingleLayer::workspace_bytes() const {
 std::string SingleLayer::description() const {
   const EngineOptions& options = impl_->resolved.options;
   return concat(impl_->resolved.device->description(), "; ", impl_->resolved.descriptor->name, ", ",
-                options.numerics.name, " numerics, ", kv_format_name(options.numerics.kv),
-                " cache");
+                options.numerics.str(), ", ", kv_format_name(options.numerics.kv), " cache");
 }
 
 int64_t SingleLayer::Impl::check_step(std::span<const BatchEntry> batch,

@@ -64,6 +64,9 @@ struct LinearParams {
   bool quantise_input = false;
   /// The values of x (bf16) are such products of E4M3 numbers and scales already, however small.
   bool quantised_input = false;
+  /// kFp8, where the device takes it (Ops::takes_e4m3): products of FP8 weights and quantised x are
+  /// summed on FP8 tensor cores.
+  Products products = Products::kF32;
 };
 
 /// out = weight * x / sqrt(mean(x^2) + eps), f32 inside, one rounding. x [T, n] act, weight [n]
@@ -431,9 +434,9 @@ struct Ops {
   Op<HcHeadParams> hc_head = nullptr;
   Op<RouteParams> route = nullptr;
   Op<MoeParams> moe = nullptr;
-  /// Does linear take codes and scales, for FP8 weights with scale blocks of 128 columns x a
-  /// multiple of 128 rows and rows of a multiple of 16 bytes, and does inverse_rope write them, for
-  /// a head_dim that is a multiple of 128?
+  /// Does linear know Products::kFp8? Then it takes codes and scales, too, for FP8 weights with
+  /// scale blocks of 128 columns x a multiple of 128 rows and rows of a multiple of 16 bytes, and
+  /// inverse_rope writes them, for a head_dim that is a multiple of 128.
   bool takes_e4m3 = false;
   /// Does top_k write the slots, too, so that no map_slots has to follow?
   bool top_k_maps_slots = false;

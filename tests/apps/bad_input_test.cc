@@ -304,6 +304,22 @@ std::vector<Refusal> device_cases() {
        kBadInput,
        {"\"fast\"", "serving, reference or exact"}},
       {"NumericsEmpty", with_empty(generate("--numerics")), kBadInput, {"--numerics \"\""}},
+      {"ProductsUnknown",
+       generate("--products bf16"),
+       kBadInput,
+       {"--products \"bf16\", expected f32 or fp8"}},
+      {"ProductsFp8OnTheCpu",
+       generate("--products fp8"),
+       kBadInput,
+       {"products of CPU_DSV4: fp8, required f32"}},
+      {"ProductsFp8WithExact",
+       generate("--products fp8 --numerics exact"),
+       kBadInput,
+       {"products of numerics exact: fp8, required f32"}},
+      {"ProductsFp8Emulated",
+       generate("--products fp8 --device rocm:emulated"),
+       kBadInput,
+       {"products of ROCM_FLASHMLA_SPARSE_DSV4: fp8, required f32"}},
   };
 }
 

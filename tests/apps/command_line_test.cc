@@ -41,7 +41,8 @@ Ids generated(const std::vector<std::string>& more = {}) {
 
 TEST(Help, OfEveryCommandNamesItsOptionsAndGivesAnExample) {
   const std::vector<std::string> common{"--device",   "--attention-backend", "--kv-cache-dtype",
-                                        "--numerics", "--threads",           "--json"};
+                                        "--numerics", "--products",          "--threads",
+                                        "--json"};
   struct Command {
     std::vector<std::string> words;
     std::vector<std::string> options;
@@ -420,6 +421,9 @@ TEST(Backends, ARequestIsPartOfTheAnswer) {
   EXPECT_NE(packed.at(0).at("reasons").dump().find("fp8_ds_mla"), std::string::npos);
   const json exact = run_json({"backends", "--device", "cpu", "--numerics", "exact"});
   EXPECT_TRUE(exact.at(0).at("usable").get<bool>());
+  const json fp8 = run_json({"backends", "--device", "cpu", "--products", "fp8"});
+  EXPECT_FALSE(fp8.at(0).at("usable").get<bool>());
+  EXPECT_EQ(fp8.at(0).at("reasons"), json::array({"products of CPU_DSV4: fp8, required f32"}));
 }
 
 TEST(Bench, AttentionReportsTimesAndWork) {

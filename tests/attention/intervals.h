@@ -9,6 +9,7 @@
 #include <limits>
 #include <span>
 
+#include "tests/oracle/fp8_sums.h"
 #include "tests/oracle/layer_parts.h"
 #include "tests/oracle/numbers.h"
 #include "tests/testing/tolerance.h"
@@ -43,6 +44,29 @@ inline oracle::Matrix middles(const Interval& x) {
   return out;
 }
 
+/// Sum of a block of products on FP8 tensor cores for any x between two bounds: the exact one is
+/// `middle` within `spread`, and an instruction drops less than a unit of each of its 33 addends
+/// and of the result (fp8_sums.h).
+struct Fp8BlockSum {
+  double middle = 0, spread = 0, error = 0;
+};
+inline Fp8BlockSum fp8_block_sum(std::span<const double> x_lo, std::span<const double> x_hi,
+                                 std::span<const float> w) {
+  Fp8BlockSum out;
+  for (size_t begin = 0; begin < w.size(); begin += oracle::kFp8InstructionCols) {
+    double largest = std::abs(out.middle) + out.spread + out.error;
+    for (size_t k = begin; k < std::min(begin + oracle::kFp8InstructionCols, w.size()); ++k) {
+      const double number = std::abs(static_cast<double>(w[k]));
+      largest = std::max(largest, std::max(std::abs(x_lo[k]), std::abs(x_hi[k])) * number);
+      out.middle += (x_lo[k] + x_hi[k]) / 2 * static_cast<double>(w[k]);
+      out.spread += (x_hi[k] - x_lo[k]) / 2 * number;
+    }
+    largest = std::max(largest, std::abs(out.middle) + out.spread + out.error);
+    out.error += 34 * std::ldexp(largest, -oracle::kFp8SumBits);
+  }
+  return out;
+}
+
 /// Product with weights, `groups` of them side by side (1: an ordinary linear); the float sum of n
 /// products is off by gamma(n) sum |x| |w|, n = the columns of a group.
 inline Interval interval_linear(const Interval& x, const oracle::Weight& w, int groups = 1) {
@@ -61,6 +85,38 @@ inline Interval interval_linear(const Interval& x, const oracle::Weight& w, int 
   for (size_t i = 0; i < values.values.size(); ++i) {
     out.lo.values[i] = values.values[i] - errors.values[i];
     out.hi.values[i] = values.values[i] + errors.values[i];
+  }
+  return out;
+}
+
+/// The same on FP8 tensor cores (Products::kFp8): a block of 128 columns whose x is certain has one
+/// sum. Adding blocks rounds once each.
+inline Interval interval_fp8_linear(const Interval& x, const oracle::Weight& w, int groups = 1) {
+  const int64_t rank = w.rows / groups;
+  Interval out(x.rows(), w.rows);
+  for (int64_t t = 0; t < x.rows(); ++t) {
+    for (int64_t r = 0; r < w.rows; ++r) {
+      const int64_t first = r / rank * w.cols;
+      double lo = 0, hi = 0;
+      for (int64_t block = 0; block < w.cols; block += oracle::kFp8BlockCols) {
+        const int64_t count = std::min(oracle::kFp8BlockCols, w.cols - block);
+        const auto at = static_cast<size_t>(first + block), size = static_cast<size_t>(count);
+        const auto x_lo = x.lo.row(t).subspan(at, size), x_hi = x.hi.row(t).subspan(at, size);
+        const auto numbers = w.row(r).subspan(static_cast<size_t>(block), size);
+        double middle = 0, radius = 0;
+        if (std::ranges::equal(x_lo, x_hi)) {
+          middle = oracle::fp8_block(x_lo, numbers);
+        } else {
+          const Fp8BlockSum sum = fp8_block_sum(x_lo, x_hi, numbers);
+          middle = sum.middle;
+          radius = sum.spread + sum.error;
+        }
+        lo = oracle::round_f32(lo + middle - radius);
+        hi = oracle::round_f32(hi + middle + radius);
+      }
+      out.lo.row(t)[r] = lo;
+      out.hi.row(t)[r] = hi;
+    }
   }
   return out;
 }

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "attention/layer.h"
+#include "attention/selection.h"
 #include "checkpoint/bind.h"
 #include "core/numbers.h"
 #include "dsv4/backend.h"
@@ -37,13 +38,11 @@ struct LayerTarget {
     fail(ErrorCode::kNotFound, "no backend ", backend);
   }
   bool is_emulated() const { return DeviceId::parse(device).index < 0; }
-  /// Empty: it runs on this machine.
-  std::string why_not() const {
-    if (is_emulated()) return "";
-    for (const BackendEntry& entry : backends()) {
-      if (entry.descriptor->name == backend) return entry.why_not_here();
-    }
-    return "not registered";
+  /// Empty: it runs on this machine, with these products.
+  std::string why_not(Products products = Products::kF32) const {
+    return is_emulated() ? ""
+                         : join_reasons(device_reasons(
+                               descriptor(), target_of(DeviceId::parse(device)), products));
   }
   /// "cpu", "flashmla", ...: for names of tests.
   std::string label() const {

@@ -88,10 +88,21 @@ std::vector<LayerCase> layer_cases() {
   LayerCase fp8 = with(KvFormat::kFp8, oracle::CacheRounding::kFp8);
   bf16.name = "serving_bf16";
   fp8.name = "serving_fp8";
+  // Sums of FP8 tensor cores, which the oracle then forms, too.
+  const auto on_fp8_cores = [](LayerCase which, const char* name) {
+    which.name = name;
+    which.numerics.products = Products::kFp8;
+    which.roundings.fp8_products = true;
+    return which;
+  };
   std::vector<LayerCase> out;
-  for (LayerCase which : {LayerCase{"serving", kServing, oracle::kServing, 0, 8, 2},
-                          LayerCase{"reference", kReference, oracle::kReference, 0, 8, 4},
-                          LayerCase{"exact", kExact, oracle::kExact, 0, 4, 2}, bf16, fp8}) {
+  for (LayerCase which :
+       {LayerCase{"serving", kServing, oracle::kServing, 0, 8, 2},
+        LayerCase{"reference", kReference, oracle::kReference, 0, 8, 4},
+        LayerCase{"exact", kExact, oracle::kExact, 0, 4, 2}, bf16, fp8,
+        on_fp8_cores({"", kServing, oracle::kServing, 0, 8, 2}, "serving_fp8_products"),
+        on_fp8_cores({"", kReference, oracle::kReference, 0, 8, 4}, "reference_fp8_products"),
+        on_fp8_cores(bf16, "serving_bf16_fp8_products")}) {
     for (int ratio : {0, 4, 128}) {
       which.ratio = ratio;
       for (const LayerTarget& target : layer_targets()) {
@@ -141,11 +152,17 @@ class LayerOracle : public ::testing::TestWithParam<LayerCase> {
   const std::vector<int64_t>& checked_positions() const { return which().feed().checked; }
   DType act() const { return which().numerics.activation; }
   bool quantised_input() const { return which().numerics.quantise_linear_input; }
+  /// `groups` products side by side, of quantised input or not.
+  Interval multiply(const Interval& x, const oracle::Weight& w, bool quantised,
+                    int groups = 1) const {
+    return quantised && which().roundings.fp8_products ? interval_fp8_linear(x, w, groups)
+                                                       : interval_linear(x, w, groups);
+  }
   /// A linear at its place: input quantised when its weight is, output rounded to the activation.
   Interval project(const Interval& x, const oracle::Weight& w) const {
     Interval input = x;
     if (w.quantised && quantised_input()) interval_quantise(input, 128, 448, oracle::kLinearFloor);
-    Interval out = interval_linear(input, w);
+    Interval out = multiply(input, w, w.quantised && quantised_input());
     interval_round(out, act());
     return out;
   }
@@ -176,7 +193,8 @@ class LayerOracle : public ::testing::TestWithParam<LayerCase> {
 };
 
 void LayerOracle::SetUp() {
-  if (const std::string reason = which().target.why_not(); !reason.empty()) {
+  if (const std::string reason = which().target.why_not(which().numerics.products);
+      !reason.empty()) {
     GTEST_SKIP() << which().target.backend << ": " << reason;
   }
   const ModelConfig config = which().config();
@@ -415,7 +433,8 @@ void LayerOracle::check_attention() {
 
 // Step 10 on the tapped heads, which hold the quantised values already.
 void LayerOracle::check_output() {
-  Interval z = interval_linear(Interval(at_positions(got_.o)), weights_.wo_a, shape_.groups);
+  Interval z = multiply(Interval(at_positions(got_.o)), weights_.wo_a,
+                        which().numerics.wo_a == WoA::kFp8, shape_.groups);
   interval_round(z, act());
   expect_inside("attn_out", at_positions(got_.out), project(z, weights_.wo_b), kNarrowE4m3);
 }

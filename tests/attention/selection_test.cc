@@ -42,6 +42,7 @@ struct Backends {
     cpu.growing_block_tokens = {};
     cpu.architectures = {"cpu"};
     flashmla.architectures = {"sm_80", "sm_90a", "compute_80"};
+    flashmla.fp8_product_architectures = {"sm_90a"};
     flashinfer.architectures = {"sm_100f"};
     flashinfer.kv_formats = {KvFormat::kBf16, KvFormat::kFp8};
     flashinfer.native_format = KvFormat::kBf16;
@@ -313,6 +314,39 @@ TEST(Selection, NumericsAndCacheFormat) {
   named.name = "mine";
   EXPECT_EQ(given(backends.select(flash_config(), kMi300, {.numerics = named}),
                   "ROCM_FLASHMLA_SPARSE_DSV4"),
+            Strings{"fp8"});
+}
+
+TEST(Selection, Fp8Products) {
+  const Backends backends;
+  Numerics numerics = kServing;
+  numerics.products = Products::kFp8;
+  const AttentionSelection hopper =
+      backends.select(flash_config(), kHopper, {.numerics = numerics});
+  ASSERT_NE(hopper.descriptor, nullptr) << hopper.message();
+  EXPECT_EQ(hopper.numerics, numerics);
+
+  // A device without them, a backend without them, and numerics that quantise nothing.
+  const AttentionSelection blackwell =
+      backends.select(flash_config(), kBlackwell, {.numerics = numerics});
+  EXPECT_EQ(blackwell.descriptor, nullptr);
+  EXPECT_NE(blackwell.message().find("architecture for fp8 products: sm_100, required one that "
+                                     "runs code for sm_90a"),
+            std::string::npos)
+      << blackwell.message();
+  EXPECT_EQ(given(blackwell, "FLASHMLA_SPARSE_DSV4"), Strings{"sm_100"});
+  for (const auto& [target, name] :
+       {std::pair{kCpuTarget, "CPU_DSV4"}, std::pair{kMi300, "ROCM_FLASHMLA_SPARSE_DSV4"}}) {
+    const AttentionSelection refused =
+        backends.select(flash_config(), target, {.numerics = numerics});
+    EXPECT_EQ(refused.descriptor, nullptr) << name;
+    EXPECT_NE(refused.message().find(std::string("products of ") + name + ": fp8, required f32"),
+              std::string::npos)
+        << refused.message();
+  }
+  Numerics exact = kExact;
+  exact.products = Products::kFp8;
+  EXPECT_EQ(given(backends.select(flash_config(), kCpuTarget, {.numerics = exact}), "CPU_DSV4"),
             Strings{"fp8"});
 }
 

@@ -95,6 +95,15 @@ TEST(Numerics, ParseFindsEachByItsName) {
   EXPECT_EQ(parse_numerics("serving"), kServing);
   EXPECT_EQ(parse_numerics("reference"), kReference);
   EXPECT_EQ(parse_numerics("exact"), kExact);
+  for (const Products products : {Products::kF32, Products::kFp8}) {
+    EXPECT_EQ(parse_products(products_name(products)), products);
+  }
+  EXPECT_EQ(parse_products("bf16"), std::nullopt);
+  EXPECT_EQ(kServing.products, Products::kF32);
+  EXPECT_EQ(kServing.str(), "serving numerics");
+  Numerics fp8 = kReference;
+  fp8.products = Products::kFp8;
+  EXPECT_EQ(fp8.str(), "reference numerics with fp8 products");
   for (const char* word : {"", "Serving", "exact ", "fast"}) {
     EXPECT_EQ(parse_numerics(word), std::nullopt) << word;
   }

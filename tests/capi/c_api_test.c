@@ -81,6 +81,17 @@ static void test_refused_loads(void) {
   CHECK_REFUSED(dsv4_model_load(kModel, &options, &model), DSV4_INVALID_ARGUMENT,
                 "struct_size is 3");
   options = small_options();
+  options.products = "exact";
+  CHECK_REFUSED(dsv4_model_load(kModel, &options, &model), DSV4_INVALID_ARGUMENT,
+                "products \"exact\", expected f32 or fp8");
+  options.products = "fp8";
+  CHECK_REFUSED(dsv4_model_load(kModel, &options, &model), DSV4_UNSUPPORTED,
+                "products of CPU_DSV4: fp8, required f32");
+  /* A caller of the first version: what lies behind its struct is not read. */
+  options.struct_size = offsetof(dsv4_options, products);
+  CHECK_OK(dsv4_model_load(kModel, &options, &model));
+  dsv4_model_free(model);
+  options = small_options();
   options.max_tokens = 0;
   CHECK(dsv4_model_load(kModel, &options, &model) == DSV4_INVALID_ARGUMENT);
   CHECK(model == NULL);

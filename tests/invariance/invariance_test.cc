@@ -6,6 +6,7 @@
 #include <cstring>
 #include <map>
 
+#include "attention/selection.h"
 #include "backends/cpu/candidates.h"
 #include "core/fail.h"
 #include "dsv4/backend.h"
@@ -27,6 +28,15 @@ std::vector<int32_t> some_ids(int64_t length, uint32_t seed) {
     out.push_back(static_cast<int32_t>(7 + (state >> 8) % 4000));
   }
   return out;
+}
+
+const Numerics& serving_fp8_products() {
+  static const Numerics numerics = [] {
+    Numerics out = kServing;
+    out.products = Products::kFp8;
+    return out;
+  }();
+  return numerics;
 }
 
 // Backends of this build on the first device of their platform.
@@ -52,13 +62,17 @@ class OnBackend : public Base {
     }
   }
   EngineOptions default_options(int64_t length, const Numerics& numerics = kServing) const;
-  /// Those of serving, reference and exact that the backend takes.
+  /// Those of serving, reference, exact and serving with FP8 products that the backend takes.
   std::vector<const Numerics*> numerics() const {
     std::vector<const Numerics*> out;
-    for (const Numerics* numerics : {&kServing, &kReference, &kExact}) {
+    const SelectionTarget target = target_of({backend_->platform, 0});
+    for (const Numerics* numerics : {&kServing, &kReference, &kExact, &serving_fp8_products()}) {
       Numerics native = *numerics;
       if (native.activation == DType::kBf16) native.kv = backend_->native_format;
-      if (unsupported(native, *backend_).empty()) out.push_back(numerics);
+      if (unsupported(native, *backend_).empty() &&
+          device_reasons(*backend_, target, native.products).empty()) {
+        out.push_back(numerics);
+      }
     }
     return out;
   }
@@ -158,7 +172,7 @@ TEST_P(Invariance, LongPromptInChunks) {
     const Rows whole = run(*engine, ids, {1000});
     for (int chunk : {64, 127, 129, 256, 999}) {
       expect_same_bits(run(*engine, ids, {chunk}), whole,
-                       concat(numerics->name, ", chunks of ", chunk));
+                       concat(numerics->str(), ", chunks of ", chunk));
     }
     if (numerics == &kServing) {
       expect_same_bits(run(*engine, ids, {1}), whole, "token by token");

@@ -6,6 +6,7 @@
 #include "tests/ops/fp8_product.h"
 #include "tests/ops/oracle_testing.h"
 #include "tests/ops/stored_weight.h"
+#include "tests/oracle/fp8_sums.h"
 
 namespace dsv4::testing {
 namespace {
@@ -69,6 +70,44 @@ TEST_P(Fp8Product, KeptBits) {
                 kept);
     EXPECT_GE(kept, kFp8SumBits) << "column " << col;
     clear_memory();
+  }
+}
+
+// The outputs are those of oracle::fp8_linear, bit for bit: numbers whose exponents lie close
+// together (normal x, normal W), and all E4M3 codes.
+TEST_P(Fp8Product, SumsAreTheModel) {
+  constexpr int64_t kTokens = 24, kRows = 136;
+  for (const bool all_codes : {false, true}) {
+    for (const int64_t cols : {32, 64, 128, 400, 2048}) {
+      SCOPED_TRACE(::testing::Message() << cols << " columns, " << all_codes);
+      Random random(static_cast<uint64_t>(cols));
+      const auto code = [&] {
+        if (!all_codes) return oracle::e4m3_encode(100 * random.normal());
+        uint8_t out;
+        do {
+          out = static_cast<uint8_t>(random.below(256));
+        } while ((out & 0x7f) == 0x7f);  // NaN
+        return out;
+      };
+      oracle::Matrix x(kTokens, cols);
+      for (double& value : x.values) value = oracle::e4m3_decode(code()) * 0x1p-5;
+      oracle::Weight numbers;
+      numbers.rows = kRows;
+      numbers.cols = cols;
+      std::vector<uint8_t> codes;
+      for (int64_t i = 0; i < kRows * cols; ++i) {
+        codes.push_back(code());
+        numbers.values.push_back(static_cast<float>(oracle::e4m3_decode(codes.back()) * 0x1p-12));
+      }
+      const std::vector<float> out =
+          multiply(memory().tensor(DType::kBf16, {kTokens, cols}, x.values),
+                   weight(codes, kRows, 115), true);
+      const oracle::Matrix expected = oracle::fp8_linear(x, numbers);
+      int64_t different = 0;
+      for (size_t i = 0; i < out.size(); ++i) different += double{out[i]} != expected.values[i];
+      EXPECT_EQ(different, 0) << "of " << out.size() << " outputs";
+      clear_memory();
+    }
   }
 }
 

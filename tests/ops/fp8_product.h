@@ -10,11 +10,12 @@
 #include <algorithm>
 #include <cmath>
 
+#include "tests/oracle/fp8_sums.h"
 #include "tests/testing/op_candidates.h"
 
 namespace dsv4::testing {
 
-constexpr int kFp8SumBits = 13;
+using oracle::kFp8SumBits;
 
 /// Bound of that error for one output: x and w of a token and a row, K long.
 template <typename X, typename W>

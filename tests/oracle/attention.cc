@@ -4,6 +4,7 @@
 #include <cmath>
 #include <utility>
 
+#include "tests/oracle/fp8_sums.h"
 #include "tests/oracle/numbers.h"
 
 namespace oracle {
@@ -56,7 +57,9 @@ Matrix project_out(Matrix o, const AttentionWeights& weights, const AttentionSha
       std::ranges::copy(block.values, o.values.begin() + static_cast<std::ptrdiff_t>(begin));
     }
   }
-  Matrix z = grouped_linear(o, weights.wo_a, shape.groups);
+  const bool fp8 = roundings.fp8_products && roundings.output == OutputRounding::kFp8;
+  Matrix z = fp8 ? fp8_linear(o, weights.wo_a, shape.groups)
+                 : grouped_linear(o, weights.wo_a, shape.groups);
   round_activations(z.values, roundings);
   return rounded_linear(z, weights.wo_b, roundings);
 }
@@ -70,10 +73,11 @@ void round_activations(std::span<double> values, const Roundings& roundings) {
 
 Matrix rounded_linear(const Matrix& x, const Weight& w, const Roundings& roundings) {
   Matrix input = x;
-  if (w.quantised && roundings.quantise_linear_input) {
+  const bool quantised = w.quantised && roundings.quantise_linear_input;
+  if (quantised) {
     for (int64_t t = 0; t < input.rows; ++t) quantise_linear_input(input.row(t));
   }
-  Matrix out = linear(input, w);
+  Matrix out = quantised && roundings.fp8_products ? fp8_linear(input, w) : linear(input, w);
   round_activations(out.values, roundings);
   return out;
 }

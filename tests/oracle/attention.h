@@ -22,6 +22,8 @@ struct Roundings {
   IndexRounding index = IndexRounding::kNone;
   bool index_hadamard = false;
   OutputRounding output = OutputRounding::kNone;
+  /// Products of FP8 weights and quantised input as FP8 tensor cores sum them (fp8_sums.h).
+  bool fp8_products = false;
 };
 inline constexpr Roundings kExact{};
 inline constexpr Roundings kServing{

@@ -32,6 +32,7 @@ AttentionDescriptor common() {
   out.head_sizes = {512};
   out.compress_ratios = {0, 4, 128};
   out.architectures = split(kBuiltFor);
+  out.fp8_product_architectures = {"sm_90a"};
   if (out.architectures.empty()) {
     out.not_built = "not built in (configure with -DDSV4_ENABLE_CUDA=ON)";
   }

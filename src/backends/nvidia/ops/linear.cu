@@ -132,7 +132,8 @@ class Launches {
  private:
   // A property of the call and the weight, never of the number of tokens.
   bool takes_fp8(const LinearProblem& problem) const {
-    return kernels_ == LinearKernels::kSm90Fp8 &&
+    return (kernels_ == LinearKernels::kSm90Fp8 ||
+            (kernels_ == LinearKernels::kSm90 && params_.products == Products::kFp8)) &&
            (params_.quantise_input || params_.quantised_input) && problem.x.dtype == DType::kBf16 &&
            problem.w.dtype == DType::kF8E4M3 && sm90_takes(problem.w);
   }
@@ -273,7 +274,7 @@ class Launches {
   // Codes that an operation before has written.
   void add_codes(const LinearProblem& problem) {
     const ConstTensor& x = problem.x;
-    DSV4_CHECK(kernels_ == LinearKernels::kSm90Fp8 && problem.w.dtype == DType::kF8E4M3 &&
+    DSV4_CHECK(kernels_ >= LinearKernels::kSm90 && problem.w.dtype == DType::kF8E4M3 &&
                sm90_takes(problem.w) && x.rank == 2 && x.shape[1] == problem.w.cols &&
                x.shape[0] == problem.out.shape[0] && problem.out.shape[1] == problem.w.rows &&
                x.strides[1] == 1 && x.shape[1] % kFp8BlockCols == 0 &&
@@ -333,7 +334,7 @@ class Launches {
 
 template <LinearKernels kKernels>
 void install(Ops& ops) {
-  ops.takes_e4m3 = kKernels == LinearKernels::kSm90Fp8;
+  ops.takes_e4m3 = kKernels >= LinearKernels::kSm90;
   ops.linear = [](const LinearParams& params, const OpContext& context) {
     run_linear(params, context, kKernels);
   };

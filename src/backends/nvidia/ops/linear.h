@@ -114,8 +114,9 @@ void launch_linear_split_prepare(const SplitParams& params, cudaStream_t stream)
 enum class LinearKernels {
   kReference,
   kSm80,     ///< tensor cores for bf16 x
-  kSm90,     ///< warpgroup tensor cores for bf16 x with FP8 or bf16 weights (linear_sm90.h)
-  kSm90Fp8,  ///< FP8 tensor cores for quantised x with FP8 weights (linear_sm90_fp8.h)
+  kSm90,     ///< warpgroup tensor cores for bf16 x with FP8 or bf16 weights (linear_sm90.h),
+             ///< where Products::kFp8 is asked for the FP8 ones
+  kSm90Fp8,  ///< FP8 ones for all quantised x with FP8 weights (linear_sm90_fp8.h)
 };
 void run_linear(const LinearParams& params, const OpContext& context, LinearKernels kernels);
 
