@@ -186,6 +186,7 @@ class Bench {
     fill(x_, kXBytes, 0xbfbfbfbfbfbfbfbfu);
     x_scales_ = reinterpret_cast<float*>(device_bytes(kScaleBytes));
     fill(reinterpret_cast<std::byte*>(x_scales_), kScaleBytes, 0x3f3f3f3f3f3f3f3fu);
+    out_scales_ = reinterpret_cast<float*>(device_bytes(kScaleBytes));
     out_ = device_bytes(kOutBytes);
   }
 
@@ -227,12 +228,16 @@ class Bench {
         x.strides[0] = x_cols;
         LinearProblem& problem = problems[static_cast<size_t>(p)];
         problem = {x, w, Tensor(out_ + p * out_bytes, s.out, {tokens, s.rows})};
-        // wo_a's input was quantised by the step before, which may hand over the codes.
-        if (s.w == kFp8 && !s.quantise && products_ == Products::kFp8) {
+        // The step before hands over codes, and wo_a hands some to wo_b.
+        if (s.w == kFp8 && s.problems != 2 && products_ == Products::kFp8) {
           problem.x = ConstTensor(x_ + p * s.cols, kFp8, {tokens, s.cols});
           problem.x.strides[0] = x_cols;
           const int64_t stride = row_scale_stride(tokens);
           problem.x_scale = {x_scales_ + p * s.cols / 128 * stride, stride};
+          if (!s.quantise) {
+            problem.out.dtype = kFp8;
+            problem.out_scale = {out_scales_ + p * s.rows / 128 * stride, stride};
+          }
         }
       }
       Arena arena(scratch, scratch_bytes);
@@ -388,7 +393,7 @@ class Bench {
   Products products_;
   cudaStream_t stream_;
   std::byte *weights_, *scales_, *x_, *out_;
-  float* x_scales_;
+  float *x_scales_, *out_scales_;
   std::byte* expert_weights_ = nullptr;
 };
 

@@ -36,6 +36,19 @@ std::vector<CacheSpec> attention_cache_specs(const ModelConfig& config, const La
   return specs;
 }
 
+InputRows codes_in_place(const Tensor& values) {
+  InputRows out{values, {}};
+  out.rows.dtype = DType::kF8E4M3;
+  out.scale = {reinterpret_cast<float*>(static_cast<char*>(values.data) + values.num_elements()),
+               row_scale_stride(values.shape[0])};
+  return out;
+}
+
+bool takes_codes(const Numerics& numerics, const Weight& w) {
+  return numerics.products == Products::kFp8 && w.dtype == DType::kF8E4M3 && w.cols % 128 == 0 &&
+         w.block_cols == 128 && w.block_rows % 128 == 0 && w.row_stride % 16 == 0;
+}
+
 void project(const Ops& ops, const OpContext& context, const Numerics& numerics,
              std::span<const LinearProblem> problems) {
   std::array<LinearProblem, 16> group;

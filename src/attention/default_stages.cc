@@ -39,9 +39,11 @@ void make_queries(const DeepseekV4Attention::Step& step, const DeepseekV4Attenti
       const int64_t used = q.shape[1];
       ops.zero({col_slice(flatten(step.q), used, flatten(step.q).shape[1] - used)}, context);
     }
-    std::array<LinearProblem, 2> problems{LinearProblem{step.qr, weights.wq_b, q}};
+    std::array<LinearProblem, 2> problems{LinearProblem{step.qr, weights.wq_b, q, step.qr_scale}};
     const bool indexer = weights.indexer && !step.inserts_beside();
-    if (indexer) problems[1] = {step.qr, weights.indexer->wq_b, flatten(step.index_q)};
+    if (indexer) {
+      problems[1] = {step.qr, weights.indexer->wq_b, flatten(step.index_q), step.qr_scale};
+    }
     project(ops, context, layer.numerics, {problems.data(), indexer ? size_t{2} : size_t{1}});
   }
   StepScope observe(options, AttentionStep::kQnormRopeInsert);
@@ -90,6 +92,14 @@ void DeepseekV4Attention::prepare(Step& step) const {
   const ForwardOptions& options = *step.options;
   const OpContext context = step.context(ops());
   const int64_t tokens = step.num_tokens();
+  // Codes, where all products that read it take such.
+  if (takes_codes(layer.numerics, weights.wq_b) &&
+      (!weights.indexer || takes_codes(layer.numerics, weights.indexer->wq_b)) &&
+      config.q_lora_rank <= 4096) {
+    const InputRows codes = codes_in_place(step.qr);
+    step.qr = codes.rows;
+    step.qr_scale = codes.scale;
+  }
   Arena::Scope scope(*step.scratch);
   const Tensor a =
       step.scratch->take_tensor(layer.numerics.activation, {tokens, config.q_lora_rank});
@@ -107,12 +117,17 @@ void DeepseekV4Attention::prepare(Step& step) const {
     ops().rms_norm(
         {.x = step.kv, .weight = weights.kv_norm, .eps = config.rms_norm_eps, .out = step.kv},
         beside);
-    ops().rms_norm({.x = a, .weight = weights.q_norm, .eps = config.rms_norm_eps, .out = step.qr},
+    ops().rms_norm({.x = a,
+                    .weight = weights.q_norm,
+                    .eps = config.rms_norm_eps,
+                    .out = step.qr,
+                    .scale = step.qr_scale},
                    context);
   }
   // Indexer and selection want their queries first; the heads' follow beside them.
   if (step.inserts_beside()) {
-    const LinearProblem problem{step.qr, weights.indexer->wq_b, flatten(step.index_q)};
+    const LinearProblem problem{step.qr, weights.indexer->wq_b, flatten(step.index_q),
+                                step.qr_scale};
     project(ops(), context, layer.numerics, {&problem, 1});
   } else {
     make_queries(step, layer, ops(), context);

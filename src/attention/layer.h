@@ -64,7 +64,8 @@ struct DeepseekV4Attention::Step {
   Step* waits_for_index_rows = nullptr;  // of the compressor's branch: the step it is a branch of
   bool has_index_rows = true;            // of the layer's step: index rows need no more waiting
 
-  Tensor qr;                       // [T, q_lora_rank] act, after q_norm
+  Tensor qr;                       // [T, q_lora_rank] act, after q_norm, or its codes
+  RowScales qr_scale;              // of codes
   Tensor kv;                       // [T, head_dim] act
   Tensor q;                        // [T, padded heads, head_dim] act
   Tensor gates;                    // [T, 2 * coff * head_dim] f32
@@ -105,6 +106,16 @@ int64_t attention_workspace_bytes(const ModelConfig& config, const LayerKind& ki
                                   const Numerics& numerics, const TensorParallel& tensor_parallel,
                                   int padded_heads, const StepLimits& limits, const Ops& ops,
                                   int num_threads);
+
+/// Rows that an operation hands to products: values, or E4M3 codes and scales (Ops::takes_e4m3).
+struct InputRows {
+  Tensor rows;
+  RowScales scale;  ///< of codes
+};
+/// Codes and scales in the memory of bf16 values [T, ...], which take more room.
+InputRows codes_in_place(const Tensor& values);
+/// Do products with `w` take codes?
+bool takes_codes(const Numerics& numerics, const Weight& w);
 
 /// Linear problems in as few regions as their input kinds allow: FP8 and FP4 weights take quantised
 /// input where the numerics say so, others take the input as it is.

@@ -62,46 +62,49 @@ void project_out(DeepseekV4Attention::Step& step, const DeepseekV4Attention::Lay
   const bool quantise = layer.numerics.wo_a == WoA::kFp8 && wo_a.dtype == DType::kF8E4M3;
   // Codes and scales take less room than the values. Taps want to see values; products are the
   // same.
-  Tensor x = step.o_rotated;
-  RowScales scale;
-  const Products products = layer.numerics.products;
-  if (quantise && products == Products::kFp8 && layer.config.head_dim % 128 == 0 &&
-      wo_a.block_cols == 128 && wo_a.block_rows % 128 == 0 && wo_a.row_stride % 16 == 0 &&
+  InputRows x{step.o_rotated, {}}, z{step.z, {}};
+  if (quantise && takes_codes(layer.numerics, wo_a) && layer.config.head_dim % 128 == 0 &&
       step.options->taps == nullptr) {
-    x = Tensor(x.data, DType::kF8E4M3, {x.shape[0], x.shape[1], x.shape[2]});
-    scale = {reinterpret_cast<float*>(x.as<char>() + x.num_elements()),
-             row_scale_stride(step.num_tokens())};
+    x = codes_in_place(step.o_rotated);
+    if (takes_codes(layer.numerics, layer.weights.wo_b) && rank % 128 == 0) {
+      z = codes_in_place(step.z);
+    }
   }
   ops.inverse_rope({.o = real_heads(step.o, layer.num_heads),
                     .rope = layer.rope(),
                     .positions = step.plan->positions,
                     .quantise = quantise,
-                    .out = x,
-                    .scale = scale},
+                    .out = x.rows,
+                    .scale = x.scale},
                    context);
 
   constexpr int kMaxGroups = 64;
   DSV4_CHECK(layer.num_groups <= kMaxGroups);
   std::array<LinearProblem, kMaxGroups> groups;
   const int64_t o_stride = layer.num_heads * int64_t{layer.config.head_dim};
+  // Columns of a group, and their scales.
+  const auto part = [&](const InputRows& whole, int64_t row_elems, int64_t begin, int64_t count) {
+    InputRows out = whole;
+    out.rows = Tensor(whole.rows.as<char>() + begin * size_of(whole.rows.dtype), whole.rows.dtype,
+                      {step.num_tokens(), count});
+    out.rows.strides[0] = row_elems;
+    if (whole.scale.data != nullptr) out.scale.data += begin / 128 * whole.scale.stride;
+    return out;
+  };
   for (int g = 0; g < layer.num_groups; ++g) {
-    Tensor columns(x.as<char>() + g * group_width * size_of(x.dtype), x.dtype,
-                   {step.num_tokens(), group_width});
-    columns.strides[0] = o_stride;
-    Tensor z(step.z.as<char>() + g * rank * size_of(step.z.dtype), step.z.dtype,
-             {step.num_tokens(), rank});
-    z.strides[0] = step.z.strides[0];
-    groups[static_cast<size_t>(g)] = {columns, wo_a.row_slice(g * rank, rank), z};
-    if (scale.data != nullptr) {
-      groups[static_cast<size_t>(g)].x_scale = {scale.data + g * group_width / 128 * scale.stride,
-                                                scale.stride};
-    }
+    const InputRows in = part(x, o_stride, g * group_width, group_width);
+    const InputRows out = part(z, step.z.strides[0], g * rank, rank);
+    groups[static_cast<size_t>(g)] = {.x = in.rows,
+                                      .w = wo_a.row_slice(g * rank, rank),
+                                      .out = out.rows,
+                                      .x_scale = in.scale,
+                                      .out_scale = out.scale};
   }
   ops.linear({.problems = {groups.data(), static_cast<size_t>(layer.num_groups)},
               .quantised_input = quantise,
-              .products = products},
+              .products = layer.numerics.products},
              context);
-  const LinearProblem last{step.z, layer.weights.wo_b, out};
+  const LinearProblem last{z.rows, layer.weights.wo_b, out, z.scale};
   project(ops, context, layer.numerics, {&last, 1});
 }
 

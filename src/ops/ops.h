@@ -49,12 +49,14 @@ constexpr int64_t row_scale_stride(int64_t rows) {
 /// out = x w^T. x [M, cols] act (row stride may exceed cols), out [M, rows] bf16 or f32 (row stride
 /// may exceed rows). f32 accumulation in one order for every M. With bf16 x the products are bf16 x
 /// bf16 (FP8 and FP4 weights with power-of-two scales are exact in bf16); with f32 x they are f32 x
-/// f32.
+/// f32. A kF8E4M3 out (of kF8E4M3 x only, rows of w a multiple of 128) holds the codes that linear
+/// would make of the result in bf16 (numerics.md 4).
 struct LinearProblem {
   ConstTensor x;
   Weight w;
   Tensor out;
-  RowScales x_scale{};  ///< where x is kF8E4M3 (Ops::takes_e4m3)
+  RowScales x_scale{};    ///< where x is kF8E4M3 (Ops::takes_e4m3)
+  RowScales out_scale{};  ///< where out is kF8E4M3, too: codes that the next product reads
 };
 /// Independent problems in one region. Neighbours with the same x share its preparation.
 struct LinearParams {
@@ -70,12 +72,14 @@ struct LinearParams {
 };
 
 /// out = weight * x / sqrt(mean(x^2) + eps), f32 inside, one rounding. x [T, n] act, weight [n]
-/// bf16 or f32, out act or f32; out may be x.
+/// bf16 or f32, out act or f32; out may be x. A kF8E4M3 out (Ops::takes_e4m3) holds the codes that
+/// linear would make of the result in bf16 (numerics.md 4).
 struct RmsNormParams {
   ConstTensor x;
   ConstTensor weight;
   float eps;
   Tensor out;
+  RowScales scale{};  ///< of a kF8E4M3 out
 };
 
 /// Row gather: out[i, :] = x[rows[i], :]; x [N, n], out [count, n], same dtype. rows [count] i32.
@@ -436,7 +440,8 @@ struct Ops {
   Op<MoeParams> moe = nullptr;
   /// Does linear know Products::kFp8? Then it takes codes and scales, too, for FP8 weights with
   /// scale blocks of 128 columns x a multiple of 128 rows and rows of a multiple of 16 bytes, and
-  /// inverse_rope writes them, for a head_dim that is a multiple of 128.
+  /// inverse_rope and rms_norm write them: a head_dim, a row (of at most 4096) that is a multiple
+  /// of 128.
   bool takes_e4m3 = false;
   /// Does top_k write the slots, too, so that no map_slots has to follow?
   bool top_k_maps_slots = false;

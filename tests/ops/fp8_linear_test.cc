@@ -35,6 +35,42 @@ class Fp8Product : public CandidateTest {
     return memory().get(problem.out.as<float>(), tokens * w.rows);
   }
 
+  // Room for codes of rows of `cols`.
+  struct Codes {
+    Tensor rows;
+    RowScales scale;
+  };
+  Codes room_for_codes(int64_t tokens, int64_t cols) {
+    const int64_t stride = row_scale_stride(tokens);
+    return {Tensor(memory().raw(tokens * cols), DType::kF8E4M3, {tokens, cols}),
+            {reinterpret_cast<float*>(memory().raw(cols / 128 * stride * 4)), stride}};
+  }
+  // They are what a linear makes of `values` (numerics.md 4): NaN all over a group that holds one.
+  void expect_codes_of(const Vector& values, const Codes& given) {
+    const int64_t tokens = given.rows.shape[0], cols = given.rows.shape[1];
+    const int64_t stride = given.scale.stride;
+    const std::vector<uint8_t> codes = memory().get(given.rows.as<uint8_t>(), tokens * cols);
+    const std::vector<float> scales = memory().get(given.scale.data, cols / 128 * stride);
+    for (int64_t t = 0; t < tokens; ++t) {
+      for (int64_t begin = 0; begin < cols; begin += 128) {
+        const auto at = static_cast<size_t>(t * cols + begin);
+        const std::span<const double> group = std::span(values).subspan(at, 128);
+        const double scale = scales[static_cast<size_t>(begin / 128 * stride + t)];
+        if (std::ranges::any_of(group, [](double value) { return std::isnan(value); })) {
+          for (size_t k = at; k < at + 128; ++k)
+            ASSERT_TRUE(std::isnan(scale * oracle::e4m3_decode(codes[k])));
+          continue;
+        }
+        const oracle::QuantisedBlock expected = oracle::quantise_e4m3(group, oracle::kLinearFloor);
+        ASSERT_EQ(scale, std::ldexp(1.0, expected.exponent)) << "token " << t << ", " << begin;
+        for (size_t k = 0; k < 128; ++k) {
+          ASSERT_EQ(oracle::e4m3_decode(codes[at + k]), oracle::e4m3_decode(expected.codes[k]))
+              << "token " << t << ", column " << begin + static_cast<int64_t>(k);
+        }
+      }
+    }
+  }
+
   // A weight of one scale byte from codes.
   Weight weight(const std::vector<uint8_t>& codes, int64_t rows, uint8_t scale_byte) {
     const int64_t cols = std::ssize(codes) / rows;
@@ -313,6 +349,75 @@ TEST_P(Fp8Product, CodesOfInverseRope) {
       ASSERT_EQ(std::isnan(of_codes[i]), i < kRows) << "output " << i;
     }
     clear_memory();
+  }
+}
+
+// rms_norm's codes are those of its values in bf16; a product's, too, of problems side by side, and
+// the next product has the same bits with them as with the values.
+TEST_P(Fp8Product, CodesOfNormAndProduct) {
+  for (const int64_t cols : {128, 512, 1024, 1536, 4096}) {
+    for (const int64_t tokens : {1, 17, 70, 140, 300}) {
+      SCOPED_TRACE(::testing::Message() << tokens << " tokens of " << cols);
+      Random random(static_cast<uint64_t>(cols + tokens));
+      Vector x = rounded(DType::kBf16, normal_values(random, tokens * cols, 0.3));
+      std::fill_n(x.begin(), 128, 0.0);  // an empty group: the floor decides its scale
+      for (int64_t i = (tokens - 1) * cols; i < tokens * cols; ++i) {
+        x[static_cast<size_t>(i)] *= 0x1p-30;  // eps decides
+      }
+      if (tokens > 1) x[static_cast<size_t>(cols) + 77] = std::numeric_limits<double>::quiet_NaN();
+      RmsNormParams norm{
+          .x = memory().tensor(DType::kBf16, {tokens, cols}, x),
+          .weight = memory().tensor(DType::kBf16, {cols},
+                                    rounded(DType::kBf16, normal_values(random, cols, 1))),
+          .eps = 1e-6f,
+          .out = memory().tensor(DType::kBf16, {tokens, cols})};
+      ScratchLimits limits;
+      limits.max_tokens = tokens;
+      run(ops_.rms_norm, norm, limits);
+      const Tensor normed = norm.out;
+      const Codes codes = room_for_codes(tokens, cols);
+      norm.out = codes.rows;
+      norm.scale = codes.scale;
+      run(ops_.rms_norm, norm, limits);
+      expect_codes_of(memory().numbers(normed), codes);
+      if (HasFatalFailure()) return;
+
+      // Two problems, whose outputs are the columns of one.
+      constexpr int64_t kRows = 256, kOut = 2 * kRows;
+      const Weight w[] = {make_weight(memory(), DType::kF8E4M3, kRows, cols, 4).weight,
+                          make_weight(memory(), DType::kF8E4M3, kRows, cols, 5).weight};
+      const Tensor values = memory().tensor(DType::kBf16, {tokens, kOut});
+      const Codes next = room_for_codes(tokens, kOut);
+      limits.max_cols = std::max(cols, kOut);
+      limits.max_rows = kRows;
+      for (const bool as_codes : {false, true}) {
+        LinearProblem problems[2];
+        for (int64_t i = 0; i < 2; ++i) {
+          Tensor out = as_codes ? next.rows : values;
+          out.data = out.as<char>() + i * kRows * size_of(out.dtype);
+          out.shape[1] = kRows;
+          RowScales scale = next.scale;
+          scale.data += i * kRows / 128 * scale.stride;
+          problems[i] = {codes.rows, w[i], out, codes.scale, as_codes ? scale : RowScales{}};
+        }
+        run(ops_.linear, {.problems = problems}, limits);
+      }
+      expect_codes_of(memory().numbers(values), next);
+      if (HasFatalFailure()) return;
+
+      const Weight last = make_weight(memory(), DType::kF8E4M3, 136, kOut, 6).weight;
+      const std::vector<float> expected = multiply(values, last, false);
+      const LinearProblem problem{next.rows, last, memory().tensor(DType::kF32, {tokens, 136}),
+                                  next.scale};
+      limits.max_rows = 136;
+      run(ops_.linear, {.problems = {&problem, 1}}, limits);
+      const std::vector<float> actual = memory().get(problem.out.as<float>(), tokens * 136);
+      for (size_t i = 0; i < actual.size(); ++i) {
+        ASSERT_TRUE(actual[i] == expected[i] || (std::isnan(actual[i]) && std::isnan(expected[i])))
+            << "output " << i << ": " << actual[i] << ", " << expected[i];
+      }
+      clear_memory();
+    }
   }
 }
 

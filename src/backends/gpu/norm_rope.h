@@ -35,9 +35,28 @@ struct RmsNormArgs {
   int64_t out_stride;
   int32_t rows, count;
   float eps;
+  float* scale;  // of codes: [count / 128][scale_stride]
+  int64_t scale_stride;
 };
 
-/// Rows of at most 64 kVectors elements: a group each.
+/// A row as E4M3 codes of its values in bf16, of whole groups of 128 (numerics.md 4);
+/// `largest_of(i)`: bits of the largest magnitude of the group that vector i belongs to. With a NaN
+/// scale the codes do not matter.
+template <int kGroups = 1, int kVectors, typename LargestOf>
+DSV4_DEVICE void store_codes_of_norm(const RmsNormArgs& args, int64_t row_idx,
+                                     const Row<kVectors>& row, LargestOf largest_of) {
+  uint8_t* codes = static_cast<uint8_t*>(args.out) + row_idx * args.out_stride;
+  DSV4_UNROLL
+  for (int i = 0; i < kVectors; ++i) {
+    const int elem = row_elem<kGroups>(i);
+    const Scale scale = scale_for(float_of(largest_of(i)), kFp8AmaxFloor, kE4m3Max);
+    if (elem >= args.count) continue;
+    store_codes(codes + elem, pack_e4m3(row.even[i] * scale.inverse, row.odd[i] * scale.inverse));
+    if (elem % 128 == 0) args.scale[elem / 128 * args.scale_stride + row_idx] = scale.value;
+  }
+}
+
+/// Rows of at most 64 kVectors elements: a group each. Out: values, or with uint8_t their codes.
 template <typename X, typename Out, int kVectors, Access kAccess>
 struct RmsNormRows {
   using Params = RmsNormArgs;
@@ -52,7 +71,15 @@ struct RmsNormRows {
         load_row<kVectors, kAccess>(static_cast<const X*>(args.x) + row_idx * args.x_stride, count);
     const auto weight = load_weights<kVectors, kAccess>(args.weight, args.weight_is_bf16, count);
     scale_row(row, inverse_rms(sum_squares(row), count, args.eps), weight);
-    store_row<kAccess>(static_cast<Out*>(args.out) + row_idx * args.out_stride, count, row);
+    if constexpr (sizeof(Out) == 1) {
+      round_row_to_bf16(row);
+      store_codes_of_norm(args, row_idx, row, [&](int i) {
+        const uint32_t first = max_magnitude(row, i & ~1), second = max_magnitude(row, i | 1);
+        return group_max(first < second ? second : first);
+      });
+    } else {
+      store_row<kAccess>(static_cast<Out*>(args.out) + row_idx * args.out_stride, count, row);
+    }
   }
 };
 
@@ -100,8 +127,25 @@ struct RmsNormBlock {
     }
     block_sync();
     scale_row(row, shared.square[0], weight);
-    store_row<kAccess, kGroups>(static_cast<Out*>(args.out) + row_idx * args.out_stride, count,
-                                row);
+    if constexpr (sizeof(Out) == 1) {
+      // Neighbouring vectors lie with different groups, which tell each other behind the factor.
+      round_row_to_bf16(row);
+      float* largest = shared.square + 1;
+      DSV4_UNROLL
+      for (int i = 0; i < kVectors; ++i) {
+        const uint32_t own = group_max(max_magnitude(row, i));
+        if (group_lane() == 0) largest[row_elem<kGroups>(i) / kVectorElems] = float_of(own);
+      }
+      block_sync();
+      store_codes_of_norm<kGroups>(args, row_idx, row, [&](int i) {
+        const int vector = row_elem<kGroups>(i) / kVectorElems;
+        const uint32_t first = bits_of(largest[vector & ~1]), second = bits_of(largest[vector | 1]);
+        return first < second ? second : first;
+      });
+    } else {
+      store_row<kAccess, kGroups>(static_cast<Out*>(args.out) + row_idx * args.out_stride, count,
+                                  row);
+    }
   }
 };
 

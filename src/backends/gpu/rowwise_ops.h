@@ -188,15 +188,25 @@ void rms_norm(const RmsNormParams& params, const OpContext& context) {
                          .out_stride = params.out.strides[0],
                          .rows = static_cast<int32_t>(rows),
                          .count = static_cast<int32_t>(count),
-                         .eps = params.eps};
+                         .eps = params.eps,
+                         .scale = params.scale.data,
+                         .scale_stride = params.scale.stride};
   const bool aligned = count % 2 == 0 && has_aligned_pairs(params.x) &&
                        has_aligned_pairs(params.weight) && has_aligned_pairs(params.out);
+  constexpr Access kPairs = Access::kPairs;
+  const auto run = [&]<typename Kernel>(Kernel) {
+    launch.template run<Kernel>(ceil_div(rows, int64_t{Kernel::kBlockRows}), args);
+  };
+  if constexpr (requires { Launch::kWritesCodes; }) {
+    if (params.out.dtype == DType::kF8E4M3) {
+      DSV4_CHECK(params.x.dtype == DType::kBf16 && aligned && count % 128 == 0 && count <= 4096);
+      if (count <= Row<8>::kMaxElems) return run(RmsNormRows<Bf16, uint8_t, 8, kPairs>{});
+      if (count <= 1024) return run(RmsNormBlock<Bf16, uint8_t, 2, kPairs>{});
+      return run(RmsNormBlock<Bf16, uint8_t, 8, kPairs>{});
+    }
+  }
   with_act<Launch>(params.x.dtype, [&]<typename X>(X) {
     with_elems(params.out.dtype, [&]<typename Out>(Out) {
-      const auto run = [&]<typename Kernel>(Kernel) {
-        launch.template run<Kernel>(ceil_div(rows, int64_t{Kernel::kBlockRows}), args);
-      };
-      constexpr Access kPairs = Access::kPairs;
       if (aligned && count <= Row<8>::kMaxElems) return run(RmsNormRows<X, Out, 8, kPairs>{});
       if (aligned && count <= 1024) return run(RmsNormBlock<X, Out, 2, kPairs>{});
       if (aligned && count <= 4096) return run(RmsNormBlock<X, Out, 8, kPairs>{});

@@ -280,6 +280,9 @@ class Launches {
                x.strides[1] == 1 && x.shape[1] % kFp8BlockCols == 0 &&
                aligned(x.data, x.strides[0]) && aligned(problem.x_scale.data, 0) &&
                problem.x_scale.stride == row_scale_stride(x.shape[0]));
+    DSV4_CHECK(problem.out.dtype != DType::kF8E4M3 ||
+               (problem.out_scale.data != nullptr && problem.w.rows % kFp8BlockCols == 0 &&
+                aligned(problem.out.data, problem.out.strides[0])));
     add_codes(problem, x.as<uint8_t>(), x.strides[0], problem.x_scale);
   }
 
@@ -300,6 +303,8 @@ class Launches {
     item.out_stride = problem.out.strides[0];
     item.tokens = tokens;
     item.out_f32 = problem.out.dtype == DType::kF32;
+    item.out_scale = problem.out.dtype == DType::kF8E4M3 ? problem.out_scale.data : nullptr;
+    item.out_scale_stride = problem.out_scale.stride;
   }
 
   void prepare_codes(const ConstTensor& x) {

@@ -32,6 +32,9 @@ struct Fp8Item {
   int32_t tokens;
   int32_t first_tile;
   bool out_f32;
+  float* out_scale = nullptr;  ///< out holds codes of the result in bf16: scales [block of 128 rows
+                               ///< of W][out_scale_stride]
+  int64_t out_scale_stride = 0;
 };
 constexpr int kMaxFp8Items = 16;
 struct Fp8Batch {

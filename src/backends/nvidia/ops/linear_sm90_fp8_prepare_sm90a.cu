@@ -13,10 +13,9 @@
 //           the scale that is found is theirs or a smaller power of two
 #include <type_traits>
 
-#include "backends/nvidia/arch/sm90/memory.h"
 #include "backends/nvidia/arch/sm90/sync.h"
 #include "backends/nvidia/ops/launch.h"
-#include "backends/nvidia/ops/linear_quantise-inl.h"
+#include "backends/nvidia/ops/linear_sm90_fp8-inl.h"
 #include "backends/nvidia/ops/linear_sm90_fp8.h"
 #include "core/checked_math.h"
 
@@ -61,39 +60,23 @@ __global__ void __launch_bounds__(kPrepareWarps * 32)
   }
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
-    float values[kPrepareCols];
+    const uint32_t pairs[4] = {words[r].x, words[r].y, words[r].z, words[r].w};
     uint32_t largest = 0;
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const uint32_t word = i == 0   ? words[r].x
-                            : i == 1 ? words[r].y
-                            : i == 2 ? words[r].z
-                                     : words[r].w;
-      values[2 * i] = __uint_as_float(word << 16);
-      values[2 * i + 1] = __uint_as_float(word & 0xffff0000u);
-      largest = max(largest, max(word << 16 & 0x7fffffffu, word & 0x7fff0000u));
-    }
+    for (const uint32_t pair : pairs) largest = max(largest, larger_magnitude(pair));
 #pragma unroll
     for (int distance = 8; distance > 0; distance /= 2)
       largest = max(largest, __shfl_xor_sync(0xffffffffu, largest, distance));
-    const bool finite = largest < 0x7f800000u;  // NaN is above infinity
-    const float floor = params.quantised ? kNoFloor : kQuantiseFloor;
-    const uint32_t exponent =
-        quantise_exponent(finite ? fmaxf(__uint_as_float(largest), floor) : floor);
-    const float inverse = __uint_as_float((254 - exponent) << 23);
+    const GroupScale scale = group_scale(largest, params.quantised ? kNoFloor : kQuantiseFloor);
     uint32_t codes[2];
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      codes[i] = sm90::e4m3x2(values[4 * i] * inverse, values[4 * i + 1] * inverse) |
-                 sm90::e4m3x2(values[4 * i + 2] * inverse, values[4 * i + 3] * inverse) << 16;
-      if (!finite) codes[i] = 0x7f7f7f7fu;
-    }
+    for (int i = 0; i < 2; ++i)
+      codes[i] = scale.codes(pairs[2 * i]) | scale.codes(pairs[2 * i + 1]) << 16;
     if (col >= padded_cols || row0 + r >= params.rows) continue;
     *reinterpret_cast<uint2*>(params.codes + (row0 + r) * params.code_stride + col) = {codes[0],
                                                                                        codes[1]};
     if (lane % 16 == 0) {
-      params.scale[col / kQuantiseGroup * params.scale_stride + row0 + r] =
-          __uint_as_float(exponent << 23);
+      params.scale[col / kQuantiseGroup * params.scale_stride + row0 + r] = scale.value();
     }
   }
 }

@@ -22,6 +22,7 @@
 #include "backends/nvidia/arch/sm90/sync.h"
 #include "backends/nvidia/arch/sm90/wgmma.h"
 #include "backends/nvidia/ops/launch.h"
+#include "backends/nvidia/ops/linear_sm90_fp8-inl.h"
 #include "backends/nvidia/ops/linear_sm90_fp8.h"
 #include "backends/nvidia/ops/tensor_map.h"
 #include "core/checked_math.h"
@@ -302,6 +303,53 @@ __device__ __forceinline__ void store_pair(const Fp8Item& item, int token, int r
   if (row + 1 < item.w.rows) to[1] = y;
 }
 
+/// Codes of a token's values in bf16 and their scale, where the tile holds whole groups of 128.
+template <typename Tile>
+__device__ __forceinline__ void store_codes_of_wave(const Fp8Item& item, int token0, int row0,
+                                                    int lane, uint32_t staging,
+                                                    const float (&totals)[Tile::kN / 2]) {
+  static_assert(Tile::kN == kQuantiseGroup && Tile::kOutStride >= kQuantiseGroup + 16);
+  constexpr int kPairs = Tile::kN / 8;
+  const bool odd = lane % 2 != 0;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {  // tokens g, g + 8
+    uint32_t pairs[kPairs], largest = 0;
+#pragma unroll
+    for (int j = 0; j < kPairs; ++j) {
+      pairs[j] = sm80::pack_bf16x2(totals[4 * j + 2 * half], totals[4 * j + 2 * half + 1]);
+      largest = max(largest, larger_magnitude(pairs[j]));
+    }
+#pragma unroll
+    for (int distance = 1; distance < 4; distance *= 2)
+      largest = max(largest, __shfl_xor_sync(0xffffffffu, largest, distance));
+    const GroupScale scale = group_scale(largest, kQuantiseFloor);
+    const int token = lane / 4 + 8 * half;
+    if (lane % 4 == 0 && token0 + token < item.tokens) {
+      item.out_scale[row0 / kQuantiseGroup * item.out_scale_stride + token0 + token] =
+          scale.value();
+    }
+    // Neighbours swap halves, so that each has four codes in a row.
+    const uint32_t to = staging + token * Tile::kOutStride + (odd ? 8 : 0) + lane % 4 / 2 * 4;
+#pragma unroll
+    for (int j = 0; j < kPairs; j += 2) {
+      const uint32_t first = scale.codes(pairs[j]), second = scale.codes(pairs[j + 1]);
+      const uint32_t other = __shfl_xor_sync(0xffffffffu, odd ? first : second, 1);
+      sm90::store_shared(to + 8 * j, odd ? other | second << 16 : first | other << 16);
+    }
+  }
+  __syncwarp();
+  constexpr int kPieces = kQuantiseGroup / 16;
+#pragma unroll
+  for (int i = 0; i < kPieces / 2; ++i) {
+    const int idx = i * 32 + lane, token = idx / kPieces, piece = idx % kPieces;
+    if (token0 + token >= item.tokens) continue;
+    *reinterpret_cast<uint4*>(static_cast<uint8_t*>(item.out) + (token0 + token) * item.out_stride +
+                              row0 + piece * 16) =
+        sm80::load_shared_16(staging + token * Tile::kOutStride + piece * 16);
+  }
+  __syncwarp();
+}
+
 template <typename Tile>
 __device__ __forceinline__ void store_wave(const Fp8Work& work, const Fp8Role<Tile>& role, int wave,
                                            std::byte* staging,
@@ -320,6 +368,10 @@ __device__ __forceinline__ void store_wave(const Fp8Work& work, const Fp8Role<Ti
     return;
   }
   const uint32_t to = sm80::shared_address(staging);
+  if constexpr (Tile::kN == kQuantiseGroup) {
+    if (item.out_scale != nullptr)
+      return store_codes_of_wave<Tile>(item, token0, work.row0, lane, to, totals);
+  }
   // Lane 8 i + j gives row j of matrix i: tokens 0..7 and 8..15 of 8 columns, then of the next 8.
   const uint32_t matrix_row =
       to + (lane % 8 + lane / 8 % 2 * 8) * Tile::kOutStride + lane / 16 * 16;
@@ -462,7 +514,11 @@ void launch_linear_sm90_fp8(Fp8Batch& batch, cudaStream_t stream) {
     most_tokens = std::max<int64_t>(most_tokens, batch.items[i].tokens);
   const Fp8TileChoice* best = nullptr;
   int64_t fewest_clocks = 0;
+  bool writes_codes = false;
+  for (int i = 0; i < batch.count; ++i)
+    writes_codes = writes_codes || batch.items[i].out_scale != nullptr;
   for (const Fp8TileChoice& tile : kTiles) {
+    if (writes_codes && tile.n != kQuantiseGroup) continue;
     const int64_t clocks = cost(batch, tile);
     if (best != nullptr && clocks >= fewest_clocks) continue;
     best = &tile;
