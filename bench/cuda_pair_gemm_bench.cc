@@ -1,12 +1,13 @@
 // Our products and indexer scores beside DeepGEMM's kernels in one process. Built where CMake is
 // given a checkout of DeepGEMM (DSV4_DEEP_GEMM_SOURCE).
 //
-//   cuda_pair_gemm_bench [--op product|paged|prefill]... [--tokens M[,M...]] [--load SECONDS]
-//                        [--json FILE]
+//   cuda_pair_gemm_bench [--op product|paged|prefill]... [--tokens M[,M...]] [--products f32|fp8]
+//                        [--load SECONDS] [--json FILE]
 //
 // --op      product: wo_a's grouped product, wq_b and wo_b; paged: scores of a decode; prefill:
 //           scores of every token against every key; default: all
 // --tokens  rows of the products
+// --products  how ours are summed (Products); fp8: codes are handed over as to DeepGEMM
 // --load    keeps the GPU busy for so long before the first row, and for a third of a second with a
 //           row's own calls before it
 //
@@ -77,6 +78,7 @@ constexpr Scores kPrefill[] = {
 
 struct Options {
   std::string ops, json;
+  Products products = Products::kF32;
   std::vector<int> tokens{1, 8, 64, 128, 512, 4096};
   double load_seconds = 0;
 };
@@ -103,6 +105,7 @@ class Bench {
       : device_(open_cuda_device(0)),
         ops_(make_ops(find_devices(Platform::kCuda).devices.at(0).capability, "")),
         stream_(stream_of(device_->default_stream())),
+        products_(options.products),
         load_seconds_(options.load_seconds) {
     std::printf("%s\n%-32s | ours us | DeepGEMM us | its time over ours\n",
                 device_->description().c_str(), "");
@@ -128,6 +131,12 @@ class Bench {
       w_scales[i] = std::ldexp(1.0f, w_scale_bytes[i] - 127);
     }
     const float* x_scale = memory.put(x_scales);
+    const bool handed = products_ == Products::kFp8;
+    const int64_t our_stride = row_scale_stride(tokens);
+    float* our_x_scale = memory.put(std::vector<float>(x_elems / tokens / 128 * our_stride));
+    DSV4_CUDA_CHECK(cudaMemcpy2DAsync(our_x_scale, our_stride * 4, x_scale, scale_tokens * 4,
+                                      tokens * 4, x_elems / tokens / 128, cudaMemcpyDeviceToDevice,
+                                      stream_));
     const float* w_scale = memory.put(w_scales);
     const uint8_t* scale_bytes = memory.put(w_scale_bytes);
     expand_codes(codes, x_scale, scale_tokens, tokens, shape.groups, shape.cols, x, stream_);
@@ -146,6 +155,7 @@ class Bench {
     const auto ours = [&](int64_t set) {
       for (int64_t g = 0; g < shape.groups; ++g) {
         ConstTensor in(x + 2 * g * shape.cols, DType::kBf16, {tokens, shape.cols});
+        if (handed) in = ConstTensor(codes + g * shape.cols, DType::kF8E4M3, {tokens, shape.cols});
         in.strides[0] = int64_t{shape.groups} * shape.cols;
         Tensor out(our_out + 2 * g * shape.rows, DType::kBf16, {tokens, shape.rows});
         out.strides[0] = int64_t{shape.groups} * shape.rows;
@@ -159,9 +169,13 @@ class Bench {
                                              .scale = scale_bytes + g * matrix / 16384,
                                              .scale_stride = shape.cols / 128},
                                             out};
+        if (handed) {
+          problems[static_cast<size_t>(g)].x_scale = {
+              our_x_scale + g * shape.cols / 128 * our_stride, our_stride};
+        }
       }
       Arena arena(scratch, scratch_bytes);
-      ops_.linear({.problems = problems, .quantise_input = shape.quantise},
+      ops_.linear({.problems = problems, .quantise_input = shape.quantise, .products = products_},
                   {device_->default_stream(), &arena, &ops_});
     };
     const auto theirs = [&](int64_t set) {
@@ -351,6 +365,7 @@ class Bench {
   std::unique_ptr<Device> device_;
   Ops ops_;
   cudaStream_t stream_;
+  Products products_;
   double load_seconds_;
   bool agreed_ = true;
   nlohmann::json rows_ = nlohmann::json::array();
@@ -366,6 +381,10 @@ Options parse(int argc, char** argv) {
       options.ops += concat(" ", value);
     } else if (name == "--tokens") {
       options.tokens = parse_list(value);
+    } else if (name == "--products") {
+      const std::optional<Products> products = parse_products(value);
+      if (!products) fail(ErrorCode::kInvalidArgument, "--products ", value);
+      options.products = *products;
     } else if (name == "--load") {
       options.load_seconds = std::strtod(value, nullptr);
     } else if (name == "--json") {
