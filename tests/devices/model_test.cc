@@ -96,6 +96,20 @@ Scores score(Engine& engine, const std::vector<int32_t>& ids, int chunk) {
 
 constexpr double kFirmMargin = 1.0;  // of the CPU's top-1 over its top-2 logit
 
+/// The CPU's choices where they are firm, and 99% of all. @return how many are the same.
+int64_t expect_firm_choices(const Scores& expected, const Scores& actual) {
+  int64_t same = 0;
+  for (size_t p = 0; p < expected.argmax.size(); ++p) {
+    same += actual.argmax[p] == expected.argmax[p];
+    if (expected.margin[p] > kFirmMargin) {
+      EXPECT_EQ(actual.argmax[p], expected.argmax[p])
+          << "position " << p << ", margin " << expected.margin[p];
+    }
+  }
+  EXPECT_GE(static_cast<double>(same), 0.99 * static_cast<double>(expected.argmax.size()));
+  return same;
+}
+
 TEST_P(OnGpu, LossAndFirmChoicesAreTheCpus) {
   const SafetensorsFile file(data_path("logits_q.safetensors"));
   for (const Numerics* numerics : {&kServing, &kReference}) {
@@ -111,15 +125,7 @@ TEST_P(OnGpu, LossAndFirmChoicesAreTheCpus) {
       const Scores expected = score(*cpu(chosen), ids, 512);
       const Scores actual = score(*gpu(chosen), ids, 512);
       EXPECT_NEAR(actual.loss, expected.loss, 0.02);
-      int64_t same = 0;
-      for (size_t p = 0; p < ids.size(); ++p) {
-        same += actual.argmax[p] == expected.argmax[p];
-        if (expected.margin[p] > kFirmMargin) {
-          EXPECT_EQ(actual.argmax[p], expected.argmax[p])
-              << "position " << p << ", margin " << expected.margin[p];
-        }
-      }
-      EXPECT_GE(static_cast<double>(same), 0.99 * static_cast<double>(ids.size()));
+      const int64_t same = expect_firm_choices(expected, actual);
       printf("%s %s %s: loss %.5f cpu, %.5f here; same arg-max %lld of %zu\n",
              std::string(descriptor().name).c_str(), std::string(numerics->name).c_str(), name,
              expected.loss, actual.loss, static_cast<long long>(same), ids.size());
@@ -154,15 +160,7 @@ TEST_P(OnGpu, Fp8ProductsKeepLossAndFirmChoices) {
       EXPECT_NEAR(actual.loss, expected.loss, 0.02);
     }
     EXPECT_NEAR(actual.loss, exact_loss, 0.05);
-    int64_t same = 0;
-    for (size_t p = 0; p < ids.size(); ++p) {
-      same += actual.argmax[p] == expected.argmax[p];
-      if (expected.margin[p] > kFirmMargin) {
-        EXPECT_EQ(actual.argmax[p], expected.argmax[p])
-            << "position " << p << ", margin " << expected.margin[p];
-      }
-    }
-    EXPECT_GE(static_cast<double>(same), 0.99 * static_cast<double>(ids.size()));
+    const int64_t same = expect_firm_choices(expected, actual);
     printf(
         "%s %s: loss %.5f exact, %.5f f32 products, %.5f fp8 products; same arg-max %lld of %zu\n",
         std::string(descriptor().name).c_str(), name, exact_loss, expected.loss, actual.loss,

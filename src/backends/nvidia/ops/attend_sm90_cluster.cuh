@@ -469,7 +469,7 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
   if (threadIdx.x == 384) init_cluster_barriers(shared);
   __syncwarp();
   cluster_arrive_relaxed();
-  if (role == 2) prefetch_lists<Traits>(args, thread_of_role());
+  if (role == 2) prefetch_lists(args, item_of_cluster<Traits>(args).token, thread_of_role());
   if (role == 3) prefetch_query<Traits>(args, rank, thread_of_role());
   follow_kernels_before();
   if (role == 0) {

@@ -56,22 +56,8 @@ __device__ __forceinline__ bool has_heads(const AttendSm90Args& args, int warp) 
 }
 
 /// Into L2, while the kernel before may still run, what this CTA reads first and can name already:
-/// lists and numbers of its item by one warpgroup, its part of the query by another one.
-template <typename Traits>
-__device__ __forceinline__ void prefetch_lists(const AttendSm90Args& args, int thread) {
-  constexpr int kLine = 32;  // slots of 128 bytes
-  const int token = item_of_cluster<Traits>(args).token;
-  for (const RowSource* rows : {&args.attend.window, &args.attend.compressed}) {
-    if (rows->kind == RowSource::kList && thread * kLine < rows->slots_stride) {
-      prefetch_l2(rows->slots + token * rows->slots_stride + thread * kLine);
-    }
-    if (thread == 0 && rows->begin != nullptr) prefetch_l2(rows->begin + token);
-    if (thread == 0 && rows->end != nullptr) prefetch_l2(rows->end + token);
-  }
-  if (thread == 0 && args.attend.token_to_seq != nullptr) {
-    prefetch_l2(args.attend.token_to_seq + token);
-  }
-}
+/// lists and numbers of its item (prefetch_lists) by one warpgroup, its part of the query by
+/// another one.
 template <typename Traits>
 __device__ __forceinline__ void prefetch_query(const AttendSm90Args& args, int rank, int thread) {
   const int heads = 64 / Traits::kCtas >> args.log2_shares;

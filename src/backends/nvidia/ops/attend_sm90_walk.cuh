@@ -72,6 +72,21 @@ __device__ __forceinline__ void init_barriers(Barriers<Traits>& barriers) {
   for (uint64_t& full : barriers.parts_full) mbarrier_init(shared_address(&full), 1);
 }
 
+/// Into the L2, by a warpgroup: numbers and lists of a token.
+__device__ __forceinline__ void prefetch_lists(const AttendSm90Args& args, int token, int thread) {
+  constexpr int kLine = 32;  // slots of 128 bytes
+  for (const RowSource* rows : {&args.attend.window, &args.attend.compressed}) {
+    if (rows->kind == RowSource::kList && thread * kLine < rows->slots_stride) {
+      prefetch_l2(rows->slots + token * rows->slots_stride + thread * kLine);
+    }
+    if (thread == 0 && rows->begin != nullptr) prefetch_l2(rows->begin + token);
+    if (thread == 0 && rows->end != nullptr) prefetch_l2(rows->end + token);
+  }
+  if (thread == 0 && args.attend.token_to_seq != nullptr) {
+    prefetch_l2(args.attend.token_to_seq + token);
+  }
+}
+
 /// The blocks of this CTA's items in order: `fetch` reads where the rows of the next block lie, the
 /// `resolve` after it turns that into addresses. Items lie chain by chain, so that chains that most
 /// tokens lack come last; lanes look at 32 items at once and pass over those without rows.
@@ -87,21 +102,11 @@ struct BlockWalk {
   /// Into the L2, while the kernel before may still run, what is read first and can be named
   /// already: numbers and list of the first item, and its query.
   __device__ __forceinline__ void prefetch_first() const {
-    constexpr int kLine = 32;  // slots of 128 bytes
     const int thread = thread_of_role();
     const int item = static_cast<int>(blockIdx.x);
     const int rest = item - chain_of(item) * args.chain_items.divisor;
     const int token = rest >> args.log2_tiles;
-    for (const RowSource* rows : {&args.attend.window, &args.attend.compressed}) {
-      if (rows->kind == RowSource::kList && thread * kLine < rows->slots_stride) {
-        prefetch_l2(rows->slots + token * rows->slots_stride + thread * kLine);
-      }
-      if (thread == 0 && rows->begin != nullptr) prefetch_l2(rows->begin + token);
-      if (thread == 0 && rows->end != nullptr) prefetch_l2(rows->end + token);
-    }
-    if (thread == 0 && args.attend.token_to_seq != nullptr) {
-      prefetch_l2(args.attend.token_to_seq + token);
-    }
+    prefetch_lists(args, token, thread);
     if (writes()) {
       const int head = (rest - (token << args.log2_tiles)) * 64, first = (thread >> 5) * 256;
       prefetch_box(args.q_map, first, head, token);
