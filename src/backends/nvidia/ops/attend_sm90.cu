@@ -318,6 +318,12 @@ void run_attend_sm90(const AttendParams& params, Kernels kernels, const OpContex
     chains.values = context.scratch->take_array<float4>(heads * kHeadDim / 4);
     chains.sums = context.scratch->take_array<float2>(heads);
   }
+  std::byte* unfinished = nullptr;
+  if (few_heads > 0) {
+    const int64_t bytes =
+        attend_sm90_heads_hand_over_bytes(all.num_tokens * items_of_token, few_heads);
+    if (bytes > 0) unfinished = context.scratch->take(bytes);
+  }
   args.results_per_chain = call.blocks_per_chain / all.blocks_per_chain;
   if (few_heads == 0 && has_parts(all)) {
     args.part_rows = kPartBlocks * all.rows_per_block;
@@ -354,8 +360,7 @@ void run_attend_sm90(const AttendParams& params, Kernels kernels, const OpContex
     const int64_t count = std::min(wave, all.num_tokens - begin);
     if (few_heads > 0) {
       choose_tokens(begin, count, 0);
-      attend_sm90_heads(args, format_of(all), std::min(args.num_items, num_multiprocessors()),
-                        stream);
+      attend_sm90_heads(args, format_of(all), unfinished, stream);
       continue;
     }
     const int64_t first =
@@ -404,14 +409,16 @@ void attend_sm90_many_heads(const AttendParams& params, const OpContext& context
 int64_t attend_sm90_scratch_bytes(const ScratchLimits& limits, int64_t max_entries) {
   constexpr ReductionGrid kGrid;
   const int64_t max_blocks = ceil_div(max_entries, int64_t{kGrid.rows_per_block});
-  if (max_blocks <= kPartBlocks || limits.max_tokens == 0) return 0;
+  if (limits.max_tokens == 0) return 0;
+  const int64_t unfinished = attend_sm90_heads_max_hand_over_bytes(kMaxCtas);
+  if (max_blocks <= kPartBlocks) return unfinished + Arena::kAlignment;
   // Of any call within the limits, also one with fewer chains and longer waves, or in parts.
   const int64_t of_token = ceil_div(max_blocks, int64_t{kGrid.blocks_per_chain})
                            << log2_tiles_of(limits.num_heads);
   int64_t results = std::min(limits.max_tokens * of_token, std::max(kMaxChainResults, of_token));
   results = std::max<int64_t>(results, kMaxCtas);
   return results * (kChainBytes + kTileHeads * 8) + kMaxCtas * int64_t{sizeof(FirstPart)} +
-         3 * Arena::kAlignment;
+         unfinished + 4 * Arena::kAlignment;
 }
 
 }  // namespace dsv4::nvidia

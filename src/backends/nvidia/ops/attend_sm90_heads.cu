@@ -3,7 +3,11 @@
 
 #include <cuda_bf16.h>
 
+#include <algorithm>
+#include <atomic>
+
 #include "backends/nvidia/ops/attend_rows.cuh"
+#include "backends/nvidia/ops/attend_sm90_heads_traits.h"
 #include "backends/nvidia/ops/launch.h"
 
 namespace dsv4::nvidia {
@@ -83,7 +87,31 @@ __global__ void __launch_bounds__(kMergeThreads)
   }
 }
 
+int64_t unfinished_bytes(int tile) {
+  return static_cast<int64_t>(tile == 16 ? sizeof(UnfinishedItem<16>) : sizeof(UnfinishedItem<32>));
+}
+
+/// A number of 64 bits that no launch had before and that memory does not hold by chance: the
+/// finaliser of splitmix64, which maps no two numbers to one, nor any but 0 to 0.
+uint64_t next_mark() {
+  static std::atomic<uint64_t> launches{0};
+  uint64_t x = launches.fetch_add(1, std::memory_order_relaxed) + 1;
+  x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9;
+  x = (x ^ x >> 27) * 0x94d049bb133111eb;
+  return x ^ x >> 31;
+}
+
 }  // namespace
+
+int64_t attend_sm90_heads_hand_over_bytes(int64_t num_items, int tile) {
+  const int num_ctas = num_multiprocessors();
+  const bool deals = num_items > num_ctas && num_items <= sm90_attend_heads::kMaxDealtItems;
+  return deals ? num_ctas * unfinished_bytes(tile) : 0;
+}
+
+int64_t attend_sm90_heads_max_hand_over_bytes(int num_ctas) {
+  return num_ctas * unfinished_bytes(32);
+}
 
 int attend_sm90_heads_tile(const AttendArgs& args) {
   if (args.num_heads > 32 || !is_aligned_16(args)) return 0;
@@ -95,19 +123,26 @@ int attend_sm90_heads_tile(const AttendArgs& args) {
   return bf16 ? 0 : 32;
 }
 
-void attend_sm90_heads(const AttendSm90Args& args, KvFormat format, int grid, cudaStream_t stream) {
+void attend_sm90_heads(const AttendSm90Args& args, KvFormat format, std::byte* unfinished,
+                       cudaStream_t stream) {
   const int tile = attend_sm90_heads_tile(args.attend);
+  const int grid = std::min(args.num_items, num_multiprocessors());
+  HandOvers hand_overs;
+  if (unfinished != nullptr && attend_sm90_heads_hand_over_bytes(args.num_items, tile) > 0) {
+    hand_overs = {unfinished, next_mark()};
+  }
   switch (format) {
     case KvFormat::kFp8DsMla:
-      tile == 16 ? launch_attend_sm90_heads<KvFormat::kFp8DsMla, 16>(args, grid, stream)
-                 : launch_attend_sm90_heads<KvFormat::kFp8DsMla, 32>(args, grid, stream);
+      tile == 16
+          ? launch_attend_sm90_heads<KvFormat::kFp8DsMla, 16>(args, hand_overs, grid, stream)
+          : launch_attend_sm90_heads<KvFormat::kFp8DsMla, 32>(args, hand_overs, grid, stream);
       break;
     case KvFormat::kBf16:
-      launch_attend_sm90_heads<KvFormat::kBf16, 16>(args, grid, stream);
+      launch_attend_sm90_heads<KvFormat::kBf16, 16>(args, hand_overs, grid, stream);
       break;
     default:
-      tile == 16 ? launch_attend_sm90_heads<KvFormat::kFp8, 16>(args, grid, stream)
-                 : launch_attend_sm90_heads<KvFormat::kFp8, 32>(args, grid, stream);
+      tile == 16 ? launch_attend_sm90_heads<KvFormat::kFp8, 16>(args, hand_overs, grid, stream)
+                 : launch_attend_sm90_heads<KvFormat::kFp8, 32>(args, hand_overs, grid, stream);
       break;
   }
   if (args.attend.max_chains > 1) {

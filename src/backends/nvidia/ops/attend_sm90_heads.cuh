@@ -21,52 +21,13 @@
 #pragma once
 #include "backends/nvidia/ops/attend_rows.cuh"
 #include "backends/nvidia/ops/attend_sm90_heads.h"
+#include "backends/nvidia/ops/attend_sm90_heads_deal.cuh"
 #include "backends/nvidia/ops/attend_sm90_heads_rows.cuh"
 #include "backends/nvidia/ops/launch.h"
 
 namespace dsv4::nvidia::sm90_attend_heads {
 
 constexpr int kOutputBarrier = 3;  // named, within the output role; 1 and 2: within rows roles
-
-// ---- items
-
-/// A token's chain, or nothing.
-struct Item {
-  int32_t index;  // -1: none
-  int32_t token, chain;
-};
-
-__device__ __forceinline__ Item item_of(const AttendSm90Args& args, int index) {
-  const int chain = args.chain_items.divide(index);
-  return {index, index - chain * args.chain_items.divisor, chain};
-}
-
-/// This CTA's next item after `index` that has rows to see (chain 0: always). Whole warps: lanes
-/// look at 32 items at once.
-__device__ __forceinline__ Item next_item(const AttendSm90Args& args, int index) {
-  const int stride = static_cast<int>(gridDim.x), lane = static_cast<int>(threadIdx.x) & 31;
-  for (index += stride; index < args.num_items; index += 32 * stride) {
-    const int looked_at = index + lane * stride;
-    bool has_work = looked_at < args.num_items;
-    if (has_work) {
-      const Item item = item_of(args, looked_at);
-      if (item.chain > 0) {
-        const RowSource& rows = args.attend.compressed;
-        const int rows_per_chain = args.attend.blocks_per_chain * 64;
-        const int begin = rows.kind == RowSource::kRange ? __ldg(rows.begin + item.token) : 0;
-        const int end = __ldg(rows.end + item.token);
-        has_work = begin < end && end > item.chain * rows_per_chain &&
-                   begin < (item.chain + 1) * rows_per_chain;
-      }
-    }
-    const uint32_t found = __ballot_sync(~0u, has_work);
-    if (found != 0) return item_of(args, index + (__ffs(found) - 1) * stride);
-  }
-  return {-1, 0, 0};
-}
-__device__ __forceinline__ int before_first_item() {
-  return static_cast<int>(blockIdx.x) - static_cast<int>(gridDim.x);
-}
 
 // ---- walk: where the rows of coming blocks lie
 
@@ -121,27 +82,36 @@ template <typename Traits>
 __device__ __forceinline__ void walk_role(const AttendSm90Args& args, SharedStorage<Traits>& shared,
                                           int row) {
   constexpr int kSlots = Traits::kAddressSlots, kAhead = 2;
-  Item item{before_first_item(), 0, 0};
+  const Share share = shared.share;
+  Item item{share.begin - share.stride, 0, 0};
   TokenBlocks token{};
   ChainBlocks chain{};
   uint32_t item_flags = kOddItem;
-  int inside = 0, count = 1;  // block of the item
-  int ends = 0, end = 0;      // two blocks that do not exist end the roles of the rows
+  int inside = 0, stop = 1;  // block of the item, block after the last one of the share
+  int ends = 0, end = 0;     // two blocks that do not exist end the roles of the rows
   for (int block = 0;; ++block) {
     if (ends < 2) {
       const int slot = block % kSlots;
-      ++inside;
-      if (inside >= count && ends == 0) {
-        item = next_item(args, item.index);
+      const bool starts = ++inside >= stop && ends == 0;
+      if (starts) {
+        item = next_item(args, share, item.index);
         inside = 0;
         if (item.index < 0) {
           chain.count = 0;
         } else {
           token = token_blocks(args.attend, item.token);
           chain = chain_blocks(args.attend, token, item.chain);
-          count = max(chain.count, 1);  // a token without rows has one block of none
+          stop = max(chain.count, 1);  // a token without rows has one block of none
           item_flags =
               ((item_flags ^ kOddItem) & kOddItem) | (token.num_chains == 1 ? kOnlyChain : 0u);
+          if (share.last_blocks > 0 && item.index + 1 == share.end) {
+            inside = stop - share.last_blocks;
+            item_flags |= kTakenOver;
+          }
+          if (share.first_blocks > 0 && item.index == share.begin) {
+            stop = share.first_blocks;
+            item_flags |= kHandedOver;
+          }
         }
       }
       if (block >= kSlots) {
@@ -157,9 +127,9 @@ __device__ __forceinline__ void walk_role(const AttendSm90Args& args, SharedStor
       if (row == 0) {
         shared.headers[block % Traits::kHeaderSlots] = {
             item.index < 0 ? -1 : item.token, static_cast<uint16_t>(item.chain),
-            static_cast<uint16_t>(item_flags | (inside == 0 ? kFirstBlock : 0u) |
-                                  (inside + 1 == count ? kLastBlock : 0u) |
-                                  (inside + 2 >= count ? kLastOfRole : 0u))};
+            static_cast<uint16_t>(item_flags | (starts ? kFirstBlock : 0u) |
+                                  (inside + 1 == stop ? kLastBlock : 0u) |
+                                  (inside + 2 >= stop ? kLastOfRole : 0u))};
       }
       if (item.index < 0) ++ends;
       end = block + 1;
@@ -182,17 +152,22 @@ __device__ __forceinline__ void walk_role(const AttendSm90Args& args, SharedStor
 // ---- query
 
 /// Columns of a query for the operand of S^T: see RowsOfWarp. Two warps; each has half of the
-/// panels. Heads past the last one are copies of it; nobody stores what becomes of them.
+/// panels. Heads past the last one are copies of it; nobody stores what becomes of them. With the
+/// query comes the reference of an item that is taken over.
 template <typename Traits>
-__device__ __forceinline__ void query_role(const AttendSm90Args& args,
+__device__ __forceinline__ void query_role(const AttendSm90Args& args, const HandOvers& hand_overs,
                                            SharedStorage<Traits>& shared, int warp, int lane) {
   constexpr int kHeadGroups = Traits::kHeads / 8;
   const int quad = lane & 3;
   uint32_t phase = 0;
   bool first = true;
-  for (Item item{before_first_item(), 0, 0};;) {
-    item = next_item(args, item.index);
+  const Share share = shared.share;
+  for (Item item{share.begin - share.stride, 0, 0};;) {
+    item = next_item(args, share, item.index);
     if (item.index < 0) return;
+    if (warp == 0 && share.last_blocks > 0 && item.index + 1 == share.end) {
+      wait_for_item<Traits>(hand_overs, lane, shared.taken_over);
+    }
 #pragma unroll
     for (int half = 0; half < kHeadGroups; half += 2) {  // 16 heads at a time
       uint32_t values[4][2][2][4];                       // panel, group of 8 heads, columns
@@ -250,12 +225,13 @@ __device__ __forceinline__ int column_of(int row, bool wide) {
   return wide ? row : 4 * (row >> 1 & 3) + (row & 1) + 2 * (row >> 3);
 }
 
-/// What is left of an item: all dims, warp by warp 16 of every 64, of all heads;
-/// `sum_of_part`: see part_of_thread.
+/// What is left of an item: all dims, warp by warp 16 of every 64, of all heads; `sink` is that of
+/// head lane % kHeads, `sum_of_part`: see part_of_thread.
 template <typename Traits>
 __device__ __forceinline__ void store_item(const AttendSm90Args& args,
                                            SharedStorage<Traits>& shared, const BlockHeader& header,
-                                           int stage, int warp, int lane, float sum_of_part,
+                                           int stage, int warp, int lane, float sink,
+                                           float sum_of_part,
                                            const float (&o)[8][Traits::kHeads / 2]) {
   constexpr int kHeads = Traits::kHeads, kFp8Panels = Traits::kFp8Panels;
   const AttendArgs& attend = args.attend;
@@ -288,7 +264,6 @@ __device__ __forceinline__ void store_item(const AttendSm90Args& args,
 
   float factor = 0.f;
   if (my_head < attend.num_heads) {
-    const float sink = attend.sink != nullptr ? __ldg(attend.sink + my_head) : -INFINITY;
     if (any) factor = inverse_denominator(max, sum, sink);
     if (warp == 0 && lane < kHeads && attend.lse != nullptr) {
       attend.lse[static_cast<int64_t>(header.token) * attend.num_heads + my_head] =
@@ -338,10 +313,14 @@ __device__ __forceinline__ void store_item(const AttendSm90Args& args,
 }
 
 template <typename Traits>
-__device__ __forceinline__ void output_role(const AttendSm90Args& args,
+__device__ __forceinline__ void output_role(const AttendSm90Args& args, const HandOvers& hand_overs,
                                             SharedStorage<Traits>& shared, int warp, int lane) {
   constexpr int kHeads = Traits::kHeads;
   const int my_head = lane % kHeads, quad = lane & 3, part = part_of_thread<Traits>(warp, lane);
+  float sink = -INFINITY;  // asked for now: an item's end would wait for memory
+  if (args.attend.sink != nullptr && my_head < args.attend.num_heads) {
+    sink = __ldg(args.attend.sink + my_head);
+  }
   for (int block = 0;;) {
     float o[8][kHeads / 2];  // by panel; o[p][4 n ...] as scores: columns instead of rows
 #pragma unroll
@@ -353,7 +332,11 @@ __device__ __forceinline__ void output_role(const AttendSm90Args& args,
       const BlockHeader header = read_header(shared.headers[block % Traits::kHeaderSlots]);
       if (header.token < 0) return;
       last = __any_sync(~0u, (header.flags & kLastBlock) != 0);
-      const bool first = (header.flags & kFirstBlock) != 0;
+      bool first = (header.flags & kFirstBlock) != 0;
+      if (__any_sync(~0u, first && (header.flags & kTakenOver) != 0)) {
+        take_over<Traits>(hand_overs, warp * 32 + lane, sum, o);
+        first = false;
+      }
       const float alpha = first ? 1.f : shared.alpha[stage][my_head];
       float block_sum = shared.sums[stage][0][part][my_head];
 #pragma unroll
@@ -388,7 +371,11 @@ __device__ __forceinline__ void output_role(const AttendSm90Args& args,
       wgmma_wait<1>();
       if (!last) mbarrier_arrive(shared_address(&shared.barriers.empty[stage][0]));
       wgmma_wait<0>();
-      if (last) store_item(args, shared, header, stage, warp, lane, sum, o);
+      if (last && __any_sync(~0u, (header.flags & kHandedOver) != 0)) {
+        hand_over(hand_overs, shared, stage, kOutputBarrier, warp * 32 + lane, sum, o);
+      } else if (last) {
+        store_item(args, shared, header, stage, warp, lane, sink, sum, o);
+      }
       if (last) mbarrier_arrive(shared_address(&shared.barriers.empty[stage][0]));
       mbarrier_arrive(shared_address(&shared.barriers.empty[stage][1]));
     }
@@ -422,27 +409,57 @@ __device__ __forceinline__ void init_barriers(Barriers<Traits>& barriers) {
   }
 }
 
+/// Into the L2, while the kernel before may still run, what is read first: numbers and list of the
+/// first item by one role, its query by another. Of blocks that are dealt out, of the item that
+/// would be the first if all were equally long.
+template <typename Traits>
+__device__ __forceinline__ void prefetch_first(const AttendSm90Args& args, bool deals, int role,
+                                               int thread) {
+  int item = static_cast<int>(blockIdx.x);
+  if (deals) {
+    const int num_ctas = static_cast<int>(gridDim.x);
+    item = (num_ctas - 1 - item) * args.num_items / num_ctas;
+  }
+  const int token = item_of(args, item).token;
+  if (role == 3) sm90_attend::prefetch_lists(args, token, thread);
+  if (role != 2) return;
+  const AttendArgs& attend = args.attend;
+  constexpr int kLine = 64, kLines = Traits::kHeadDim / kLine;  // values of 128 bytes
+  for (int head = thread / kLines; head < attend.num_heads; head += 128 / kLines) {
+    prefetch_l2(attend.q + token * attend.q_token_stride + head * attend.q_head_stride +
+                thread % kLines * kLine);
+  }
+  if (thread == 0 && attend.sink != nullptr) prefetch_l2(attend.sink);
+}
+
 template <typename Traits>
 __global__ void __launch_bounds__(Traits::kThreads, 1)
-    attend_kernel(const __grid_constant__ AttendSm90Args args) {
+    attend_kernel(const __grid_constant__ AttendSm90Args args,
+                  const __grid_constant__ HandOvers hand_overs) {
   extern __shared__ __align__(1024) uint8_t storage[];
   auto& shared = *reinterpret_cast<SharedStorage<Traits>*>(storage);
   const int warp_of_cta = __shfl_sync(~0u, static_cast<int>(threadIdx.x) >> 5, 0);
   const int role = warp_of_cta >> 2, warp = warp_of_cta & 3;
   const int lane = static_cast<int>(threadIdx.x) & 31;
   if (threadIdx.x == 0) init_barriers(shared.barriers);
+  prefetch_first<Traits>(args, hand_overs.items != nullptr, role, warp * 32 + lane);
   follow_kernels_before();
+  if (hand_overs.items != nullptr) {
+    deal_blocks(args, shared);
+  } else if (threadIdx.x == 0) {
+    shared.share = share_of_items(args);
+  }
   __syncthreads();
   if (role == 3) {
     set_registers<Traits::kWalkRegisters>();
     if (warp < 2) {
       walk_role(args, shared, warp * 32 + lane);
     } else {
-      query_role(args, shared, warp - 2, lane);
+      query_role(args, hand_overs, shared, warp - 2, lane);
     }
   } else if (role == 2) {
     set_registers<Traits::kOutputRegisters>();
-    output_role(args, shared, warp, lane);
+    output_role(args, hand_overs, shared, warp, lane);
   } else {
     set_registers<Traits::kRowsRegisters>();
     rows_role(args, shared, role, warp, lane);
@@ -454,12 +471,13 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
 namespace dsv4::nvidia {
 
 template <KvFormat kFormat, int kHeads>
-void launch_attend_sm90_heads(const AttendSm90Args& args, int grid, cudaStream_t stream) {
+void launch_attend_sm90_heads(const AttendSm90Args& args, const HandOvers& hand_overs, int grid,
+                              cudaStream_t stream) {
   using Traits = sm90_attend_heads::Traits<kFormat, kHeads>;
   launch<sm90_attend_heads::attend_kernel<Traits>>(
       {dim3(static_cast<unsigned>(grid)), Traits::kThreads,
        sizeof(sm90_attend_heads::SharedStorage<Traits>)},
-      stream, args);
+      stream, args, hand_overs);
 }
 
 }  // namespace dsv4::nvidia

@@ -259,6 +259,8 @@ __device__ __forceinline__ void softmax(const AttendSm90Args& args, SharedStorag
     float2 before = {kNoMaximum, kNoMaximum};
     if ((flags & kFirstBlock) == 0) {
       before = *reinterpret_cast<const float2*>(&shared.reference[stage ^ 1][head]);
+    } else if ((flags & kTakenOver) != 0) {
+      before = *reinterpret_cast<const float2*>(&shared.taken_over[head]);
     }
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
