@@ -320,8 +320,7 @@ void run_attend_sm90(const AttendParams& params, Kernels kernels, const OpContex
   }
   std::byte* unfinished = nullptr;
   if (few_heads > 0) {
-    const int64_t bytes =
-        attend_sm90_heads_hand_over_bytes(all.num_tokens * items_of_token, few_heads);
+    const int64_t bytes = attend_sm90_heads_hand_over_bytes(all, all.num_tokens * items_of_token);
     if (bytes > 0) unfinished = context.scratch->take(bytes);
   }
   args.results_per_chain = call.blocks_per_chain / all.blocks_per_chain;

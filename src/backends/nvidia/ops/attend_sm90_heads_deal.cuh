@@ -7,9 +7,10 @@
 // first one left (UnfinishedItem), so that no bit depends on the cut. No piece is shorter than an
 // item, so that the first blocks are done by the time that the others are wanted.
 //
-// A CTA waits for the one before it in the grid, which waits for nobody before it has handed over:
-// nothing has to be true of CTAs that run at once.
+// A CTA waits for the one before it in the grid, which waits for nobody until it has handed over:
+// CTAs that start in order need not all run at once.
 #pragma once
+#include "backends/nvidia/arch/sm80/instructions.h"
 #include "backends/nvidia/arch/sm90/memory.h"
 #include "backends/nvidia/arch/sm90/sync.h"
 #include "backends/nvidia/ops/attend_rows.cuh"
@@ -18,7 +19,10 @@
 
 namespace dsv4::nvidia::sm90_attend_heads {
 
+using namespace sm80;  // NOLINT: kernel code, not included by others
 using namespace sm90;  // NOLINT: kernel code, not included by others
+
+constexpr int kBlockRows = 64;
 
 /// A token's chain, or nothing.
 struct Item {
@@ -48,7 +52,7 @@ __device__ __forceinline__ Item next_item(const AttendSm90Args& args, const Shar
       const Item item = item_of(args, looked_at);
       if (item.chain > 0) {
         const RowSource& rows = args.attend.compressed;
-        const int rows_per_chain = args.attend.blocks_per_chain * 64;
+        const int rows_per_chain = args.attend.blocks_per_chain * kBlockRows;
         const int begin = rows.kind == RowSource::kRange ? __ldg(rows.begin + item.token) : 0;
         const int end = __ldg(rows.end + item.token);
         has_work = begin < end && end > item.chain * rows_per_chain &&
@@ -61,44 +65,51 @@ __device__ __forceinline__ Item next_item(const AttendSm90Args& args, const Shar
   return {-1, 0, 0};
 }
 
+/// Asks for the numbers of a token, which come to the caches. By a warp.
+__device__ __forceinline__ void ask_for_numbers(const AttendSm90Args& args, int token, int lane) {
+  const AttendArgs& attend = args.attend;
+  const int32_t* from = attend.token_to_seq;
+  if (lane == 1) from = attend.window.begin;
+  if (lane == 2) from = attend.window.end;
+  if (lane == 3) from = attend.compressed.begin;
+  if (lane == 4) from = attend.compressed.end;
+  if (lane < 5 && from != nullptr) touch(from + token);
+}
+
 /// Blocks of an item as the roles go through them: a token without rows has one.
 __device__ __forceinline__ int blocks_of_item(const AttendSm90Args& args, int index) {
   const Item item = item_of(args, index);
-  const TokenBlocks token = token_blocks(args.attend, item.token);
+  const TokenBlocks token = token_blocks<kBlockRows>(args.attend, item.token);
   return max(chain_blocks(args.attend, token, item.chain).count, item.chain == 0 ? 1 : 0);
 }
 
-/// Shared memory of deal_blocks.
+/// Blocks of all items, where tiles will be. By all threads.
 template <typename Traits>
-struct DealStorage {
-  int32_t blocks[kMaxDealtItems];
-  int4 of_warp[Traits::kThreads / 32];  // blocks, most of an item, most of a CTA if dealt in turn
-};
+__device__ __forceinline__ void count_blocks(const AttendSm90Args& args,
+                                             SharedStorage<Traits>& shared) {
+  static_assert(kMaxDealtItems * 4 <= sizeof(shared.rows));
+  auto* counts = reinterpret_cast<int32_t*>(shared.rows);
+  for (int item = static_cast<int>(threadIdx.x); item < args.num_items; item += Traits::kThreads) {
+    counts[item] = blocks_of_item(args, item);
+  }
+}
 
-/// Deals out blocks, or items where blocks would save next to nothing. By all threads; what they
-/// find is in `shared.share` after a __syncthreads that is left to the caller.
+/// Deals out blocks that have been counted, or items where blocks would save next to nothing. By a
+/// warp; what it finds is in `shared.share`.
 template <typename Traits>
 __device__ __forceinline__ void deal_blocks(const AttendSm90Args& args,
                                             SharedStorage<Traits>& shared) {
-  constexpr int kOfThread = kMaxDealtItems / Traits::kThreads, kWarps = Traits::kThreads / 32;
-  // What a cut costs, in blocks: 33 KB (66 KB) out and in.
+  // What cuts cost, in blocks: sums out and in.
   constexpr int kCut = 1;
-  auto& storage = *reinterpret_cast<DealStorage<Traits>*>(shared.rows);
-  const int thread = static_cast<int>(threadIdx.x), lane = thread & 31, warp = thread >> 5;
-  const int num_ctas = static_cast<int>(gridDim.x);
-  int blocks[kOfThread], sum = 0, longest = 0;
-#pragma unroll
-  for (int i = 0; i < kOfThread; ++i) {
-    const int item = thread * kOfThread + i;
-    blocks[i] = item < args.num_items ? blocks_of_item(args, item) : 0;
-    storage.blocks[item] = blocks[i];
-    sum += blocks[i];
-    longest = max(longest, blocks[i]);
-  }
-  __syncthreads();
-  int in_turn = 0;
-  if (thread < num_ctas) {
-    for (int i = thread; i < args.num_items; i += num_ctas) in_turn += storage.blocks[i];
+  const auto* counts = reinterpret_cast<const int32_t*>(shared.rows);
+  const int lane = static_cast<int>(threadIdx.x) & 31, num_ctas = static_cast<int>(gridDim.x);
+  const int of_lane = div_up(args.num_items, 32);
+  const int first = min(lane * of_lane, args.num_items);
+  const int last = min(first + of_lane, args.num_items);
+  int sum = 0, longest = 0;
+  for (int item = first; item < last; ++item) {
+    sum += counts[item];
+    longest = max(longest, counts[item]);
   }
   int before = sum;  // and its own
 #pragma unroll
@@ -106,36 +117,25 @@ __device__ __forceinline__ void deal_blocks(const AttendSm90Args& args,
     const int of_lower = __shfl_up_sync(~0u, before, distance);
     if (lane >= distance) before += of_lower;
   }
-  const int4 of_warp = {__shfl_sync(~0u, before, 31), __reduce_max_sync(~0u, longest),
-                        __reduce_max_sync(~0u, in_turn), 0};
-  if (lane == 0) storage.of_warp[warp] = of_warp;
-  __syncthreads();
-  int total = 0;
+  const int total = __shfl_sync(~0u, before, 31);
   before -= sum;
-  longest = in_turn = 0;
-#pragma unroll
-  for (int w = 0; w < kWarps; ++w) {
-    const int4 of = storage.of_warp[w];
-    if (w < warp) before += of.x;
-    total += of.x;
-    longest = max(longest, of.y);
-    in_turn = max(in_turn, of.z);
-  }
+  longest = __reduce_max_sync(~0u, longest);
   const int piece = max(div_up(total, num_ctas), longest);
-  if (in_turn - piece <= kCut) {
-    if (thread == 0) shared.share = share_of_items(args);
+  if (div_up(args.num_items, num_ctas) * longest - piece <= kCut) {
+    if (lane == 0) shared.share = share_of_items(args);
     return;
   }
   // In reverse: who goes on with an item is the CTA after the one that begins it.
   const int begin = (num_ctas - 1 - static_cast<int>(blockIdx.x)) * piece;
   const int end = min(begin + piece, total);
   if (begin >= total) {
-    if (thread == 0) shared.share = {0, 0, 1, 0, 0};
+    if (lane == 0) shared.share = {0, 0, 1, 0, 0};
     return;
   }
-#pragma unroll
-  for (int i = 0; i < kOfThread; ++i) {
-    const int item = thread * kOfThread + i, after = before + blocks[i];
+  const auto holds = [&](int block) { return before <= block && block < before + sum; };
+  if (!holds(begin) && !holds(end - 1)) return;
+  for (int item = first; item < last; ++item) {
+    const int after = before + counts[item];
     if (before <= begin && begin < after) {
       shared.share.begin = item;
       shared.share.stride = 1;
@@ -157,21 +157,29 @@ __device__ __forceinline__ UnfinishedItem<kHeads>& unfinished_of(const HandOvers
   return reinterpret_cast<UnfinishedItem<kHeads>*>(hand_overs.items)[cta];
 }
 
-/// By the output role, with the sums of a stage's block; barrier_sync(barrier) is its own.
+/// A thread's values of all heads and dims, every 128th of `to`.
+template <int kHeads>
+__device__ __forceinline__ void store_values(float4* to, const float (&o)[8][kHeads / 2]) {
+#pragma unroll
+  for (int i = 0; i < kHeads; ++i) {
+    const float* of = &o[i / (kHeads / 8)][i % (kHeads / 8) * 4];
+    __stcg(to + i * 128, make_float4(of[0], of[1], of[2], of[3]));
+  }
+}
+
+/// By the output role, with the sums of a stage's block, the last half of which it gives back;
+/// barrier_sync(barrier) is its own.
 template <typename Traits>
 __device__ __forceinline__ void hand_over(const HandOvers& hand_overs,
-                                          const SharedStorage<Traits>& shared, int stage,
-                                          int barrier, int thread, float sum,
+                                          SharedStorage<Traits>& shared, int stage, int barrier,
+                                          int thread, float sum,
                                           const float (&o)[8][Traits::kHeads / 2]) {
   constexpr int kHeads = Traits::kHeads;
   auto& item = unfinished_of<kHeads>(hand_overs, static_cast<int>(blockIdx.x));
   if (thread < kHeads) __stcg(&item.reference[thread], shared.reference[stage][thread]);
+  mbarrier_arrive(shared_address(&shared.barriers.empty[stage][1]));
   __stcg(&item.sums[thread], sum);
-#pragma unroll
-  for (int i = 0; i < kHeads; ++i) {
-    const float* of = &o[i / (kHeads / 8)][i % (kHeads / 8) * 4];
-    __stcg(&item.values[i][thread], make_float4(of[0], of[1], of[2], of[3]));
-  }
+  store_values<kHeads>(&item.values[0][thread], o);
   barrier_sync(barrier, 128);
   if (thread == 0) store_release_64(&item.mark, hand_overs.mark);
 }

@@ -77,8 +77,11 @@ template <typename Traits>
 struct Barriers {
   uint64_t known[Traits::kAddressSlots];  // walk -> rows role
   uint64_t freed[Traits::kAddressSlots];  // rows role -> walk
-  uint64_t query_full;                    // query role -> rows roles, once an item
-  uint64_t query_empty;                   // both rows roles -> query role, once an item
+  // Halves of the query, by a warp each, once an item: while one role ends an item, the other one
+  // is half a block into the next.
+  uint64_t query_full[2];   // query role -> rows roles
+  uint64_t query_empty[2];  // both rows roles -> query role
+  uint64_t taken_over;      // query role -> rows roles, once: what comes from another CTA is there
   // By parity of the block:
   uint64_t reference_known[2];  // rows role -> the other rows role
   uint64_t full[2];             // rows role -> output role
