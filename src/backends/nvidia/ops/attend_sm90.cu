@@ -270,15 +270,21 @@ enum class Kernels { kBest, kFewHeads, kManyHeads };  // all with the same bits
 
 // Heads of a tile of the kernel for few heads, or 0 where the one for 64 takes the call: its
 // clusters are faster while there are few items of more than a few blocks; with 2 CTAs an item they
-// beat tiles of 32 heads, not those of 16 (docs/kernels/attend_sm90_heads.md).
+// beat tiles of 32 heads, and those of 16 on long lists (docs/kernels/attend_sm90_heads.md).
 int few_heads_tile(const AttendArgs& args, Kernels kernels) {
-  constexpr int kShortBlocks = 2;
+  constexpr int kShortBlocks = 2, kManyBlocks = 8, kLongBlocks = 16;
   const int tile = kernels == Kernels::kManyHeads ? 0 : attend_sm90_heads_tile(args);
   if (tile == 0 || kernels == Kernels::kFewHeads) return tile;
   if (args.max_blocks <= kShortBlocks) return tile;
   const KvFormat format = format_of(args);
   const int64_t items = int64_t{args.num_tokens} * args.max_chains;
-  return items <= (tile == 16 ? num_clusters<4>(format) : num_clusters<2>(format)) ? 0 : tile;
+  int most = num_clusters<4>(format);
+  if (tile > 16 || (args.max_chains == 1 && args.max_blocks >= kLongBlocks)) {
+    most = num_clusters<2>(format);
+  } else if (args.max_chains == 1 && args.max_blocks >= kManyBlocks) {
+    most = std::max(most, num_clusters<2>(format) * 3 / 4);
+  }
+  return items <= most ? 0 : tile;
 }
 
 // Of `count` tokens those whose items fill all multiprocessors, round after round. The others are
