@@ -34,6 +34,8 @@ __device__ __forceinline__ int32_t div_up(int32_t a, int32_t b) {
   return (a + b - 1) / b;
 }
 
+/// kRowsPerBlock, if not 0, is known to be args.rows_per_block: divisions become shifts.
+template <int kRowsPerBlock = 0>
 __device__ __forceinline__ TokenBlocks token_blocks(const AttendArgs& args, int32_t token) {
   TokenBlocks out{};
   const auto places = [&](const RowSource& rows, int32_t& begin, int32_t& end) {
@@ -44,7 +46,7 @@ __device__ __forceinline__ TokenBlocks token_blocks(const AttendArgs& args, int3
   places(args.window, out.window_begin, out.window_end);
   places(args.compressed, out.compressed_begin, out.compressed_end);
   if (args.token_to_seq != nullptr) out.seq = __ldg(args.token_to_seq + token);
-  const int32_t rows = args.rows_per_block;
+  const int32_t rows = kRowsPerBlock > 0 ? kRowsPerBlock : args.rows_per_block;
   if (out.window_begin < out.window_end) {
     out.window_blocks = div_up(out.window_end - out.window_begin, rows);
   }

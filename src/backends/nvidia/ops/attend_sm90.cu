@@ -270,15 +270,21 @@ enum class Kernels { kBest, kFewHeads, kManyHeads };  // all with the same bits
 
 // Heads of a tile of the kernel for few heads, or 0 where the one for 64 takes the call: its
 // clusters are faster while there are few items of more than a few blocks; with 2 CTAs an item they
-// beat tiles of 32 heads, not those of 16 (docs/kernels/attend_sm90_heads.md).
+// beat tiles of 32 heads, and those of 16 on long lists (docs/kernels/attend_sm90_heads.md).
 int few_heads_tile(const AttendArgs& args, Kernels kernels) {
-  constexpr int kShortBlocks = 2;
+  constexpr int kShortBlocks = 2, kManyBlocks = 8, kLongBlocks = 16;
   const int tile = kernels == Kernels::kManyHeads ? 0 : attend_sm90_heads_tile(args);
   if (tile == 0 || kernels == Kernels::kFewHeads) return tile;
   if (args.max_blocks <= kShortBlocks) return tile;
   const KvFormat format = format_of(args);
   const int64_t items = int64_t{args.num_tokens} * args.max_chains;
-  return items <= (tile == 16 ? num_clusters<4>(format) : num_clusters<2>(format)) ? 0 : tile;
+  int most = num_clusters<4>(format);
+  if (tile > 16 || (args.max_chains == 1 && args.max_blocks >= kLongBlocks)) {
+    most = num_clusters<2>(format);
+  } else if (args.max_chains == 1 && args.max_blocks >= kManyBlocks) {
+    most = std::max(most, num_clusters<2>(format) * 3 / 4);
+  }
+  return items <= most ? 0 : tile;
 }
 
 // Of `count` tokens those whose items fill all multiprocessors, round after round. The others are
@@ -318,6 +324,11 @@ void run_attend_sm90(const AttendParams& params, Kernels kernels, const OpContex
     chains.values = context.scratch->take_array<float4>(heads * kHeadDim / 4);
     chains.sums = context.scratch->take_array<float2>(heads);
   }
+  std::byte* unfinished = nullptr;
+  if (few_heads > 0) {
+    const int64_t bytes = attend_sm90_heads_hand_over_bytes(all, all.num_tokens * items_of_token);
+    if (bytes > 0) unfinished = context.scratch->take(bytes);
+  }
   args.results_per_chain = call.blocks_per_chain / all.blocks_per_chain;
   if (few_heads == 0 && has_parts(all)) {
     args.part_rows = kPartBlocks * all.rows_per_block;
@@ -354,8 +365,7 @@ void run_attend_sm90(const AttendParams& params, Kernels kernels, const OpContex
     const int64_t count = std::min(wave, all.num_tokens - begin);
     if (few_heads > 0) {
       choose_tokens(begin, count, 0);
-      attend_sm90_heads(args, format_of(all), std::min(args.num_items, num_multiprocessors()),
-                        stream);
+      attend_sm90_heads(args, format_of(all), unfinished, stream);
       continue;
     }
     const int64_t first =
@@ -404,14 +414,16 @@ void attend_sm90_many_heads(const AttendParams& params, const OpContext& context
 int64_t attend_sm90_scratch_bytes(const ScratchLimits& limits, int64_t max_entries) {
   constexpr ReductionGrid kGrid;
   const int64_t max_blocks = ceil_div(max_entries, int64_t{kGrid.rows_per_block});
-  if (max_blocks <= kPartBlocks || limits.max_tokens == 0) return 0;
+  if (limits.max_tokens == 0) return 0;
+  const int64_t unfinished = attend_sm90_heads_max_hand_over_bytes(kMaxCtas);
+  if (max_blocks <= kPartBlocks) return unfinished + Arena::kAlignment;
   // Of any call within the limits, also one with fewer chains and longer waves, or in parts.
   const int64_t of_token = ceil_div(max_blocks, int64_t{kGrid.blocks_per_chain})
                            << log2_tiles_of(limits.num_heads);
   int64_t results = std::min(limits.max_tokens * of_token, std::max(kMaxChainResults, of_token));
   results = std::max<int64_t>(results, kMaxCtas);
   return results * (kChainBytes + kTileHeads * 8) + kMaxCtas * int64_t{sizeof(FirstPart)} +
-         3 * Arena::kAlignment;
+         unfinished + 4 * Arena::kAlignment;
 }
 
 }  // namespace dsv4::nvidia

@@ -1,14 +1,14 @@
 // sm90_attend_heads: one token x up to 16 (32) heads against a chain of row blocks.
 //
 // Problem   attend.h; rows of 512 dims, blocks of 64 rows
-// Tiling    item = (token, chain), dealt out to persistent CTAs, first chains first. Rows of keys
-//           and columns of values are the long side of the products, heads the short one. Four
-//           warpgroups:
+// Tiling    item = (token, chain), dealt out to persistent CTAs, first chains first, whole or block
+//           by block (attend_sm90_heads_deal.cuh). Rows of keys and columns of values are the long
+//           side of the products, heads the short one. Four warpgroups:
 //             0, 1  even and odd blocks: fetch, convert, S^T = K Q^T [64 x heads] with K in
 //                   registers as it comes from the conversion, softmax, P; rows and P to shared
 //                   memory (attend_sm90_heads_rows.cuh)
 //             2     O^T[512 x heads] += V^T P^T, epilogue
-//             3     two warps say where rows lie, two load queries
+//             3     two warps say where rows lie, two load halves of queries
 // Budget    a block and 16 heads: 64 x 584 B = 37 KB; shared memory: rows in and out 74 KB, tile
 //           written and read 128 KB, query 16 KB = 1700 clocks; about 1000 instructions a warp of a
 //           rows role. Limits and measurements: docs/kernels/attend_sm90_heads.md
@@ -21,52 +21,13 @@
 #pragma once
 #include "backends/nvidia/ops/attend_rows.cuh"
 #include "backends/nvidia/ops/attend_sm90_heads.h"
+#include "backends/nvidia/ops/attend_sm90_heads_deal.cuh"
 #include "backends/nvidia/ops/attend_sm90_heads_rows.cuh"
 #include "backends/nvidia/ops/launch.h"
 
 namespace dsv4::nvidia::sm90_attend_heads {
 
 constexpr int kOutputBarrier = 3;  // named, within the output role; 1 and 2: within rows roles
-
-// ---- items
-
-/// A token's chain, or nothing.
-struct Item {
-  int32_t index;  // -1: none
-  int32_t token, chain;
-};
-
-__device__ __forceinline__ Item item_of(const AttendSm90Args& args, int index) {
-  const int chain = args.chain_items.divide(index);
-  return {index, index - chain * args.chain_items.divisor, chain};
-}
-
-/// This CTA's next item after `index` that has rows to see (chain 0: always). Whole warps: lanes
-/// look at 32 items at once.
-__device__ __forceinline__ Item next_item(const AttendSm90Args& args, int index) {
-  const int stride = static_cast<int>(gridDim.x), lane = static_cast<int>(threadIdx.x) & 31;
-  for (index += stride; index < args.num_items; index += 32 * stride) {
-    const int looked_at = index + lane * stride;
-    bool has_work = looked_at < args.num_items;
-    if (has_work) {
-      const Item item = item_of(args, looked_at);
-      if (item.chain > 0) {
-        const RowSource& rows = args.attend.compressed;
-        const int rows_per_chain = args.attend.blocks_per_chain * 64;
-        const int begin = rows.kind == RowSource::kRange ? __ldg(rows.begin + item.token) : 0;
-        const int end = __ldg(rows.end + item.token);
-        has_work = begin < end && end > item.chain * rows_per_chain &&
-                   begin < (item.chain + 1) * rows_per_chain;
-      }
-    }
-    const uint32_t found = __ballot_sync(~0u, has_work);
-    if (found != 0) return item_of(args, index + (__ffs(found) - 1) * stride);
-  }
-  return {-1, 0, 0};
-}
-__device__ __forceinline__ int before_first_item() {
-  return static_cast<int>(blockIdx.x) - static_cast<int>(gridDim.x);
-}
 
 // ---- walk: where the rows of coming blocks lie
 
@@ -116,82 +77,112 @@ __device__ __forceinline__ uint64_t address_of(const AttendSm90Args& args, int p
       .bits;
 }
 
-/// Two warps, a thread a row. Places are asked for kAhead blocks before they are used.
+/// Two warps, each for the blocks of one rows role, a thread for two rows. Of the first two blocks
+/// of a role, places are asked for together; later, a rows role is blocks behind.
 template <typename Traits>
 __device__ __forceinline__ void walk_role(const AttendSm90Args& args, SharedStorage<Traits>& shared,
-                                          int row) {
-  constexpr int kSlots = Traits::kAddressSlots, kAhead = 2;
-  Item item{before_first_item(), 0, 0};
+                                          int role, int lane) {
+  constexpr int kSlots = Traits::kAddressSlots;
+  const Share share = shared.share;
+  Item item{share.begin - share.stride, 0, 0};
   TokenBlocks token{};
   ChainBlocks chain{};
   uint32_t item_flags = kOddItem;
-  int inside = 0, count = 1;  // block of the item
-  int ends = 0, end = 0;      // two blocks that do not exist end the roles of the rows
+  int inside = 0, stop = 1;  // block of the item, block after the last one of the share
+  const auto publish = [&](int slot) {
+#pragma unroll
+    for (int row = lane; row < kBlockRows; row += 32) {
+      const uint32_t at = shared_address(&shared.addresses[slot][row]);
+      const uint2 place = load_shared_2(at);
+      const uint64_t address =
+          address_of<Traits>(args, static_cast<int>(place.x), static_cast<int>(place.y));
+      store_shared_2(at, static_cast<uint32_t>(address), static_cast<uint32_t>(address >> 32));
+    }
+    mbarrier_arrive(shared_address(&shared.barriers.known[slot]));
+  };
+  bool exists = true, waits = false;  // the role's first block waits for its second
   for (int block = 0;; ++block) {
-    if (ends < 2) {
-      const int slot = block % kSlots;
-      ++inside;
-      if (inside >= count && ends == 0) {
-        item = next_item(args, item.index);
-        inside = 0;
-        if (item.index < 0) {
-          chain.count = 0;
-        } else {
-          token = token_blocks(args.attend, item.token);
-          chain = chain_blocks(args.attend, token, item.chain);
-          count = max(chain.count, 1);  // a token without rows has one block of none
-          item_flags =
-              ((item_flags ^ kOddItem) & kOddItem) | (token.num_chains == 1 ? kOnlyChain : 0u);
+    const bool starts = exists && ++inside >= stop;
+    if (starts) {
+      if (waits) {  // not for the numbers of another item
+        copy_async_wait<0>();
+        publish(role);
+        waits = false;
+      }
+      item = next_item(args, share, item.index);
+      inside = 0;
+      exists = item.index >= 0;
+      if (exists) {
+        token = token_blocks<kBlockRows>(args.attend, item.token);
+        if (item.index + share.stride < share.end) {
+          ask_for_numbers(args, item_of(args, item.index + share.stride).token, lane);
+        }
+        chain = chain_blocks(args.attend, token, item.chain);
+        stop = max(chain.count, 1);  // a token without rows has one block of none
+        item_flags = (item_flags ^ kOddItem) & kOddItem;
+        if (token.compressed_last <= args.attend.blocks_per_chain) item_flags |= kOnlyChain;
+        if (share.last_blocks > 0 && item.index + 1 == share.end) {
+          inside = stop - share.last_blocks;
+          item_flags |= kTakenOver;
+        }
+        if (share.first_blocks > 0 && item.index == share.begin) {
+          stop = share.first_blocks;
+          item_flags |= kHandedOver;
         }
       }
-      if (block >= kSlots) {
-        mbarrier_wait(shared_address(&shared.barriers.freed[slot]), phase_of<kSlots>(block) ^ 1);
-      }
+    }
+    if ((block & 1) != role) continue;
+    const int slot = block % kSlots;
+    if (block >= kSlots) {
+      mbarrier_wait(shared_address(&shared.barriers.freed[slot]), phase_of<kSlots>(block) ^ 1);
+    }
+    const bool has_rows = exists && inside < chain.count, window = inside < chain.window_blocks;
+    const int first = first_place(args.attend, token, chain, inside);
+#pragma unroll
+    for (int row = lane; row < kBlockRows; row += 32) {
       const uint32_t at = shared_address(&shared.addresses[slot][row]);
-      int known = kNoRow;
-      if (inside < chain.count) {
-        known = fetch_place(args, token, item.token, inside >= chain.window_blocks,
-                            first_place(args.attend, token, chain, inside) + row, at);
-      }
+      const int known =
+          has_rows ? fetch_place(args, token, item.token, !window, first + row, at) : kNoRow;
       store_shared(at + 4, static_cast<uint32_t>(known));
-      if (row == 0) {
-        shared.headers[block % Traits::kHeaderSlots] = {
-            item.index < 0 ? -1 : item.token, static_cast<uint16_t>(item.chain),
-            static_cast<uint16_t>(item_flags | (inside == 0 ? kFirstBlock : 0u) |
-                                  (inside + 1 == count ? kLastBlock : 0u) |
-                                  (inside + 2 >= count ? kLastOfRole : 0u))};
-      }
-      if (item.index < 0) ++ends;
-      end = block + 1;
     }
     copy_async_commit();
-    const int ready = block - kAhead;
-    if (ready < 0) continue;
-    if (ready >= end) return;
-    copy_async_wait<kAhead>();
-    const int slot = ready % kSlots;
-    const uint32_t at = shared_address(&shared.addresses[slot][row]);
-    const uint2 place = load_shared_2(at);
-    const uint64_t address =
-        address_of<Traits>(args, static_cast<int>(place.x), static_cast<int>(place.y));
-    store_shared_2(at, static_cast<uint32_t>(address), static_cast<uint32_t>(address >> 32));
-    mbarrier_arrive(shared_address(&shared.barriers.known[slot]));
+    if (lane == 0) {
+      shared.headers[block % Traits::kHeaderSlots] = {
+          exists ? item.token : -1, static_cast<uint16_t>(item.chain),
+          static_cast<uint16_t>(item_flags | (starts ? kFirstBlock : 0u) |
+                                (inside + 1 == stop ? kLastBlock : 0u) |
+                                (inside + 2 >= stop ? kLastOfRole : 0u))};
+    }
+    if (block < 2 && exists) {
+      waits = true;
+      continue;
+    }
+    if (waits) {
+      copy_async_wait<1>();
+      publish(role);
+      waits = false;
+    }
+    copy_async_wait<0>();
+    publish(slot);
+    if (!exists) return;  // the block that ends the rows role
   }
 }
 
 // ---- query
 
 /// Columns of a query for the operand of S^T: see RowsOfWarp. Two warps; each has half of the
-/// panels. Heads past the last one are copies of it; nobody stores what becomes of them.
+/// panels. Heads past the last one are copies of it; nobody stores what becomes of them. One of
+/// them also waits for the item that is taken over.
 template <typename Traits>
-__device__ __forceinline__ void query_role(const AttendSm90Args& args,
+__device__ __forceinline__ void query_role(const AttendSm90Args& args, const HandOvers& hand_overs,
                                            SharedStorage<Traits>& shared, int warp, int lane) {
   constexpr int kHeadGroups = Traits::kHeads / 8;
   const int quad = lane & 3;
   uint32_t phase = 0;
   bool first = true;
-  for (Item item{before_first_item(), 0, 0};;) {
-    item = next_item(args, item.index);
+  const Share share = shared.share;
+  for (Item item{share.begin - share.stride, 0, 0};;) {
+    item = next_item(args, share, item.index);
     if (item.index < 0) return;
 #pragma unroll
     for (int half = 0; half < kHeadGroups; half += 2) {  // 16 heads at a time
@@ -211,7 +202,7 @@ __device__ __forceinline__ void query_role(const AttendSm90Args& args,
         }
       }
       if (half == 0 && !first) {
-        mbarrier_wait(shared_address(&shared.barriers.query_empty), phase);
+        mbarrier_wait(shared_address(&shared.barriers.query_empty[warp]), phase);
         phase ^= 1;
       }
 #pragma unroll
@@ -232,7 +223,11 @@ __device__ __forceinline__ void query_role(const AttendSm90Args& args,
     }
     first = false;
     fence_proxy_async();
-    mbarrier_arrive(shared_address(&shared.barriers.query_full));
+    mbarrier_arrive(shared_address(&shared.barriers.query_full[warp]));
+    if (warp == 0 && share.last_blocks > 0 && item.index + 1 == share.end) {
+      wait_for_item<Traits>(hand_overs, lane, shared.taken_over);
+      mbarrier_arrive(shared_address(&shared.barriers.taken_over));
+    }
   }
 }
 
@@ -245,17 +240,13 @@ __device__ __forceinline__ int part_of_thread(int warp, int lane) {
   return Traits::kHeads == 32 ? warp : (warp & 1) * 2 + (lane >> 4);
 }
 
-/// Column of row `row` of an O^T of 64 columns, but for whole steps of 16 (RowsOfWarp).
-__device__ __forceinline__ int column_of(int row, bool wide) {
-  return wide ? row : 4 * (row >> 1 & 3) + (row & 1) + 2 * (row >> 3);
-}
-
-/// What is left of an item: all dims, warp by warp 16 of every 64, of all heads;
-/// `sum_of_part`: see part_of_thread.
+/// What is left of an item: all dims, warp by warp 16 of every 64, of all heads; `sink` is that of
+/// head lane % kHeads, `sum_of_part`: see part_of_thread. Gives back the second half of the tile.
 template <typename Traits>
 __device__ __forceinline__ void store_item(const AttendSm90Args& args,
                                            SharedStorage<Traits>& shared, const BlockHeader& header,
-                                           int stage, int warp, int lane, float sum_of_part,
+                                           int stage, int warp, int lane, float sink,
+                                           float sum_of_part,
                                            const float (&o)[8][Traits::kHeads / 2]) {
   constexpr int kHeads = Traits::kHeads, kFp8Panels = Traits::kFp8Panels;
   const AttendArgs& attend = args.attend;
@@ -267,28 +258,19 @@ __device__ __forceinline__ void store_item(const AttendSm90Args& args,
       (parts[0][my_head] + parts[1][my_head]) + (parts[2][my_head] + parts[3][my_head]);
   const float max = shared.reference[stage][my_head];
   const bool any = sum != 0.f;  // or NaN
+  const uint32_t empty = shared_address(&shared.barriers.empty[stage][1]);
   if ((header.flags & kOnlyChain) == 0) {
+    mbarrier_arrive(empty);
     const int64_t slot = static_cast<int64_t>(header.token) * attend.max_chains + header.chain;
     if (warp == 0 && lane < kHeads) {
       args.chains.sums[slot * kHeads + my_head] = make_float2(any ? max : -INFINITY, sum);
     }
-    float* values = reinterpret_cast<float*>(args.chains.values) +
-                    (slot * kHeads + 2 * quad) * Traits::kHeadDim + warp * 16;
-#pragma unroll
-    for (int panel = 0; panel < 8; ++panel) {
-#pragma unroll
-      for (int i = 0; i < kHeads / 2; ++i) {
-        const int head = i / 4 * 8 + i % 2;
-        const int column = column_of((lane >> 2) + i / 2 % 2 * 8, panel >= kFp8Panels);
-        __stcg(values + head * Traits::kHeadDim + panel * 64 + column, o[panel][i]);
-      }
-    }
+    store_values<kHeads>(args.chains.values + slot * kHeads * 128 + warp * 32 + lane, o);
     return;
   }
 
   float factor = 0.f;
   if (my_head < attend.num_heads) {
-    const float sink = attend.sink != nullptr ? __ldg(attend.sink + my_head) : -INFINITY;
     if (any) factor = inverse_denominator(max, sum, sink);
     if (warp == 0 && lane < kHeads && attend.lse != nullptr) {
       attend.lse[static_cast<int64_t>(header.token) * attend.num_heads + my_head] =
@@ -300,8 +282,8 @@ __device__ __forceinline__ void store_item(const AttendSm90Args& args,
   for (int i = 0; i < kHeads / 4; ++i) {
     factors[i] = __shfl_sync(~0u, factor, i / 2 * 8 + 2 * quad + i % 2);
   }
-  // Through the tile: by head, 1 KB, 16-byte units mixed with the head.
-  const uint32_t staged = shared_address(shared.rows[stage]);
+  // Through the second half of the tile: by head, 1 KB, 16-byte units mixed with the head.
+  const uint32_t staged = shared_address(shared.rows[stage][4]);
   const uint32_t to = staged + (lane >> 4) * 8192 + (lane & 7) * 1024 +
                       (((2 * warp + (lane >> 3 & 1)) ^ (lane & 7)) << 4);
 #pragma unroll
@@ -317,7 +299,8 @@ __device__ __forceinline__ void store_item(const AttendSm90Args& args,
     }
   }
   barrier_sync(kOutputBarrier, 128);
-  // Eight lanes have a panel of a head, 8 columns each: a unit of it, or halves of two (column_of).
+  // Eight lanes have a panel of a head, 8 columns each: a unit of it, or halves of two
+  // (RowsOfWarp).
   uint16_t* out = attend.out + header.token * attend.out_token_stride + warp * 128 + (lane & 7) * 8;
 #pragma unroll 1
   for (int head = lane >> 3; head < attend.num_heads; head += 4) {
@@ -335,26 +318,38 @@ __device__ __forceinline__ void store_item(const AttendSm90Args& args,
                : make_uint4(first.x, second.x, first.y, second.y);
     }
   }
+  mbarrier_arrive(empty);
 }
 
 template <typename Traits>
-__device__ __forceinline__ void output_role(const AttendSm90Args& args,
+__device__ __forceinline__ void output_role(const AttendSm90Args& args, const HandOvers& hand_overs,
                                             SharedStorage<Traits>& shared, int warp, int lane) {
   constexpr int kHeads = Traits::kHeads;
   const int my_head = lane % kHeads, quad = lane & 3, part = part_of_thread<Traits>(warp, lane);
-  for (int block = 0;;) {
+  float sink = -INFINITY;  // asked for now: an item's end would wait for memory
+  if (args.attend.sink != nullptr && my_head < args.attend.num_heads) {
+    sink = __ldg(args.attend.sink + my_head);
+  }
+  const auto wait_for = [&](int block) {
+    mbarrier_wait(shared_address(&shared.barriers.full[block & 1]), phase_of<2>(block));
+    return read_header(shared.headers[block % Traits::kHeaderSlots]);
+  };
+  for (int block = 0;; ++block) {
     float o[8][kHeads / 2];  // by panel; o[p][4 n ...] as scores: columns instead of rows
 #pragma unroll
     for (int i = 0; i < 8 * (kHeads / 2); ++i) o[i / (kHeads / 2)][i % (kHeads / 2)] = 0.f;
     float sum = 0.f;
-    for (bool last = false; !last; ++block) {
+    BlockHeader header = wait_for(block);
+    if (header.token < 0) return;
+    bool begins = true;
+    if (__any_sync(~0u, (header.flags & kTakenOver) != 0)) {
+      take_over<Traits>(hand_overs, warp * 32 + lane, sum, o);
+      begins = false;
+    }
+    while (true) {
       const int stage = block & 1;
-      mbarrier_wait(shared_address(&shared.barriers.full[stage]), phase_of<2>(block));
-      const BlockHeader header = read_header(shared.headers[block % Traits::kHeaderSlots]);
-      if (header.token < 0) return;
-      last = __any_sync(~0u, (header.flags & kLastBlock) != 0);
-      const bool first = (header.flags & kFirstBlock) != 0;
-      const float alpha = first ? 1.f : shared.alpha[stage][my_head];
+      const float alpha = begins ? 1.f : shared.alpha[stage][my_head];
+      begins = false;
       float block_sum = shared.sums[stage][0][part][my_head];
 #pragma unroll
       for (int w = 1; w < 4; ++w) block_sum += shared.sums[stage][w][part][my_head];
@@ -386,11 +381,17 @@ __device__ __forceinline__ void output_role(const AttendSm90Args& args,
         if (panel % 4 == 3) wgmma_commit();
       }
       wgmma_wait<1>();
-      if (!last) mbarrier_arrive(shared_address(&shared.barriers.empty[stage][0]));
+      mbarrier_arrive(shared_address(&shared.barriers.empty[stage][0]));
       wgmma_wait<0>();
-      if (last) store_item(args, shared, header, stage, warp, lane, sum, o);
-      if (last) mbarrier_arrive(shared_address(&shared.barriers.empty[stage][0]));
+      if (__any_sync(~0u, (header.flags & kLastBlock) != 0)) break;
       mbarrier_arrive(shared_address(&shared.barriers.empty[stage][1]));
+      header = wait_for(++block);
+    }
+    const int stage = block & 1;
+    if (__any_sync(~0u, (header.flags & kHandedOver) != 0)) {
+      hand_over(hand_overs, shared, stage, kOutputBarrier, warp * 32 + lane, sum, o);
+    } else {
+      store_item(args, shared, header, stage, warp, lane, sink, sum, o);
     }
   }
 }
@@ -409,12 +410,13 @@ __device__ __forceinline__ void set_registers() {
 template <typename Traits>
 __device__ __forceinline__ void init_barriers(Barriers<Traits>& barriers) {
   for (int i = 0; i < Traits::kAddressSlots; ++i) {
-    mbarrier_init(shared_address(&barriers.known[i]), 64);
+    mbarrier_init(shared_address(&barriers.known[i]), 32);
     mbarrier_init(shared_address(&barriers.freed[i]), 128);
   }
-  mbarrier_init(shared_address(&barriers.query_full), 64);
-  mbarrier_init(shared_address(&barriers.query_empty), 256);
+  mbarrier_init(shared_address(&barriers.taken_over), 32);
   for (int i = 0; i < 2; ++i) {
+    mbarrier_init(shared_address(&barriers.query_full[i]), 32);
+    mbarrier_init(shared_address(&barriers.query_empty[i]), 256);
     mbarrier_init(shared_address(&barriers.reference_known[i]), 128);
     mbarrier_init(shared_address(&barriers.full[i]), 128);
     mbarrier_init(shared_address(&barriers.empty[i][0]), 128);
@@ -422,27 +424,64 @@ __device__ __forceinline__ void init_barriers(Barriers<Traits>& barriers) {
   }
 }
 
+/// Into the L2, while the kernel before may still run, what is read first: numbers and list of the
+/// first item by one role, its query by another. Of blocks that are dealt out, of the item that
+/// would be the first if all were equally long.
+template <typename Traits>
+__device__ __forceinline__ void prefetch_first(const AttendSm90Args& args, bool deals, int role,
+                                               int thread) {
+  int item = static_cast<int>(blockIdx.x);
+  if (deals) {
+    const int num_ctas = static_cast<int>(gridDim.x);
+    item = (num_ctas - 1 - item) * args.num_items / num_ctas;
+  }
+  const int token = item_of(args, item).token;
+  if (role == 3) sm90_attend::prefetch_lists(args, token, thread);
+  if (role != 2) return;
+  const AttendArgs& attend = args.attend;
+  constexpr int kLine = 64, kLines = Traits::kHeadDim / kLine;  // values of 128 bytes
+  for (int head = thread / kLines; head < attend.num_heads; head += 128 / kLines) {
+    prefetch_l2(attend.q + token * attend.q_token_stride + head * attend.q_head_stride +
+                thread % kLines * kLine);
+  }
+  if (thread == 0 && attend.sink != nullptr) prefetch_l2(attend.sink);
+}
+
 template <typename Traits>
 __global__ void __launch_bounds__(Traits::kThreads, 1)
-    attend_kernel(const __grid_constant__ AttendSm90Args args) {
+    attend_kernel(const __grid_constant__ AttendSm90Args args,
+                  const __grid_constant__ HandOvers hand_overs) {
   extern __shared__ __align__(1024) uint8_t storage[];
   auto& shared = *reinterpret_cast<SharedStorage<Traits>*>(storage);
   const int warp_of_cta = __shfl_sync(~0u, static_cast<int>(threadIdx.x) >> 5, 0);
   const int role = warp_of_cta >> 2, warp = warp_of_cta & 3;
   const int lane = static_cast<int>(threadIdx.x) & 31;
   if (threadIdx.x == 0) init_barriers(shared.barriers);
+  prefetch_first<Traits>(args, hand_overs.items != nullptr, role, warp * 32 + lane);
   follow_kernels_before();
+  if (hand_overs.items != nullptr) {
+    count_blocks(args, shared);
+    __syncthreads();
+  }
+  if (role == 3 && warp == 0) {
+    if (hand_overs.items != nullptr) {
+      deal_blocks(args, shared);
+    } else {
+      ask_for_numbers(args, item_of(args, static_cast<int>(blockIdx.x)).token, lane);
+      if (lane == 0) shared.share = share_of_items(args);
+    }
+  }
   __syncthreads();
   if (role == 3) {
     set_registers<Traits::kWalkRegisters>();
     if (warp < 2) {
-      walk_role(args, shared, warp * 32 + lane);
+      walk_role(args, shared, warp, lane);
     } else {
-      query_role(args, shared, warp - 2, lane);
+      query_role(args, hand_overs, shared, warp - 2, lane);
     }
   } else if (role == 2) {
     set_registers<Traits::kOutputRegisters>();
-    output_role(args, shared, warp, lane);
+    output_role(args, hand_overs, shared, warp, lane);
   } else {
     set_registers<Traits::kRowsRegisters>();
     rows_role(args, shared, role, warp, lane);
@@ -454,12 +493,13 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
 namespace dsv4::nvidia {
 
 template <KvFormat kFormat, int kHeads>
-void launch_attend_sm90_heads(const AttendSm90Args& args, int grid, cudaStream_t stream) {
+void launch_attend_sm90_heads(const AttendSm90Args& args, const HandOvers& hand_overs, int grid,
+                              cudaStream_t stream) {
   using Traits = sm90_attend_heads::Traits<kFormat, kHeads>;
   launch<sm90_attend_heads::attend_kernel<Traits>>(
       {dim3(static_cast<unsigned>(grid)), Traits::kThreads,
        sizeof(sm90_attend_heads::SharedStorage<Traits>)},
-      stream, args);
+      stream, args, hand_overs);
 }
 
 }  // namespace dsv4::nvidia

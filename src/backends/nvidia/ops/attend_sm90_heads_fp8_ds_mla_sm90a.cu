@@ -2,6 +2,6 @@
 #include "backends/nvidia/ops/attend_sm90_heads.cuh"
 
 template void dsv4::nvidia::launch_attend_sm90_heads<dsv4::KvFormat::kFp8DsMla, 16>(
-    const AttendSm90Args&, int, cudaStream_t);
+    const AttendSm90Args&, const HandOvers&, int, cudaStream_t);
 template void dsv4::nvidia::launch_attend_sm90_heads<dsv4::KvFormat::kFp8DsMla, 32>(
-    const AttendSm90Args&, int, cudaStream_t);
+    const AttendSm90Args&, const HandOvers&, int, cudaStream_t);

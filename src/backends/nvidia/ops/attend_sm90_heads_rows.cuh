@@ -245,6 +245,10 @@ __device__ __forceinline__ void softmax(const AttendSm90Args& args, SharedStorag
                   phase_of<2>(block - 1));
   }
 
+  if ((flags & kFirstBlock) != 0 && (flags & kTakenOver) != 0) {
+    mbarrier_poll(shared_address(&shared.barriers.taken_over), 0);
+  }
+
   float reference[kOfLane], alpha[kOfLane];
 #pragma unroll
   for (int n = 0; n < kHeads / 8; ++n) {
@@ -259,6 +263,8 @@ __device__ __forceinline__ void softmax(const AttendSm90Args& args, SharedStorag
     float2 before = {kNoMaximum, kNoMaximum};
     if ((flags & kFirstBlock) == 0) {
       before = *reinterpret_cast<const float2*>(&shared.reference[stage ^ 1][head]);
+    } else if ((flags & kTakenOver) != 0) {
+      before = *reinterpret_cast<const float2*>(&shared.taken_over[head]);
     }
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
@@ -276,7 +282,6 @@ __device__ __forceinline__ void softmax(const AttendSm90Args& args, SharedStorag
     }
   }
   mbarrier_arrive(shared_address(&shared.barriers.reference_known[stage]));
-  if ((flags & kLastOfRole) != 0) mbarrier_arrive(shared_address(&shared.barriers.query_empty));
 
   float sum[kOfLane];
 #pragma unroll
@@ -350,12 +355,15 @@ __device__ __forceinline__ void rows_role(const AttendSm90Args& args, SharedStor
     // Both roles see every query and give it back, or phases could not be told apart. An item of
     // one block between this role's blocks was the other role's.
     const uint32_t of_item = (header.flags & kOddItem) != 0 ? 1 : 0;
-    const uint32_t query_full = shared_address(&shared.barriers.query_full);
+    uint64_t(&query_full)[2] = shared.barriers.query_full;
     if ((header.flags & kFirstBlock) != 0 && of_item == seen) {
-      mbarrier_poll(query_full, of_item ^ 1);
-      mbarrier_arrive(shared_address(&shared.barriers.query_empty));
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        mbarrier_poll(shared_address(&query_full[half]), of_item ^ 1);
+        mbarrier_arrive(shared_address(&shared.barriers.query_empty[half]));
+      }
     }
-    mbarrier_poll(query_full, of_item);
+    mbarrier_poll(shared_address(&query_full[0]), of_item);
     seen = of_item;
 
     // S^T = K Q^T, panel by panel; operands of two panels are in use.
@@ -377,6 +385,7 @@ __device__ __forceinline__ void rows_role(const AttendSm90Args& args, SharedStor
         mbarrier_poll(shared_address(&shared.barriers.empty[role][panel / 4]),
                       phase_of<2>(block) ^ 1);
       }
+      if (panel == 4) mbarrier_poll(shared_address(&query_full[1]), of_item);
       rows.store(panel, a[panel & 1]);
       if (panel == 8 - kRing) rows.fetch_scales(addresses);
       // The copy of the panel kRing further on takes this one's place, which all lanes have read.
@@ -394,8 +403,14 @@ __device__ __forceinline__ void rows_role(const AttendSm90Args& args, SharedStor
       }
       wgmma_commit();
       wgmma_wait<1>();
+      if (panel == 4) {
+        mbarrier_arrive_if(shared_address(&shared.barriers.query_empty[0]),
+                           (header.flags & kLastOfRole) != 0);
+      }
     }
     wgmma_wait<0>();
+    mbarrier_arrive_if(shared_address(&shared.barriers.query_empty[1]),
+                       (header.flags & kLastOfRole) != 0);
 
 #pragma unroll
     for (int r = 0; r < 2; ++r) {

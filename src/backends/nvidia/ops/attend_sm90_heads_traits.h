@@ -47,17 +47,29 @@ struct Traits {
   static constexpr int kAddressSlots = 4, kHeaderSlots = 16;
 };
 
+/// Most items of which blocks are dealt out; of more, turns of whole items waste little.
+constexpr int kMaxDealtItems = 1024;
+
+/// What a CTA has to do (attend_sm90_heads_deal.cuh): items begin, begin + stride, ... below `end`.
+struct Share {
+  int32_t begin, end, stride;
+  int32_t first_blocks;  // the first blocks of item `begin`, the others are handed over; 0: all
+  int32_t last_blocks;   // the last blocks of item `end` - 1, taken over; 0: all
+};
+
 /// What the walk tells about a block.
 struct BlockHeader {
   int32_t token;  // -1: there is no such block, the CTA is done
   uint16_t chain, flags;
 };
 enum BlockFlags : uint32_t {
-  kFirstBlock = 1,  // of the item
-  kLastBlock = 2,   // of the item
-  kOnlyChain = 4,   // the token has one chain: its output is final
-  kOddItem = 8,     // phase of the query
-  kLastOfRole = 16  // of the blocks of an item that its rows role has
+  kFirstBlock = 1,   // of the item, or of this CTA's share of it
+  kLastBlock = 2,    // of the same
+  kOnlyChain = 4,    // the token has one chain: its output is final
+  kOddItem = 8,      // phase of the query
+  kLastOfRole = 16,  // of the blocks of an item that its rows role has
+  kTakenOver = 32,   // blocks of the item before these are another CTA's
+  kHandedOver = 64   // blocks of the item after these are another CTA's
 };
 
 /// mbarriers between roles: all threads of the giving role arrive, all of the taking one wait.
@@ -65,8 +77,11 @@ template <typename Traits>
 struct Barriers {
   uint64_t known[Traits::kAddressSlots];  // walk -> rows role
   uint64_t freed[Traits::kAddressSlots];  // rows role -> walk
-  uint64_t query_full;                    // query role -> rows roles, once an item
-  uint64_t query_empty;                   // both rows roles -> query role, once an item
+  // Halves of the query, by a warp each, once an item: while one role ends an item, the other one
+  // is half a block into the next.
+  uint64_t query_full[2];   // query role -> rows roles
+  uint64_t query_empty[2];  // both rows roles -> query role
+  uint64_t taken_over;      // query role -> rows roles, once: what comes from another CTA is there
   // By parity of the block:
   uint64_t reference_known[2];  // rows role -> the other rows role
   uint64_t full[2];             // rows role -> output role
@@ -82,12 +97,14 @@ struct SharedStorage {
   alignas(16) uint64_t addresses[Traits::kAddressSlots][Traits::kBlockRows];  // RowAddress
   alignas(16) uint64_t scales[2][4][Traits::kHasScales ? 16 : 1];  // rows role, warp, row
   alignas(16) BlockHeader headers[Traits::kHeaderSlots];
+  Share share;
   Barriers<Traits> barriers;
   // By parity of the block.
   alignas(16) float maxima[2][4][Traits::kHeads];   // of a warp's rows; then item_sums
   alignas(16) float sums[2][4][4][Traits::kHeads];  // of p over a warp's rows, in four parts
   alignas(16) float reference[2][Traits::kHeads];   // maximum that p refers to, base 2
   alignas(16) float alpha[2][Traits::kHeads];       // 2^(reference before - reference)
+  alignas(16) float taken_over[Traits::kHeads];     // reference of the blocks before the share
 
   /// Four parts of the sums of an item whose last block this is: where its maxima were, from
   /// `full` to `empty`.

@@ -18,6 +18,16 @@ __device__ __forceinline__ void prefetch_l2(const void* pointer) {
 __device__ __forceinline__ void touch(const void* pointer) {
   asm volatile("{\n.reg .b32 unused;\nld.global.nc.b32 unused, [%0];\n}\n" ::"l"(pointer));
 }
+/// 9.7.9.12 st.release: what this thread has written, or has seen written, is seen before it by who
+/// acquires the value.
+__device__ __forceinline__ void store_release_64(uint64_t* to, uint64_t value) {
+  asm volatile("st.release.gpu.global.b64 [%0], %1;" ::"l"(to), "l"(value) : "memory");
+}
+__device__ __forceinline__ uint64_t load_acquire_64(const uint64_t* from) {
+  uint64_t value;
+  asm volatile("ld.acquire.gpu.global.b64 %0, [%1];" : "=l"(value) : "l"(from) : "memory");
+  return value;
+}
 /// 16 bytes of memory that nobody writes during the kernel; stays where it is in program order.
 __device__ __forceinline__ void load_global_constant_16(const void* pointer, uint32_t* to) {
   asm volatile("ld.global.nc.v4.b32 {%0, %1, %2, %3}, [%4];"
