@@ -205,6 +205,43 @@ TEST_P(Fp8Product, ProblemsOfDifferentLengths) {
   }
 }
 
+// Outputs in bf16 are those in f32 rounded once, whether the copy engine can write them (rows of 16
+// bytes' multiples) or not, and nothing is written between rows, in tiles of every size.
+TEST_P(Fp8Product, Bf16Outputs) {
+  constexpr int64_t kCols = 384;
+  for (const int64_t rows : {int64_t{40}, int64_t{300}, int64_t{1000}, int64_t{8264}}) {
+    const Weight w = make_weight(memory(), DType::kF8E4M3, rows, kCols, 4).weight;
+    for (const int64_t tokens : {1, 9, 50, 100, 300, 600}) {
+      Random random(static_cast<uint64_t>(rows + tokens));
+      const Tensor x =
+          memory().tensor(DType::kBf16, {tokens, kCols},
+                          rounded(DType::kBf16, normal_values(random, tokens * kCols, 1)));
+      const std::vector<float> in_f32 = multiply(x, w, false);
+      const Vector expected = rounded(DType::kBf16, Vector(in_f32.begin(), in_f32.end()));
+      for (const int64_t gap : {0, 3, 24}) {
+        SCOPED_TRACE(::testing::Message() << tokens << " x " << rows << ", gap " << gap);
+        const int64_t stride = rows + gap;
+        const Tensor all = memory().tensor(DType::kBf16, {tokens, stride});
+        LinearProblem problem{x, w, Tensor(all.data, DType::kBf16, {tokens, rows})};
+        problem.out.strides[0] = stride;
+        ScratchLimits limits;
+        limits.max_tokens = tokens;
+        limits.max_cols = kCols;
+        limits.max_rows = rows;
+        run(ops_.linear, {.problems = {&problem, 1}, .quantise_input = true}, limits);
+        ASSERT_EQ(memory().numbers(problem.out), expected);
+        const std::vector<uint16_t> bits = memory().get(all.as<uint16_t>(), tokens * stride);
+        for (int64_t i = 0; i < std::ssize(bits); ++i) {
+          if (i % stride >= rows) {
+            ASSERT_EQ(bits[static_cast<size_t>(i)], 0xffff) << i;
+          }
+        }
+      }
+    }
+    clear_memory();
+  }
+}
+
 // Many tokens and rows of W, ends within tiles, against the oracle.
 TEST_P(Fp8Product, LargeTilesAgree) {
   constexpr int64_t kTokens = 300, kRows = 9000, kCols = 400;

@@ -21,7 +21,7 @@ constexpr int kFp8MaxTileTokens = 256;
 
 /// One product. Prepared x: codes in rows, scales [block of columns][scale_stride].
 struct Fp8Item {
-  CUtensorMap w_map, x_map;  ///< filled in by the launcher
+  CUtensorMap w_map, x_map, out_map;  ///< filled in by the launcher
   LinearWeight w;
   const uint8_t* x;
   int64_t x_stride;
@@ -32,6 +32,7 @@ struct Fp8Item {
   int32_t tokens;
   int32_t first_tile;
   bool out_f32;
+  bool out_mapped = false;     ///< out_map holds; filled in by the launcher
   float* out_scale = nullptr;  ///< out holds codes of the result in bf16: scales [block of 128 rows
                                ///< of W][out_scale_stride]
   int64_t out_scale_stride = 0;

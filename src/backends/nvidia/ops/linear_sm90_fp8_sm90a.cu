@@ -2,14 +2,16 @@
 //
 // Problem   out[m, n] = sum_b sx[m, b] sw[n / 128, b] sum_{k in block b} x[m, k] W[n, k], both E4M3
 // Tiling    kGroups warpgroups x kWaves x 64 tokens (rows of wgmma) by kN rows of W (its columns):
-//           rows of an instruction share the scale of W, a thread needs two scales of x. A thread
-//           asks the copy engine for 128 columns of both and for the scales of x; blocks stride
-//           over tiles, tokens fastest within bands
-// Budget    few tokens: bytes of W, 12 B a clock and multiprocessor of an H100, 17 of an H200; x
-//           once a tile from L2; a step of 128 columns takes 350 clocks at least, a chain of
-//           instructions. Many: 256 x 128 x 128 columns: 1024 clocks of the tensor cores, 48 KB
-//           from L2 = 47 B a clock; 128 FFMA a scheduler for the promotion, under the other
-//           warpgroup's products
+//           rows of an instruction share the scale of W, a thread needs two scales of x. A warp
+//           asks the copy engine for 128 columns of both and for the scales of x, and adds the
+//           scale of W and, once a tile, which one it is; blocks stride over tiles, tokens fastest
+//           within bands. Outputs leave by the copy engine under the next tile's products
+// Budget    few tokens: bytes of W, x once a tile from L2; a step of 128 columns takes 230 clocks
+//           for 32 rows of W, 430 for 128. Many: 128 x 128 x 128 columns are 512 clocks of the
+//           tensor cores, 32 KB from L2 = 64 B a clock, five stages of them; 256 x 128: 1024
+//           clocks, 47 B a clock, three. 128 FFMA a scheduler and 512 clocks for the promotion,
+//           under other products. At 4096 tokens power holds an H200 at 1.45 GHz of 1.98: what
+//           counts is work, and idle clocks
 // Launch    128 threads that copy + 128 a warpgroup, grid min(tiles, SMs); may start before the
 //           kernel that prepares x has ended, and reads W meanwhile
 // Contract  sm90_takes() W of FP8; x as Fp8Item says; rows of x beyond `tokens` are not read
@@ -24,6 +26,7 @@
 #include "backends/nvidia/ops/launch.h"
 #include "backends/nvidia/ops/linear_sm90_fp8-inl.h"
 #include "backends/nvidia/ops/linear_sm90_fp8.h"
+#include "backends/nvidia/ops/linear_sm90_fp8_out-inl.h"
 #include "backends/nvidia/ops/tensor_map.h"
 #include "core/checked_math.h"
 
@@ -46,29 +49,33 @@ struct Fp8Tile {
   static constexpr int kWBytes = kN * 128, kXBytes = kTokens * 128;
   /// Scales of x lie behind the operands of all stages, which need an alignment of 1024.
   static constexpr int kStageBytes = kWBytes + kXBytes;
-  /// Outputs of 16 tokens on their way out, a warp; 16 bytes more a row spread the banks.
-  static constexpr int kOutCols = kN < 64 ? kN : 64;
-  static constexpr int kOutStride = kOutCols * 2 + 16;
-  static constexpr int kOutBytes = 16 * kOutStride;
+  /// Outputs of 16 tokens on their way out, a wave of a warp: panels of up to 128 bytes a row.
+  static constexpr int kStoringWarps = kTokens < 64 ? kTokens / 16 : kWarps;
+  static constexpr int kPanelBytes = kN < 64 ? kN * 2 : 128;  ///< of a row
+  static constexpr int kOutBytes = 16 * kN * 2;
   static constexpr int kBytesBeyond = kTokens < 64 ? (64 - kTokens) * 128 : 0;
-  static constexpr int kLeft = (226 << 10) - kWarps * kOutBytes - kBytesBeyond - 2048;
+  static constexpr int kLeft =
+      (226 << 10) - kStoringWarps * kWaves * kOutBytes - kBytesBeyond - 2048;
   static constexpr int kMostStages = 32;
   static constexpr int kStages = std::min(kMostStages, kLeft / (kStageBytes + kTokens * 4));
   static_assert(kStages >= 3);
 };
 
+/// A tile: an index of the batch's items, and what of that item.
+struct Fp8Work {
+  int item, row0, token0, blocks;
+};
+
 template <typename Tile>
 struct Fp8Shared {
   alignas(1024) std::byte ring[Tile::kStages][Tile::kStageBytes];
+  alignas(1024) std::byte out[Tile::kStoringWarps][Tile::kWaves][Tile::kOutBytes];
   alignas(128) std::byte beyond[Tile::kBytesBeyond + 16];
   alignas(128) float scales[Tile::kStages][Tile::kTokens];
-  alignas(16) std::byte out[Tile::kWarps][Tile::kOutBytes];
+  float w_scales[Tile::kStages];
+  /// Of a tile, there before the first stage of it. Whoever copies is at most kStages tiles ahead.
+  Fp8Work works[Tile::kStages + 1];
   uint64_t full[Tile::kStages], empty[Tile::kStages];
-};
-
-struct Fp8Work {
-  const Fp8Item* item;
-  int row0, token0, blocks;
 };
 
 template <typename Tile>
@@ -82,131 +89,168 @@ __device__ __forceinline__ Fp8Work find_work(const Fp8Batch& batch, int tile) {
   const int band = idx / (kBandTiles * row_tiles);
   idx -= band * kBandTiles * row_tiles;
   const int band_tiles = min(kBandTiles, token_tiles - band * kBandTiles);
-  return {.item = &item,
+  return {.item = i,
           .row0 = idx / band_tiles * Tile::kN,
           .token0 = (band * kBandTiles + idx % band_tiles) * Tile::kTokens,
           .blocks = (item.w.cols + kFp8BlockCols - 1) / kFp8BlockCols};
 }
 
-/// Asks for a tile's blocks of columns; one thread
-/// calls. `first`: of this block of threads; W does not depend on earlier kernels, so as much of it
-/// as fits is asked for before they have ended.
-template <typename Tile, typename Place>
-__device__ __forceinline__ void copy_tile(const Fp8Work& work, int tile_tokens, bool first,
-                                          Fp8Shared<Tile>& shared, Place& place) {
-  const Fp8Item& item = *work.item;
-  const uint32_t bytes = Tile::kWBytes + static_cast<uint32_t>(tile_tokens) * (128 + 4);
-  const auto ask_for_w = [&](int block, int stage) {
-    const uint32_t full = sm80::shared_address(&shared.full[stage]);
-    sm90::mbarrier_arrive_expecting(full, bytes);
-    sm90::copy_box(sm80::shared_address(shared.ring[stage]), item.w_map, block * 128, work.row0,
-                   full);
-  };
-  const int early = first ? min(Tile::kStages, work.blocks) : 0;
-  for (int i = 0; i < early; ++i) ask_for_w(i, i);
-  if (first) sm90::wait_for_kernels_before();
-  const float* scale = item.x_scale + work.token0;
-  for (int i = 0; i < work.blocks; ++i) {
-    if (i >= early) {
-      sm90::mbarrier_wait(sm80::shared_address(&shared.empty[place.stage]), place.phase ^ 1);
-      ask_for_w(i, place.stage);
-    }
-    const uint32_t full = sm80::shared_address(&shared.full[place.stage]);
-    sm90::copy_box(sm80::shared_address(shared.ring[place.stage]) + Tile::kWBytes, item.x_map,
-                   i * 128, work.token0, full);
-    sm90::copy_bulk(sm80::shared_address(shared.scales[place.stage]),
-                    scale + i * item.x_scale_stride, static_cast<uint32_t>(tile_tokens) * 4, full);
-    place.advance();
-  }
-}
-
-/// Scale bytes of 32 blocks of columns from `block`, one a lane.
-__device__ __forceinline__ uint32_t load_scale_bytes(const Fp8Work& work, int block) {
-  const LinearWeight& w = work.item->w;
-  const int own = min(block + static_cast<int>(threadIdx.x) % 32, work.blocks - 1);
-  return __ldg(w.scale + work.row0 / w.block_rows * w.scale_stride + own);
-}
 __device__ __forceinline__ float scale_of_byte(uint32_t byte) {
   return __uint_as_float(byte == 255 ? 0x7fc00000u : byte == 0 ? 0x00400000u : byte << 23);
 }
 
-/// What a warpgroup knows of its place in the block: nothing of it changes from tile to tile.
-template <typename Tile>
-struct Fp8Role {
-  uint32_t ring, scales, full, empty;
-  int warp, lane;  ///< of all that multiply
-};
-
-/// Products of one block of columns with wave `wave` of this warpgroup's tokens.
-template <typename Tile>
-__device__ __forceinline__ void start_products(const Fp8Role<Tile>& role, int stage, int wave,
-                                               float (&sums)[Tile::kN / 2]) {
-  const uint32_t w = role.ring + stage * Tile::kStageBytes;
-  const uint64_t b = sm90::fp8_operand(w);
-  const uint64_t a =
-      sm90::fp8_operand(w + Tile::kWBytes + (role.warp / 4 * Tile::kWaves + wave) * (64 * 128));
-  sm90::wgmma_fence();
-  using Product = sm90::Fp8Product<Tile::kN>;
-  Product::template run<false>(sums, a, b);
-#pragma unroll
-  for (int k = 1; k < 4; ++k) {
-    Product::template run<true>(sums, a + sm90::operand_offset(32 * k),
-                                b + sm90::operand_offset(32 * k));
-  }
-  sm90::wgmma_commit();
-}
-
-/// Scales of the tokens of rows g and g + 8 of a wave.
-template <typename Tile>
-__device__ __forceinline__ float2 read_scales(const Fp8Role<Tile>& role, int stage, int wave) {
-  const int token = (role.warp / 4 * Tile::kWaves + wave) * 64 + role.warp % 4 * 16 + role.lane / 4;
-  const uint32_t from = role.scales + (stage * Tile::kTokens + token) * 4;
-  return {__uint_as_float(sm90::load_shared(from)), __uint_as_float(sm90::load_shared(from + 32))};
-}
-
-/// totals += scale * sums, once the products are done.
-template <int kCount>
-__device__ __forceinline__ void promote(float (&totals)[kCount], float (&sums)[kCount],
-                                        const float2& x_scale, float w_scale) {
-  const float low = x_scale.x * w_scale, high = x_scale.y * w_scale;
-#pragma unroll
-  for (float& sum : sums) asm volatile("" : "+f"(sum)::"memory");  // read after the wait only
-#pragma unroll
-  for (int i = 0; i < kCount; i += 4) {
-    totals[i] = __fmaf_rn(sums[i], low, totals[i]);
-    totals[i + 1] = __fmaf_rn(sums[i + 1], low, totals[i + 1]);
-    totals[i + 2] = __fmaf_rn(sums[i + 2], high, totals[i + 2]);
-    totals[i + 3] = __fmaf_rn(sums[i + 3], high, totals[i + 3]);
-  }
-}
-
-template <typename Tile>
-__device__ __forceinline__ void release_stage(const Fp8Role<Tile>& role, int stage) {
-  __syncwarp();
-  if (role.lane == 0) sm90::mbarrier_arrive(role.empty + stage * 8);
-}
-
-/// Scales of W of a tile, block after block. Asked for a tile ahead: they come from far away.
+/// Scales of W of a tile, block after block, of a warp.
 struct WScales {
-  uint32_t now, next;
-  __device__ __forceinline__ explicit WScales(const Fp8Work& work)
-      : now(load_scale_bytes(work, 0)), next(load_scale_bytes(work, 32)) {}
-  __device__ __forceinline__ float of_block(const Fp8Work& work, int block) {
+  const uint8_t* bytes;
+  int blocks;
+  uint32_t now, next;  ///< of 32 blocks of columns, one a lane
+  __device__ __forceinline__ WScales(const LinearWeight& w, const Fp8Work& work)
+      : bytes(w.scale + work.row0 / w.block_rows * w.scale_stride),
+        blocks(work.blocks),
+        now(load(0)),
+        next(load(32)) {}
+  __device__ __forceinline__ uint32_t load(int block) const {
+    return __ldg(bytes + min(block + static_cast<int>(threadIdx.x) % 32, blocks - 1));
+  }
+  __device__ __forceinline__ float of_block(int block) {
     const float scale = scale_of_byte(__shfl_sync(0xffffffffu, now, block % 32));
     if (block % 32 == 31) {
       now = next;
-      next = load_scale_bytes(work, block + 33);
+      next = load(block + 33);
     }
     return scale;
   }
 };
 
-/// totals of a tile. One wave: the tensor cores work on a block of columns while the sums of the
-/// one before are promoted. Two: registers hold the sums of one only; the tensor cores work for the
-/// other warpgroup meanwhile.
+/// Asks for a tile's blocks of columns and adds what else a warpgroup must know; a warp calls.
+/// `first`: of this block of threads; W does not depend on earlier kernels, so as much of it as
+/// fits is asked for before they have ended.
 template <typename Tile, typename Place>
-__device__ __forceinline__ void multiply_tile(const Fp8Work& work, WScales& w_scales,
-                                              const Fp8Role<Tile>& role, Place& place,
+__device__ __forceinline__ void copy_tile(const Fp8Item& item, const Fp8Work& work, Fp8Work& to,
+                                          int tile_tokens, bool first, Fp8Shared<Tile>& shared,
+                                          Place& place) {
+  const uint32_t bytes = Tile::kWBytes + static_cast<uint32_t>(tile_tokens) * (128 + 4);
+  const auto ask_for_w = [&](int block, int stage) {
+    sm90::copy_box(sm80::shared_address(shared.ring[stage]), item.w_map, block * 128, work.row0,
+                   sm80::shared_address(&shared.full[stage]));
+  };
+  const int early = first ? min(Tile::kStages, work.blocks) : 0;
+  if (sm90::elect()) {
+    for (int i = 0; i < early; ++i) ask_for_w(i, i);
+  }
+  WScales w_scales(item.w, work);
+  if (first) sm90::wait_for_kernels_before();
+  const float* scale = item.x_scale + work.token0;
+  for (int i = 0; i < work.blocks; ++i) {
+    const uint32_t full = sm80::shared_address(&shared.full[place.stage]);
+    if (i >= early)
+      sm90::mbarrier_wait(sm80::shared_address(&shared.empty[place.stage]), place.phase ^ 1);
+    const float w_scale = w_scales.of_block(i);
+    if (sm90::elect()) {
+      if (i >= early) ask_for_w(i, place.stage);
+      sm90::copy_box(sm80::shared_address(shared.ring[place.stage]) + Tile::kWBytes, item.x_map,
+                     i * 128, work.token0, full);
+      sm90::copy_bulk(sm80::shared_address(shared.scales[place.stage]), scale,
+                      static_cast<uint32_t>(tile_tokens) * 4, full);
+      if (i == 0) to = work;
+      shared.w_scales[place.stage] = w_scale;
+      sm90::mbarrier_arrive_expecting(full, bytes);
+    }
+    scale += item.x_scale_stride;
+    place.advance();
+  }
+}
+
+/// A number that is the same for all lanes, which the compiler should know, and not work out again
+/// in a loop.
+template <typename T>
+__device__ __forceinline__ T same(T x) {
+  return __shfl_sync(0xffffffffu, x, 0);
+}
+
+/// What a warpgroup knows of its place in the block: nothing of it changes from tile to tile.
+struct Fp8Role {
+  uint32_t full, empty;           ///< of the first stage
+  uint32_t scales, w_scales;      ///< the same; scales: of this lane's first token
+  uint64_t w_operand, x_operand;  ///< of the first stage; of this warpgroup's tokens
+  int warp, lane;                 ///< of all that multiply
+
+  template <typename Tile>
+  __device__ __forceinline__ static Fp8Role of(const Fp8Shared<Tile>& shared, int warp) {
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    const uint32_t ring = same(sm80::shared_address(shared.ring));
+    const int group_token = warp / 4 * Tile::kWaves * 64;
+    return {.full = same(sm80::shared_address(shared.full)),
+            .empty = same(sm80::shared_address(shared.empty)),
+            .scales = same(sm80::shared_address(shared.scales)) +
+                      (group_token + warp % 4 * 16 + lane / 4) * 4,
+            .w_scales = same(sm80::shared_address(shared.w_scales)),
+            .w_operand = sm90::fp8_operand(ring),
+            .x_operand = sm90::fp8_operand(ring + Tile::kWBytes + group_token * 128),
+            .warp = warp,
+            .lane = lane};
+  }
+};
+
+/// Products of one block of columns with wave `wave` of this warpgroup's tokens.
+template <typename Tile>
+__device__ __forceinline__ void start_products(const Fp8Role& role, int stage, int wave,
+                                               float (&sums)[Tile::kN / 2]) {
+  const uint32_t place = stage * static_cast<uint32_t>(sm90::operand_offset(Tile::kStageBytes));
+  sm90::wgmma_fence();
+  using Product = sm90::Fp8Product<Tile::kN>;
+#pragma unroll
+  for (int k = 0; k < 4; ++k) {
+    const uint64_t a =
+        sm90::operand_at(role.x_operand, place + sm90::operand_offset(wave * (64 * 128) + 32 * k));
+    const uint64_t b = sm90::operand_at(role.w_operand, place + sm90::operand_offset(32 * k));
+    k == 0 ? Product::template run<false>(sums, a, b) : Product::template run<true>(sums, a, b);
+  }
+  sm90::wgmma_commit();
+}
+
+/// Scales of the tokens of rows g and g + 8 of every wave of a stage, times that of W.
+template <typename Tile>
+struct Fp8Scales {
+  float2 of_wave[Tile::kWaves];
+
+  __device__ __forceinline__ void read(const Fp8Role& role, int stage) {
+    const float w = __uint_as_float(sm90::load_shared(role.w_scales + stage * 4));
+#pragma unroll
+    for (int wave = 0; wave < Tile::kWaves; ++wave) {
+      const uint32_t from = role.scales + (stage * Tile::kTokens + wave * 64) * 4;
+      of_wave[wave] = {__uint_as_float(sm90::load_shared(from)) * w,
+                       __uint_as_float(sm90::load_shared(from + 32)) * w};
+    }
+  }
+};
+
+/// totals += scale * sums, once the products are done.
+template <int kCount>
+__device__ __forceinline__ void promote(float (&totals)[kCount], float (&sums)[kCount],
+                                        const float2& scale) {
+#pragma unroll
+  for (float& sum : sums) asm volatile("" : "+f"(sum)::"memory");  // read after the wait only
+#pragma unroll
+  for (int i = 0; i < kCount; i += 4) {
+    totals[i] = __fmaf_rn(sums[i], scale.x, totals[i]);
+    totals[i + 1] = __fmaf_rn(sums[i + 1], scale.x, totals[i + 1]);
+    totals[i + 2] = __fmaf_rn(sums[i + 2], scale.y, totals[i + 2]);
+    totals[i + 3] = __fmaf_rn(sums[i + 3], scale.y, totals[i + 3]);
+  }
+}
+
+__device__ __forceinline__ void release_stage(const Fp8Role& role, int stage) {
+  __syncwarp();
+  if (role.lane == 0) sm90::mbarrier_arrive(role.empty + stage * 8);
+}
+
+/// totals of a tile whose first stage has arrived. One wave: the tensor cores work on a block of
+/// columns while the sums of the one before are promoted. Two: registers hold the sums of one only;
+/// the tensor cores work for the other warpgroup meanwhile, and a step waits for the next stage
+/// before it waits for its own products.
+template <typename Tile, typename Place>
+__device__ __forceinline__ void multiply_tile(int blocks, const Fp8Role& role, Place& place,
                                               float (&totals)[Tile::kWaves][Tile::kN / 2]) {
 #pragma unroll
   for (auto& wave : totals) {
@@ -215,16 +259,16 @@ __device__ __forceinline__ void multiply_tile(const Fp8Work& work, WScales& w_sc
   }
   if constexpr (Tile::kWaves == 1) {
     float even[Tile::kN / 2], odd[Tile::kN / 2];
-    float2 before{}, now{};
+    Fp8Scales<Tile> before{}, now{};
     int stage_before = 0;
     const auto start = [&](float(&sums)[Tile::kN / 2]) {
       sm90::mbarrier_wait(role.full + place.stage * 8, place.phase);
-      now = read_scales(role, place.stage, 0);
-      start_products(role, place.stage, 0, sums);
+      now.read(role, place.stage);
+      start_products<Tile>(role, place.stage, 0, sums);
     };
-    const auto finish = [&](float(&sums)[Tile::kN / 2], int block) {
+    const auto finish = [&](float(&sums)[Tile::kN / 2]) {
       release_stage(role, stage_before);
-      promote(totals[0], sums, before, w_scales.of_block(work, block));
+      promote(totals[0], sums, before.of_wave[0]);
     };
     const auto step_on = [&] {
       before = now;
@@ -233,129 +277,57 @@ __device__ __forceinline__ void multiply_tile(const Fp8Work& work, WScales& w_sc
     };
     start(even);
     step_on();
-    int block = 1;
-    for (; block + 1 < work.blocks; block += 2) {
+    for (int block = 1;; ++block) {
+      if (block == blocks) {
+        sm90::wgmma_wait<0>();
+        finish(even);
+        break;
+      }
       start(odd);
       sm90::wgmma_wait<1>();
-      finish(even, block - 1);
+      finish(even);
       step_on();
+      if (++block == blocks) {
+        sm90::wgmma_wait<0>();
+        finish(odd);
+        break;
+      }
       start(even);
       sm90::wgmma_wait<1>();
-      finish(odd, block);
+      finish(odd);
       step_on();
-    }
-    if (block < work.blocks) {
-      start(odd);
-      sm90::wgmma_wait<1>();
-      finish(even, block - 1);
-      step_on();
-      sm90::wgmma_wait<0>();
-      finish(odd, block);
-    } else {
-      sm90::wgmma_wait<0>();
-      finish(even, block - 1);
     }
   } else {
-    for (int block = 0; block < work.blocks; ++block) {
-      sm90::mbarrier_wait(role.full + place.stage * 8, place.phase);
-      float w_scale = 0;
+    Fp8Scales<Tile> next;
+    next.read(role, place.stage);
+    for (int block = 0; block < blocks; ++block) {
+      const Fp8Scales<Tile> scales = next;
+      const int stage = place.stage;
+      place.advance();
 #pragma unroll
       for (int wave = 0; wave < Tile::kWaves; ++wave) {
+        const bool last = wave + 1 == Tile::kWaves;
         float sums[Tile::kN / 2];
-        const float2 x_scale = read_scales(role, place.stage, wave);
-        start_products(role, place.stage, wave, sums);
-        if (wave == 0) w_scale = w_scales.of_block(work, block);
+        start_products<Tile>(role, stage, wave, sums);
+        if (last && block + 1 < blocks) {
+          sm90::mbarrier_wait(role.full + place.stage * 8, place.phase);
+          next.read(role, place.stage);
+        }
         sm90::wgmma_wait<0>();
-        if (wave + 1 == Tile::kWaves) release_stage(role, place.stage);
-        promote(totals[wave], sums, x_scale, w_scale);
+        if (last) release_stage(role, stage);
+        promote(totals[wave], sums, scales.of_wave[wave]);
       }
-      place.advance();
     }
   }
 }
 
-/// 16 bytes of a token's row of out; what lies beyond the end is dropped.
-__device__ __forceinline__ void store_eight(const Fp8Item& item, int token, int row,
-                                            const uint4& values) {
-  if (token >= item.tokens || row >= item.w.rows) return;
-  auto* to = static_cast<uint16_t*>(item.out) + token * item.out_stride + row;
-  if (row + 8 <= item.w.rows && reinterpret_cast<uintptr_t>(to) % 16 == 0) {
-    *reinterpret_cast<uint4*>(to) = values;
-    return;
-  }
-  const uint32_t words[4] = {values.x, values.y, values.z, values.w};
-#pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    if (row + i < item.w.rows) to[i] = static_cast<uint16_t>(words[i / 2] >> (i % 2 * 16));
-  }
-}
-
-/// Two f32 outputs of a token.
-__device__ __forceinline__ void store_pair(const Fp8Item& item, int token, int row, float x,
-                                           float y) {
-  if (token >= item.tokens || row >= item.w.rows) return;
-  float* to = static_cast<float*>(item.out) + token * item.out_stride + row;
-  if (row + 2 <= item.w.rows && reinterpret_cast<uintptr_t>(to) % 8 == 0) {
-    *reinterpret_cast<float2*>(to) = {x, y};
-    return;
-  }
-  to[0] = x;
-  if (row + 1 < item.w.rows) to[1] = y;
-}
-
-/// Codes of a token's values in bf16 and their scale, where the tile holds whole groups of 128.
+/// A warp's outputs of a wave.
 template <typename Tile>
-__device__ __forceinline__ void store_codes_of_wave(const Fp8Item& item, int token0, int row0,
-                                                    int lane, uint32_t staging,
-                                                    const float (&totals)[Tile::kN / 2]) {
-  static_assert(Tile::kN == kQuantiseGroup && Tile::kOutStride >= kQuantiseGroup + 16);
-  constexpr int kPairs = Tile::kN / 8;
-  const bool odd = lane % 2 != 0;
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {  // tokens g, g + 8
-    uint32_t pairs[kPairs], largest = 0;
-#pragma unroll
-    for (int j = 0; j < kPairs; ++j) {
-      pairs[j] = sm80::pack_bf16x2(totals[4 * j + 2 * half], totals[4 * j + 2 * half + 1]);
-      largest = max(largest, larger_magnitude(pairs[j]));
-    }
-#pragma unroll
-    for (int distance = 1; distance < 4; distance *= 2)
-      largest = max(largest, __shfl_xor_sync(0xffffffffu, largest, distance));
-    const GroupScale scale = group_scale(largest, kQuantiseFloor);
-    const int token = lane / 4 + 8 * half;
-    if (lane % 4 == 0 && token0 + token < item.tokens) {
-      item.out_scale[row0 / kQuantiseGroup * item.out_scale_stride + token0 + token] =
-          scale.value();
-    }
-    // Neighbours swap halves, so that each has four codes in a row.
-    const uint32_t to = staging + token * Tile::kOutStride + (odd ? 8 : 0) + lane % 4 / 2 * 4;
-#pragma unroll
-    for (int j = 0; j < kPairs; j += 2) {
-      const uint32_t first = scale.codes(pairs[j]), second = scale.codes(pairs[j + 1]);
-      const uint32_t other = __shfl_xor_sync(0xffffffffu, odd ? first : second, 1);
-      sm90::store_shared(to + 8 * j, odd ? other | second << 16 : first | other << 16);
-    }
-  }
-  __syncwarp();
-  constexpr int kPieces = kQuantiseGroup / 16;
-#pragma unroll
-  for (int i = 0; i < kPieces / 2; ++i) {
-    const int idx = i * 32 + lane, token = idx / kPieces, piece = idx % kPieces;
-    if (token0 + token >= item.tokens) continue;
-    *reinterpret_cast<uint4*>(static_cast<uint8_t*>(item.out) + (token0 + token) * item.out_stride +
-                              row0 + piece * 16) =
-        sm80::load_shared_16(staging + token * Tile::kOutStride + piece * 16);
-  }
-  __syncwarp();
-}
-
-template <typename Tile>
-__device__ __forceinline__ void store_wave(const Fp8Work& work, const Fp8Role<Tile>& role, int wave,
-                                           std::byte* staging,
+__device__ __forceinline__ void store_wave(const Fp8Item& item, const Fp8Work& work,
+                                           const Fp8Role& role, int wave, std::byte* to,
                                            const float (&totals)[Tile::kN / 2]) {
-  const Fp8Item& item = *work.item;
-  const int lane = role.lane;
+  int lane = role.lane;
+  asm volatile("" : "+r"(lane));  // addresses are not worth registers while products are under way
   const int token0 = work.token0 + (role.warp / 4 * Tile::kWaves + wave) * 64 + role.warp % 4 * 16;
   if (token0 >= item.tokens || token0 >= work.token0 + Tile::kTokens) return;
   if (item.out_f32) {
@@ -367,33 +339,41 @@ __device__ __forceinline__ void store_wave(const Fp8Work& work, const Fp8Role<Ti
     }
     return;
   }
-  const uint32_t to = sm80::shared_address(staging);
+  const uint32_t staging = sm80::shared_address(to);
   if constexpr (Tile::kN == kQuantiseGroup) {
-    if (item.out_scale != nullptr)
-      return store_codes_of_wave<Tile>(item, token0, work.row0, lane, to, totals);
-  }
-  // Lane 8 i + j gives row j of matrix i: tokens 0..7 and 8..15 of 8 columns, then of the next 8.
-  const uint32_t matrix_row =
-      to + (lane % 8 + lane / 8 % 2 * 8) * Tile::kOutStride + lane / 16 * 16;
-#pragma unroll
-  for (int part = 0; part < Tile::kN / Tile::kOutCols; ++part) {
-    __syncwarp();
-#pragma unroll
-    for (int j = 0; j < Tile::kOutCols / 16; ++j) {
-      const float* sums = totals + part * (Tile::kOutCols / 2) + 8 * j;
-      sm90::store_matrix_4(matrix_row + j * 32, sm80::pack_bf16x2(sums[0], sums[1]),
-                           sm80::pack_bf16x2(sums[2], sums[3]), sm80::pack_bf16x2(sums[4], sums[5]),
-                           sm80::pack_bf16x2(sums[6], sums[7]));
-    }
-    __syncwarp();
-    constexpr int kPieces = Tile::kOutCols / 8;
-#pragma unroll
-    for (int i = 0; i < kPieces / 2; ++i) {
-      const int idx = i * 32 + lane, token = idx / kPieces, piece = idx % kPieces;
-      store_eight(item, token0 + token, work.row0 + part * Tile::kOutCols + piece * 8,
-                  sm80::load_shared_16(to + token * Tile::kOutStride + piece * 16));
+    if (item.out_scale != nullptr) {
+      stage_codes<Tile>(item, token0, work.row0, lane, staging, totals);
+      sm90::fence_proxy_async();
+      __syncwarp();
+      if (lane == 0) sm90::store_box(item.out_map, work.row0, token0, staging);
+      return;
     }
   }
+  stage_values<Tile>(lane, staging, totals);
+  if (!item.out_mapped) return copy_staged<Tile>(item, token0, work.row0, lane, staging);
+  sm90::fence_proxy_async();
+  __syncwarp();
+  if (lane == 0) {
+#pragma unroll
+    for (int panel = 0; panel < Tile::kN / 64; ++panel) {
+      sm90::store_box(item.out_map, work.row0 * 2 + panel * 128, token0,
+                      staging + panel * (16 * 128));
+    }
+  }
+}
+
+/// A warp's outputs of a tile.
+template <typename Tile>
+__device__ __forceinline__ void store_tile(const Fp8Item& item, const Fp8Work& work,
+                                           const Fp8Role& role, Fp8Shared<Tile>& shared,
+                                           const float (&totals)[Tile::kWaves][Tile::kN / 2]) {
+  if (role.warp >= Tile::kStoringWarps) return;
+  sm90::store_wait_read();  // of the tile before
+  __syncwarp();
+#pragma unroll
+  for (int wave = 0; wave < Tile::kWaves; ++wave)
+    store_wave<Tile>(item, work, role, wave, shared.out[role.warp][wave], totals[wave]);
+  sm90::store_commit();
 }
 
 template <typename Tile>
@@ -412,37 +392,42 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
   __syncthreads();
   const auto first = static_cast<int>(blockIdx.x), step = static_cast<int>(gridDim.x);
   sm90::RingPlace<Tile::kStages> place;
-  if (threadIdx.x >= Tile::kWarps * 32) {
+  sm90::RingPlace<Tile::kStages + 1> work_place;
+  const auto warp = static_cast<int>(same(threadIdx.x / 32));
+  if (warp >= Tile::kWarps) {
     if constexpr (Tile::kGroups == 2) sm90::decrease_registers<kCopyRegisters>();
-    if (threadIdx.x == Tile::kWarps * 32) {
+    if (warp == Tile::kWarps) {
       for (int tile = first; tile < tiles; tile += step) {
-        copy_tile<Tile>(find_work<Tile>(batch, tile), batch.tile_tokens, tile == first, shared,
-                        place);
+        const Fp8Work work = find_work<Tile>(batch, tile);
+        copy_tile<Tile>(batch.items[work.item], work, shared.works[work_place.stage],
+                        batch.tile_tokens, tile == first, shared, place);
+        work_place.advance();
       }
     }
     return;
   }
   if constexpr (Tile::kGroups == 2) sm90::increase_registers<kMultiplyRegisters>();
-  const int warp = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 32, 0);
-  const Fp8Role<Tile> role{.ring = sm80::shared_address(shared.ring),
-                           .scales = sm80::shared_address(shared.scales),
-                           .full = sm80::shared_address(shared.full),
-                           .empty = sm80::shared_address(shared.empty),
-                           .warp = warp,
-                           .lane = static_cast<int>(threadIdx.x) % 32};
-  Fp8Work work = find_work<Tile>(batch, first);
-  WScales w_scales(work);
+  const Fp8Role role = Fp8Role::of(shared, warp);
   for (int tile = first; tile < tiles; tile += step) {
+    sm90::mbarrier_wait(role.full + place.stage * 8, place.phase);
+    const Fp8Work& given = shared.works[work_place.stage];
+    const Fp8Work work{.item = same(given.item),
+                       .row0 = same(given.row0),
+                       .token0 = same(given.token0),
+                       .blocks = same(given.blocks)};
+    work_place.advance();
     float totals[Tile::kWaves][Tile::kN / 2];
-    multiply_tile<Tile>(work, w_scales, role, place, totals);
-    // The kernel would not end before loads that nobody needs.
-    const Fp8Work next = tile + step < tiles ? find_work<Tile>(batch, tile + step) : work;
-    if (tile + step < tiles) w_scales = WScales(next);
-#pragma unroll
-    for (int wave = 0; wave < Tile::kWaves; ++wave)
-      store_wave<Tile>(work, role, wave, shared.out[warp], totals[wave]);
-    work = next;
+    multiply_tile<Tile>(work.blocks, role, place, totals);
+    store_tile<Tile>(batch.items[work.item], work, role, shared, totals);
   }
+  sm90::store_wait_read();
+}
+
+/// Whether the copy engine can write the outputs, in boxes of 128 bytes.
+bool maps_out(const Fp8Item& item, int n) {
+  const int64_t row_bytes = item.out_stride * (item.out_scale == nullptr ? 2 : 1);
+  return !item.out_f32 && n >= 64 && row_bytes % 16 == 0 &&
+         reinterpret_cast<uintptr_t>(item.out) % 16 == 0;
 }
 
 template <int kTokens, int kN>
@@ -457,6 +442,12 @@ void launch_tiles(Fp8Batch& batch, int64_t most_tokens, cudaStream_t stream) {
     item.first_tile = static_cast<int32_t>(tiles);
     tiles += ceil_div(item.w.rows, kN) * ceil_div(item.tokens, kTokens);
     item.w_map = byte_map(item.w.data, item.w.row_bytes, item.w.rows, item.w.cols, kN, true);
+    item.out_mapped = maps_out(item, kN);
+    if (item.out_mapped) {
+      const int64_t elem_bytes = item.out_scale == nullptr ? 2 : 1;
+      item.out_map = byte_map(item.out, item.out_stride * elem_bytes, item.tokens,
+                              item.w.rows * elem_bytes, 16, true);
+    }
     item.x_map = byte_map(item.x, item.x_stride, item.tokens, round_up(item.w.cols, kFp8BlockCols),
                           batch.tile_tokens, true);
   }
@@ -493,12 +484,14 @@ int64_t cost(const Fp8Batch& batch, const Fp8TileChoice& tile) {
   }
   const int64_t box = std::min<int64_t>(tile.tokens, most_tokens);
   const int64_t tensor = int64_t{std::max(64, tile.tokens)} * tile.n / 32;
-  const int64_t step = std::max(tensor * 11 / 8, 300 + (tile.n + box) * 3 / 2);
+  const int64_t step = tile.tokens > 128 ? tensor * 11 / 8
+                                         : std::max(tensor * 5 / 4, 170 + 2 * tile.n + box * 4 / 5);
   const int64_t multiprocessors = num_multiprocessors();
   const int64_t waves = ceil_div(tiles, multiprocessors);
-  // Bytes a clock: a multiprocessor takes 20, memory gives 1650 and L2 5600.
-  const int64_t memory = std::min<int64_t>(1650, 20 * std::min(tiles, multiprocessors));
-  constexpr int64_t kL2 = 5600, kTileEnd = 2500;
+  // Bytes a clock: a multiprocessor takes 32 of W, memory gives 1850, less in short boxes, L2 7000.
+  const int64_t memory =
+      std::min<int64_t>(tile.n < 64 ? 1450 : 1850, 32 * std::min(tiles, multiprocessors));
+  constexpr int64_t kL2 = 7000, kTileEnd = 1600;
   const int64_t token_tiles = ceil_div(most_tokens, tile.tokens);
   return std::max({rows * 128 / memory, tiles * (tile.n + box) * 128 / kL2, waves * step}) +
          waves * kTileEnd / steps + 16 * token_tiles +

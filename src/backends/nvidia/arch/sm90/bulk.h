@@ -53,6 +53,12 @@ __device__ __forceinline__ void store_box(const CUtensorMap& map, int x, int y, 
       "r"(x), "r"(y), "r"(z), "r"(from)
       : "memory");
 }
+__device__ __forceinline__ void store_box(const CUtensorMap& map, int x, int y, uint32_t from) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%1, %2}], [%3];" ::"l"(&map),
+      "r"(x), "r"(y), "r"(from)
+      : "memory");
+}
 __device__ __forceinline__ void store_commit() {
   asm volatile("cp.async.bulk.commit_group;" ::: "memory");
 }

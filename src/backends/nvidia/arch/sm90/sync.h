@@ -39,6 +39,14 @@ __device__ __forceinline__ void fence_proxy_async_global() {
   asm volatile("fence.proxy.async.global;" ::: "memory");
 }
 
+/// 9.7.13.16 elect.sync: whether this lane is the one that is elected of a whole warp.
+__device__ __forceinline__ bool elect() {
+  uint32_t elected;
+  asm volatile("{\n.reg .pred p;\nelect.sync _|p, 0xffffffff;\nselp.u32 %0, 1, 0, p;\n}\n"
+               : "=r"(elected));
+  return elected != 0;
+}
+
 // ---- mbarrier
 
 __device__ __forceinline__ void mbarrier_init(uint32_t barrier, int arrivals) {

@@ -33,6 +33,11 @@ __device__ __forceinline__ uint64_t swizzled_operand(uint32_t address, uint32_t 
 __host__ __device__ constexpr uint64_t operand_offset(uint32_t bytes) {
   return bytes >> 4;
 }
+/// operand + offset, an operand_offset(): the low word alone changes.
+__device__ __forceinline__ uint64_t operand_at(uint64_t operand, uint64_t offset) {
+  return (operand & 0xffffffff00000000u) |
+         (static_cast<uint32_t>(operand) + static_cast<uint32_t>(offset));
+}
 
 // clang-format off
 #define DSV4_ACC8(d, i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), \
