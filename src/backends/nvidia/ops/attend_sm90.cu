@@ -323,6 +323,9 @@ void run_attend_sm90(const AttendParams& params, Kernels kernels, const OpContex
     args.part_rows = kPartBlocks * all.rows_per_block;
     args.first_parts = context.scratch->take_array<FirstPart>(ctas_of_two_parts());
   }
+  if (few_heads == 0) {
+    args.weights = context.scratch->take_array<std::byte>(kMaxCtas * kClusterWeightBytes);
+  }
   if (context.scratch->measuring() || all.num_tokens == 0) return;
   if (wave < all.num_tokens && wave * items_of_token >= num_multiprocessors()) {
     // As many rounds of all multiprocessors as fit.
@@ -404,14 +407,16 @@ void attend_sm90_many_heads(const AttendParams& params, const OpContext& context
 int64_t attend_sm90_scratch_bytes(const ScratchLimits& limits, int64_t max_entries) {
   constexpr ReductionGrid kGrid;
   const int64_t max_blocks = ceil_div(max_entries, int64_t{kGrid.rows_per_block});
-  if (max_blocks <= kPartBlocks || limits.max_tokens == 0) return 0;
+  if (limits.max_tokens == 0) return 0;
+  constexpr int64_t kWeightBytes = kMaxCtas * int64_t{kClusterWeightBytes} + Arena::kAlignment;
+  if (max_blocks <= kPartBlocks) return kWeightBytes;
   // Of any call within the limits, also one with fewer chains and longer waves, or in parts.
   const int64_t of_token = ceil_div(max_blocks, int64_t{kGrid.blocks_per_chain})
                            << log2_tiles_of(limits.num_heads);
   int64_t results = std::min(limits.max_tokens * of_token, std::max(kMaxChainResults, of_token));
   results = std::max<int64_t>(results, kMaxCtas);
   return results * (kChainBytes + kTileHeads * 8) + kMaxCtas * int64_t{sizeof(FirstPart)} +
-         3 * Arena::kAlignment;
+         3 * Arena::kAlignment + kWeightBytes;
 }
 
 }  // namespace dsv4::nvidia

@@ -192,6 +192,7 @@ __device__ __forceinline__ void load_keys(const AttendSm90Args& args,
     const int pass = (lane >> 3) % kPasses, ahead = (lane >> 3) / kPasses;
     return finder.load(block + ahead * Traits::kCtas, pass * kPassRows + warp * 8 + (lane & 7));
   };
+  const int num_blocks = shared.item.num_blocks;
   auto coming = places(rank);
   RowAddress found{};
   const uint32_t tile = shared_address(shared.keys[0]) + (warp * 8 + row) * 128;
@@ -199,7 +200,7 @@ __device__ __forceinline__ void load_keys(const AttendSm90Args& args,
   // Round -1 only asks for the rows of round 0: all code is there once, as it is in no cache when
   // a call begins.
 #pragma unroll 1
-  for (int round = -1, block = rank - Traits::kCtas; block < shared.item.num_blocks;
+  for (int round = -1, block = rank - Traits::kCtas; block < num_blocks;
        ++round, block += Traits::kCtas) {
     if (round >= 0) {
       if (round == 0) mbarrier_poll(shared_address(&shared.query_taken), 0);
@@ -253,6 +254,10 @@ __device__ __forceinline__ void load_keys(const AttendSm90Args& args,
       const uint32_t mask = __ballot_sync(~0u, address.valid());
       if (lane == 0) shared.mask[(round + 1) & 1][pass * Traits::kKeyWarps + warp] = mask;
       if constexpr (Traits::kConverts) {
+        if (block + Traits::kCtas >= num_blocks) {
+          copy_async_commit();  // waits count passes
+          continue;
+        }
         gather_raw<Traits>(address, args.wide_rows, raw_slot, row, chunk);
       }
     }
@@ -293,28 +298,51 @@ struct ValueLoader {
   uint32_t scales;  // of slot 0, pass 0, this row
   uint32_t line;    // of this row in values slot 0, pass 0
 
-  __device__ __forceinline__ void gather(int slot, int pass, RowAddress address) const {
-    const bool valid = address.valid();
-    const uint32_t to = raw + slot * kSlotBytes + pass * kPassBytes;
-    const std::byte* from =
-        address.values() + first_panel * (Traits::kConverts ? 64 : 128) + chunk * 16;
-    if (Traits::kHasScales && chunk == 0) {
-      copy_async_8(scales + slot * kScaleSlotBytes + pass * 64,
-                   address.values() + address.to_scales(), valid ? 8 : 0);
-    }
-    asm volatile("" : "+l"(from));  // one address register, immediate offsets
+  /// Asks for the rows of a turn, whose addresses lanes `first` + 8 pass + row have found.
+  __device__ __forceinline__ void gather(int slot, RowAddress found, int first) const {
+    constexpr int kPasses = 2 * Traits::kTurnBlocks;
     constexpr int kUnits = Traits::kConverts ? kPanels : 2 * kPanels;
+    const auto place = [&](int pass) {
+      return (slot + pass / 2) * kSlotBytes + pass % 2 * kPassBytes;
+    };
+    if (Traits::kHasScales) {  // a lane those of one pass
+      const int pass = chunk & (kPasses - 1);
+      const RowAddress address = address_of_lane(found, first + pass * 8 + row);
+      if (kPasses == 4 || chunk < kPasses) {
+        copy_async_8(scales + (slot + pass / 2) * kScaleSlotBytes + pass % 2 * 64,
+                     address.values() + address.to_scales(), address.valid() ? 8 : 0);
+      }
+    }
+    RowAddress addresses[kPasses];
+#pragma unroll
+    for (int pass = 0; pass < kPasses; ++pass) {
+      addresses[pass] = address_of_lane(found, first + pass * 8 + row);
+    }
+    const int column = first_panel * (Traits::kConverts ? 64 : 128) + chunk * 16;
     if (!Traits::kHasScales || args.wide_rows) {
 #pragma unroll
-      for (int i = 0; i < kUnits; ++i) {
-        copy_async_stream(to + i * kUnitBytes, from + i * 64, valid ? 16 : 0);
+      for (int pass = 0; pass < kPasses; ++pass) {
+        const int bytes = addresses[pass].valid() ? 16 : 0;
+        const std::byte* from = addresses[pass].values() + column;
+#pragma unroll
+        for (int i = 0; i < kUnits; ++i) {
+          copy_async_stream(raw + place(pass) + i * kUnitBytes, from + i * 64, bytes);
+        }
+        if (rope) {
+          copy_async_stream(raw + place(pass) + kUnits * kUnitBytes, from + kUnits * 64, bytes);
+        }
       }
-      if (rope) copy_async_stream(to + kUnits * kUnitBytes, from + kUnits * 64, valid ? 16 : 0);
     } else {
 #pragma unroll 1
-      for (int i = 0; i < kUnits + (rope ? 1 : 0); ++i) {
-        copy_async_8(to + i * kUnitBytes, from + i * 64, valid ? 8 : 0);
-        copy_async_8(to + i * kUnitBytes + 8, from + i * 64 + 8, valid ? 8 : 0);
+      for (int pass = 0; pass < kPasses; ++pass) {
+        const RowAddress address = address_of_lane(found, first + pass * 8 + row);
+        const int bytes = address.valid() ? 8 : 0;
+        const std::byte* from = address.values() + column;
+#pragma unroll 1
+        for (int i = 0; i < kUnits + (rope ? 1 : 0); ++i) {
+          copy_async_8(raw + place(pass) + i * kUnitBytes, from + i * 64, bytes);
+          copy_async_8(raw + place(pass) + i * kUnitBytes + 8, from + i * 64 + 8, bytes);
+        }
       }
     }
   }
@@ -509,11 +537,7 @@ __device__ __forceinline__ void load_values(const AttendSm90Args& args,
       found = finder.address<Traits>(coming);
       coming = places(block + kAhead * kStep + 2 * kGroups);
     }
-#pragma unroll
-    for (int pass = 0; pass < 2 * kTurn; ++pass) {
-      loader.gather(raw_slot + pass / 2, pass % 2,
-                    address_of_lane(found, odd * 16 + pass * 8 + (lane >> 2)));
-    }
+    loader.gather(raw_slot, found, odd * 16);
     copy_async_commit();
     raw_slot = raw_slot == kSlots - kTurn ? 0 : raw_slot + kTurn;
   }
