@@ -402,6 +402,9 @@ __device__ __forceinline__ void cluster_output_role(const AttendSm90Args& args,
 template <typename Traits>
 __device__ __forceinline__ void init_cluster_barriers(ClusterStorage<Traits>& shared) {
   mbarrier_init(shared_address(&shared.query_taken), 128);
+  for (auto& of_warp : shared.raw_full) {
+    for (uint64_t& barrier : of_warp) mbarrier_init(shared_address(&barrier), 1);
+  }
   constexpr bool kSends = Traits::kSendsValues;
   for (int i = 0; i < Traits::kKeyStages; ++i) {
     mbarrier_init(shared_address(&shared.keys_full[i]), Traits::kKeyWarps * 32);

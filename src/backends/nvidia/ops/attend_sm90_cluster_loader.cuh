@@ -4,6 +4,7 @@
 #pragma once
 #include <cuda_fp16.h>
 
+#include "backends/nvidia/arch/sm90/bulk.h"
 #include "backends/nvidia/arch/sm90/cluster.h"
 #include "backends/nvidia/ops/attend_rows.cuh"
 #include "backends/nvidia/ops/attend_sm90_cluster_traits.h"
@@ -179,6 +180,34 @@ __device__ __forceinline__ RowAddress address_of_lane(RowAddress own, int lane) 
   return {__shfl_sync(~0u, own.bits, lane)};
 }
 
+/// As gather_raw, but rows come by the copy engine, which has no part in the load/store pipe, and
+/// count at `full`. `mask` has 4 equal bits a row.
+template <typename Traits>
+__device__ __forceinline__ void gather_whole_rows(RowAddress address, uint32_t mask, bool wide,
+                                                  uint32_t slot, uint32_t full, int row,
+                                                  int chunk) {
+  fence_proxy_async();  // what lay there has been read
+  __syncwarp();
+  if (row == 0 && chunk == 0) {
+    mbarrier_arrive_expecting(full, wide ? __popc(mask) / 4 * Traits::kRowBytes : 0);
+  }
+  if (!wide) return gather_raw<Traits>(address, wide, slot, row, chunk);
+  const uint32_t to = slot + row * Traits::kRawRowBytes;
+  const bool valid = address.valid();
+  if (chunk == 0) {
+    if (Traits::kHasScales) {
+      copy_async_8(slot + 8 * Traits::kRawRowBytes + row * 8,
+                   address.values() + address.to_scales(), valid ? 8 : 0);
+    }
+    if (valid) copy_bytes(to, address.values(), Traits::kRowBytes, full);
+  }
+  if (!valid) {
+#pragma unroll 1
+    for (int i = chunk; i < Traits::kRowBytes / 16; i += 4) store_shared_4(to + i * 16, 0, 0, 0, 0);
+  }
+  copy_async_commit();
+}
+
 /// Keys of this CTA's blocks, in passes; a warp has 8 rows of each pass.
 template <typename Traits>
 __device__ __forceinline__ void load_keys(const AttendSm90Args& args,
@@ -219,6 +248,9 @@ __device__ __forceinline__ void load_keys(const AttendSm90Args& args,
         const uint32_t keys = tile + pass * kPassRows * 128;
         if constexpr (Traits::kConverts) {
           copy_async_wait<kPasses - 1>();
+          if (Traits::kKeysByCopyEngine) {
+            mbarrier_poll(shared_address(&shared.raw_full[warp][pass]), phase_of<1>(round));
+          }
           __syncwarp();
           const uint32_t unit = keys + ((2 * chunk ^ row) << 4);
           const PassAddresses<Traits> at = {raw_slot + row * Traits::kRawRowBytes + chunk * 16,
@@ -258,7 +290,12 @@ __device__ __forceinline__ void load_keys(const AttendSm90Args& args,
           copy_async_commit();  // waits count passes
           continue;
         }
-        gather_raw<Traits>(address, args.wide_rows, raw_slot, row, chunk);
+        if (Traits::kKeysByCopyEngine) {
+          gather_whole_rows<Traits>(address, mask, args.wide_rows, raw_slot,
+                                    shared_address(&shared.raw_full[warp][pass]), row, chunk);
+        } else {
+          gather_raw<Traits>(address, args.wide_rows, raw_slot, row, chunk);
+        }
       }
     }
   }

@@ -31,6 +31,9 @@ struct ClusterTraits : Traits<kFormatOfRows> {
   // Whether weights go through the L2, from where one copy brings them to all CTAs; to a single
   // other one they go at once.
   static constexpr bool kMulticast = kCtas > 2;
+  // Whether rows come to the loaders of keys by the copy engine, which has no part in the
+  // load/store pipe; with one warpgroup, 8 of whose lanes a warp ask, they come too late.
+  static constexpr bool kKeysByCopyEngine = kCtas == 8 && Base::kConverts;
 
   static constexpr int kGroups = 2 + kValueGroups + kKeyGroups;
   static constexpr int kThreads = 128 * kGroups;
@@ -114,6 +117,7 @@ struct ClusterStorage : RawValues<Traits> {
 
   // mbarriers within the CTA
   uint64_t query_taken;
+  uint64_t raw_full[Traits::kKeyWarps][Traits::kKeyPasses];  // rows of a warp's pass
   uint64_t keys_full[Traits::kKeyStages], keys_empty[Traits::kKeyStages];
   uint64_t values_full[Traits::kValueSlots], values_empty[Traits::kValueSlots];
   // mbarriers at which other CTAs arrive, or their bytes. Where values are sent, values_full is one
