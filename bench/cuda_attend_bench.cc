@@ -10,8 +10,8 @@
 // 8192
 //              entries), p (prefill of 4096 tokens with 0, 512, 1024 selected rows); default: all
 // --quick      heads 64, batches 1, 8, 64, 128, cases b d e g p
-// --blocks-per-chain  length of a chain in blocks of 64 rows; batch: as many chains as fill the
-//              multiprocessors, so that a token's bits depend on the batch (gives up rule 2.2)
+// --blocks-per-chain  length of a chain in blocks of 64 rows; batch: the one that makes the call
+//              fastest, by a model, so that a token's bits depend on the batch (gives up rule 2.2)
 // --pool       entries that a prefill selects its rows from; default: 8192
 // --load       keeps the GPU busy for so long before the first row is timed, and for a second with
 //              a row's own calls before it: what is left under the power limit

@@ -285,11 +285,39 @@ std::vector<double> medians_us(Device& device, int64_t sets, double load_seconds
 }
 
 int blocks_by_batch(const Problem& problem) {
-  constexpr int kMultiprocessors = 132;
-  const int items = problem.tokens() * static_cast<int>(ceil_div(problem.heads, 64));
-  const int blocks = static_cast<int>(ceil_div(std::max(problem.which.entries, 1), 64));
-  const int chains = std::clamp(kMultiprocessors / items, 1, blocks);
-  return std::min(static_cast<int>(ceil_div(blocks, chains)), ReductionGrid{}.blocks_per_chain);
+  // What attend takes on an H200 (docs/kernels/attend_sm90.md): clusters of 8, 4 and 2 CTAs serve
+  // so many items (15 of 8 would run, but slower), one CTA each any number of them, 132 at a time.
+  struct Kernel {
+    int64_t items;
+    double us, block_us;
+  };
+  constexpr Kernel kClusters[] = {{12, 6.2, 0.52}, {30, 6.9, 0.775}, {66, 7.5, 1.256}};
+  constexpr Kernel kOneCta = {132, 12.5, 2.07};
+  constexpr double kMergeUs = 1.3, kChainUs = 0.25, kItemUs = 0.06;
+  const int64_t tiles = problem.tokens() * ceil_div(problem.heads, 64);
+  const int64_t blocks = ceil_div(std::max(problem.which.entries, 1), 64);
+  double best_us = HUGE_VAL;
+  int64_t best = 0;
+  for (int64_t chains = 1; chains <= blocks; ++chains) {
+    int64_t length = ceil_div(blocks, chains);
+    // Up to 64 heads, chains of the default length are merged of two parts, whatever the batch.
+    if (length == ReductionGrid{}.blocks_per_chain && problem.heads <= 64) ++length;
+    const int64_t merged = ceil_div(blocks, length), items = tiles * merged;
+    const auto* kernel = std::find_if(std::begin(kClusters), std::end(kClusters),
+                                      [&](const Kernel& k) { return items <= k.items; });
+    if (kernel == std::end(kClusters)) kernel = &kOneCta;
+    const auto rounds = static_cast<double>(ceil_div(items, kernel->items));
+    double us = kernel->us + rounds * static_cast<double>(length + kWindow / 64) * kernel->block_us;
+    if (merged > 1) {
+      us +=
+          kMergeUs + kChainUs * static_cast<double>(merged) + kItemUs * static_cast<double>(items);
+    }
+    if (us < best_us) {
+      best_us = us;
+      best = length;
+    }
+  }
+  return static_cast<int>(best);
 }
 
 Arena scratch_for(Device& device, Memory& memory, const Ops& ops, const AttendParams& call) {

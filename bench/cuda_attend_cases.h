@@ -125,7 +125,8 @@ using Call = std::function<void(int64_t set)>;
 std::vector<double> medians_us(Device& device, int64_t sets, double load_seconds,
                                const std::vector<Call>& calls);
 
-/// Blocks of a chain so that chains of equal length are as many as there are multiprocessors for.
+/// Blocks of a chain that make this call fastest, by a model of the kernels: bits then depend on
+/// the batch.
 int blocks_by_batch(const Problem& problem);
 
 /// Scratch of a call, measured by making it.

@@ -334,6 +334,9 @@ void run_attend_sm90(const AttendParams& params, Kernels kernels, const OpContex
     args.part_rows = kPartBlocks * all.rows_per_block;
     args.first_parts = context.scratch->take_array<FirstPart>(ctas_of_two_parts());
   }
+  if (few_heads == 0) {
+    args.weights = context.scratch->take_array<std::byte>(kMaxCtas * kClusterWeightBytes);
+  }
   if (context.scratch->measuring() || all.num_tokens == 0) return;
   if (wave < all.num_tokens && wave * items_of_token >= num_multiprocessors()) {
     // As many rounds of all multiprocessors as fit.
@@ -415,15 +418,18 @@ int64_t attend_sm90_scratch_bytes(const ScratchLimits& limits, int64_t max_entri
   constexpr ReductionGrid kGrid;
   const int64_t max_blocks = ceil_div(max_entries, int64_t{kGrid.rows_per_block});
   if (limits.max_tokens == 0) return 0;
-  const int64_t unfinished = attend_sm90_heads_max_hand_over_bytes(kMaxCtas);
-  if (max_blocks <= kPartBlocks) return unfinished + Arena::kAlignment;
+  // What few heads hand over, or what clusters exchange.
+  const int64_t shared =
+      Arena::kAlignment + std::max(attend_sm90_heads_max_hand_over_bytes(kMaxCtas),
+                                   kMaxCtas * int64_t{kClusterWeightBytes});
+  if (max_blocks <= kPartBlocks) return shared;
   // Of any call within the limits, also one with fewer chains and longer waves, or in parts.
   const int64_t of_token = ceil_div(max_blocks, int64_t{kGrid.blocks_per_chain})
                            << log2_tiles_of(limits.num_heads);
   int64_t results = std::min(limits.max_tokens * of_token, std::max(kMaxChainResults, of_token));
   results = std::max<int64_t>(results, kMaxCtas);
   return results * (kChainBytes + kTileHeads * 8) + kMaxCtas * int64_t{sizeof(FirstPart)} +
-         unfinished + 4 * Arena::kAlignment;
+         3 * Arena::kAlignment + shared;
 }
 
 }  // namespace dsv4::nvidia

@@ -45,16 +45,20 @@ struct FirstPart {
   float4 values[2][32][128];
 };
 
+/// Weights of two blocks.
+constexpr int kClusterWeightBytes = 2 * 4 * 2368;
+
 struct AttendSm90Args {
   CUtensorMap q_map, out_map;  ///< bytes: dims, heads, tokens
   AttendArgs attend;
   FastDivisor window_rows, window_columns, compressed_rows, compressed_columns;
-  FastDivisor chain_items;  ///< items of a chain: tokens x tiles
-  int32_t log2_tiles = 0;   ///< tiles of 64 heads: 1 or 2
-  int32_t num_items = 0;    ///< max_chains x tokens x tiles
-  int32_t log2_shares = 0;  ///< clusters that share the heads of an item: 1, 2 or 4
-  bool wide_rows = true;    ///< rows lie at multiples of 16 bytes
-  ChainResults chains;      ///< only where max_chains > 1
+  FastDivisor chain_items;       ///< items of a chain: tokens x tiles
+  int32_t log2_tiles = 0;        ///< tiles of 64 heads: 1 or 2
+  int32_t num_items = 0;         ///< max_chains x tokens x tiles
+  int32_t log2_shares = 0;       ///< clusters that share the heads of an item: 1, 2 or 4
+  bool wide_rows = true;         ///< rows lie at multiples of 16 bytes
+  ChainResults chains;           ///< only where max_chains > 1
+  std::byte* weights = nullptr;  ///< of clusters, on their way: kClusterWeightBytes of every CTA
   /// Parts of a chain (kPartBlocks) begin anew and are merged in ascending order. Where items are
   /// few, parts are dealt out as chains of `attend` are: `results_per_chain` of them are merged
   /// first. Elsewhere an item is a whole chain, whose second part begins at row `part_rows` of it

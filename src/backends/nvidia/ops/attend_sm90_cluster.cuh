@@ -18,7 +18,7 @@
 //           every CTA from the maxima of all blocks in their order (a round of N blocks at a time),
 //           sums are added up where O is.
 // Budget    a round of N blocks and CTA: 1024 clocks of wgmma for S, 256 x 4 / N each for O;
-//           conversion of 2 x 32768 values; 9.5 KB of P sent to and received from each other CTA.
+//           conversion of 2 x 32768 values; 9.5 KB of P of every block to all CTAs, through the L2.
 //           Limits and measurements: docs/kernels/attend_sm90.md
 // Launch    N x items (x 2, 4) CTAs of 640 threads (N = 2: 512) in clusters of N, so that a cluster
 //           has one item; smem = sizeof(ClusterStorage), 1 CTA/SM
@@ -27,6 +27,7 @@
 #pragma once
 #include "backends/nvidia/ops/attend_sm90.cuh"
 #include "backends/nvidia/ops/attend_sm90_cluster_pair.cuh"
+#include "backends/nvidia/ops/attend_sm90_cluster_weights.cuh"
 #include "backends/nvidia/ops/launch.h"
 
 namespace dsv4::nvidia::sm90_attend {
@@ -76,143 +77,108 @@ __device__ __forceinline__ void take_query(uint32_t (&fragments)[32][4],
   mbarrier_arrive(shared_address(&shared.query_taken));
 }
 
-/// S of a block whose keys are there.
-template <typename Traits>
-__device__ __forceinline__ void start_block_scores(float (&s)[32], const uint32_t (&query)[32][4],
-                                                   ClusterStorage<Traits>& shared, int stage) {
-  uint64_t keys = swizzled_operand(shared_address(shared.keys[stage]), 16, 1024);
-  asm volatile("" : "+l"(keys));  // what follows from it is not kept in registers
-#pragma unroll
-  for (float& x : s) x = 0.f;
-  wgmma_fence();
-#pragma unroll
-  for (int k = 0; k < 32; ++k) {
-    const uint32_t* a = query[k];
-    wgmma_64x64_registers(s, a[0], a[1], a[2], a[3],
-                          keys + operand_offset((k >> 2) * Traits::kPanelBytes + (k & 3) * 32));
-  }
-  wgmma_commit();
-}
-
-/// Blocks of this CTA: S, the exchange of maxima, P. S of the next block may be started once the
-/// weights are known; not before, as it takes as long to issue as to run.
+/// Blocks of this CTA: S, the exchange of maxima, P. A warp that starts products waits until nearly
+/// all of them are done, so that S of the next block comes after P of this one.
 template <typename Traits>
 __device__ __forceinline__ void cluster_score_role(const AttendSm90Args& args,
                                                    ClusterStorage<Traits>& shared, int rank,
                                                    int thread) {
   const int lane = thread & 31, warp = thread >> 5, quad = lane & 3;
   const int num_blocks = shared.item.num_blocks;
+  const uint32_t base = storage_base(shared);
+  const auto at = [&](const void* member) { return member_address(base, shared, member); };
   uint32_t query[32][4];
   take_query(query, shared, has_heads<Traits>(args, warp), warp, lane);
-  if (rank >= num_blocks) return;
   float max[2] = {kNoMaximum, kNoMaximum};  // after the rounds before
-  float s[32];
-  const auto keys_full = [&](int round) {
-    return shared_address(&shared.keys_full[round % Traits::kKeyStages]);
-  };
-  const auto start_scores = [&](int round) {
-    start_block_scores(s, query, shared, round % Traits::kKeyStages);
-  };
-  const auto await_keys = [&](int round) {
-    mbarrier_poll(keys_full(round), phase_of<Traits::kKeyStages>(round));
-  };
-  if constexpr (Traits::kScoresAhead) {
-    await_keys(0);
-    start_scores(0);
-    wgmma_wait<0>();
-  }
   int round = 0;
 #pragma unroll 1
   for (int block = rank; block < num_blocks; block += Traits::kCtas, ++round) {
-    const int parity = round & 1;
+    const int parity = round & 1, stage = round % Traits::kKeyStages;
     const int in_round = min(num_blocks - round * Traits::kCtas, Traits::kCtas);
-    if constexpr (!Traits::kScoresAhead) {
-      await_keys(round);
-      start_scores(round);
-      wgmma_wait<0>();
+    float s[32];
+#pragma unroll
+    for (float& x : s) x = 0.f;
+    // The same in all threads, which the compiler must see: else every product waits for its
+    // descriptor.
+    const uint64_t keys = swizzled_operand(__shfl_sync(~0u, at(shared.keys[stage]), 0), 16, 1024);
+    mbarrier_poll(at(&shared.keys_full[stage]), phase_of<Traits::kKeyStages>(round));
+    wgmma_fence();
+#pragma unroll
+    for (int k = 0; k < 32; ++k) {
+      const uint32_t* a = query[k];
+      wgmma_64x64_registers(s, a[0], a[1], a[2], a[3],
+                            keys + operand_offset((k >> 2) * Traits::kPanelBytes + (k & 3) * 32));
     }
-    mask_scores(s, load_mask<8>(shared.mask[parity]), quad);
-    mbarrier_arrive(shared_address(&shared.keys_empty[round % Traits::kKeyStages]));
-    const bool more = block + Traits::kCtas < num_blocks;
-    bool started = !more;
-    // All warps of the role must agree: products are those of all.
-    const auto try_start = [&] {
-      if (started) return;
-      started =
-          barrier_all(kScoreBarrier, 128,
-                      mbarrier_test(keys_full(round + 1), phase_of<Traits::kKeyStages>(round + 1)));
-      if (started) start_scores(round + 1);
-    };
-    float reference[2] = {}, sum[2] = {};  // of the block
-    uint32_t p[16] = {};
-    if (has_heads<Traits>(args, warp)) {
-      // The maxima of the round's blocks, to and from all CTAs that have one.
-      float largest[2];
-      block_maxima(s, args.attend.scale_log2, largest);
-      const uint32_t full = shared_address(&shared.maxima_full[parity][warp]);
-      if (lane == 0) mbarrier_expect_bytes(full, in_round * sizeof(shared.maxima[0][0][0]));
-#pragma unroll
-      for (int i = 0; i < (Traits::kCtas + 3) / 4; ++i) {
-        const int to = 4 * i + quad;
-        if (to < in_round) {
-          cluster_store_async(cluster_address(&shared.maxima[parity][rank][warp][lane >> 2], to),
-                              largest[0], largest[1],
-                              cluster_address(&shared.maxima_full[parity][warp], to));
-        }
-      }
-      mbarrier_poll(full, phase_of<2>(round));
-      const uint32_t maxima = shared_address(&shared.maxima[parity][0][warp][lane >> 2]);
-#pragma unroll
-      for (int i = 0; i < Traits::kCtas; ++i) {
-        const uint2 of_block = load_shared_2(maxima + i * sizeof(shared.maxima[0][0]));
-#pragma unroll
-        for (int h = 0; h < 2; ++h) {
-          const float x = __uint_as_float(h == 0 ? of_block.x : of_block.y);
-          if (i == rank) reference[h] = max[h];
-          if (i < in_round) max[h] = moved_reference(x, max[h]);
-        }
-      }
-#pragma unroll
-      for (int h = 0; h < 2; ++h) reference[h] = moved_reference(largest[h], reference[h]);
+    wgmma_commit();
+    wgmma_wait<0>();
+    mask_scores(s, load_mask<8>(at(shared.mask[parity])), quad);
+    mbarrier_arrive(at(&shared.keys_empty[stage]));
+    if (!has_heads<Traits>(args, warp)) continue;
 
-      block_weights(s, args.attend.scale_log2, reference, sum, p);
-    }
-    if (Traits::kScoresAhead) try_start();
-    if (has_heads<Traits>(args, warp)) {
-      const int slot = block % Traits::kWeightSlots;
-      if (block >= Traits::kWeightSlots) {
-        const int uses = round - (Traits::kWeightSlots - rank + Traits::kCtas - 1) / Traits::kCtas;
-        mbarrier_poll(shared_address(&shared.weights_free[warp]), phase_of<1>(uses));
-      }
-      BlockWeights& weights = shared.weights[slot][warp];
+    // The maxima of the round's blocks, to and from all CTAs that have one.
+    float largest[2];
+    block_maxima(s, args.attend.scale_log2, largest);
+    const uint32_t full = at(&shared.maxima_full[parity][warp]);
+    if (lane == 0) mbarrier_expect_bytes(full, in_round * sizeof(shared.maxima[0][0][0]));
 #pragma unroll
-      for (int k = 0; k < 4; ++k) {
-        store_shared_4(shared_address(&weights.p[k][lane]), p[4 * k], p[4 * k + 1], p[4 * k + 2],
-                       p[4 * k + 3]);
+    for (int i = 0; i < (Traits::kCtas + 3) / 4; ++i) {
+      const int to = 4 * i + quad;
+      if (to < in_round) {
+        cluster_store_async(cluster_address(at(&shared.maxima[parity][rank][warp][lane >> 2]), to),
+                            largest[0], largest[1], cluster_address(full, to));
       }
-      weights.sums[lane] = make_float2(sum[0], sum[1]);
-      if (quad == 0) {
-        weights.reference[lane >> 2] = make_float2(reference[0], reference[1]);
-      }
-      fence_proxy_async();
-      mbarrier_arrive(shared_address(&shared.weights_full[slot][warp]));
-      __syncwarp();
-      // Each CTA begins with another one, so that they do not all wait for the same.
-      if (lane > 0 && lane < Traits::kCtas) {
-        const int to = (rank + lane) % Traits::kCtas;
-        cluster_copy_async(cluster_address(&weights, to), shared_address(&weights),
-                           sizeof(BlockWeights),
-                           cluster_address(&shared.weights_full[slot][warp], to));
-      }
-      __syncwarp();
     }
-    if constexpr (Traits::kScoresAhead) {
-      if (!started) {
-        await_keys(round + 1);
-        start_scores(round + 1);
+    mbarrier_poll(full, phase_of<2>(round));
+    float reference[2] = {};  // of the block
+    const uint32_t maxima = at(&shared.maxima[parity][0][warp][lane >> 2]);
+#pragma unroll
+    for (int i = 0; i < Traits::kCtas; ++i) {
+      const uint2 of_block = load_shared_2(maxima + i * sizeof(shared.maxima[0][0]));
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const float x = __uint_as_float(h == 0 ? of_block.x : of_block.y);
+        if (i == rank) reference[h] = max[h];
+        if (i < in_round) max[h] = moved_reference(x, max[h]);
       }
-      wgmma_wait<0>();
     }
+#pragma unroll
+    for (int h = 0; h < 2; ++h) reference[h] = moved_reference(largest[h], reference[h]);
+
+    float sum[2];
+    uint32_t p[16];
+    block_weights(s, args.attend.scale_log2, reference, sum, p);
+    const auto slots = WeightSlots<Traits>::of(args);
+    const int place = slots.place(slots.slot(block), warp);
+    if constexpr (Traits::kMulticast) {
+      store_sent_weights(sent_weights(args, parity, warp), p, sum, reference, lane);
+    }
+    if (block >= slots.count()) {
+      const int uses = round - (slots.count() - rank + Traits::kCtas - 1) / Traits::kCtas;
+      mbarrier_poll(at(&shared.weights_free[warp]), phase_of<1>(uses));
+    }
+    if constexpr (Traits::kMulticast) {
+      if (lane == 0) {
+        copy_to_cluster(at(&shared.weights[place]), sent_weights(args, parity, warp),
+                        sizeof(BlockWeights), at(&shared.weights_full[place]),
+                        (1u << Traits::kCtas) - 1);
+      }
+      __syncwarp();
+      continue;
+    }
+    const BlockWeights& weights = shared.weights[place];
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      store_shared_4(at(&weights.p[k][lane]), p[4 * k], p[4 * k + 1], p[4 * k + 2], p[4 * k + 3]);
+    }
+    store_shared_2(at(&weights.sums[lane]), __float_as_uint(sum[0]), __float_as_uint(sum[1]));
+    if (quad == 0) {
+      store_shared_2(at(&weights.reference[lane >> 2]), __float_as_uint(reference[0]),
+                     __float_as_uint(reference[1]));
+    }
+    fence_proxy_async();
+    mbarrier_arrive(at(&shared.weights_full[place]));
+    __syncwarp();
+    send_weights(shared, base, rank, place, lane);
   }
 }
 
@@ -302,12 +268,9 @@ __device__ __forceinline__ void store_columns(const AttendSm90Args& args, const 
              make_float4(o.at(4 * k), o.at(4 * k + 1), o.at(4 * k + 2), o.at(4 * k + 3)));
     }
   }
-  if (rank != 0 || quad != 0) return;
-#pragma unroll 1
-  for (int h = 0; h < 2; ++h) {
-    const float2 of_head = h == 0 ? sums[0] : sums[1];
-    store_sum(args, item, row + 8 * h, of_head.x, of_head.y);
-  }
+  if (rank != 0 || quad > 1) return;
+  const float2 of_head = quad == 0 ? sums[0] : sums[1];
+  store_sum(args, item, row + 8 * quad, of_head.x, of_head.y);
 }
 
 /// O of this CTA's columns.
@@ -323,14 +286,16 @@ __device__ __forceinline__ void cluster_output_role(const AttendSm90Args& args,
   sinks.load(args, static_cast<int>(shared.item.tile), row_of_thread());
   Output<Traits> o;
   float sum[2] = {0.f, 0.f}, max[2] = {kNoMaximum, kNoMaximum};
+  const bool active = has_heads<Traits>(args, warp);
+  const auto slots = WeightSlots<Traits>::of(args);
   int owner = 0, slot = 0, stage = 0;
   uint32_t slot_phase = 0, stage_phase = 0;
   for (int block = 0; block < num_blocks; ++block) {
-    const bool active = has_heads<Traits>(args, warp);
     uint32_t p[16] = {};
     if (active) {
-      const uint32_t full = at(&shared.weights_full[slot][warp]);
-      if (owner != rank) {
+      const int place = slots.place(slot, warp);
+      const uint32_t full = at(&shared.weights_full[place]);
+      if (Traits::kMulticast || owner != rank) {
         if (lane == 0) {
           mbarrier_expect_bytes(full, sizeof(BlockWeights));
         } else {
@@ -338,7 +303,7 @@ __device__ __forceinline__ void cluster_output_role(const AttendSm90Args& args,
         }
       }
       mbarrier_poll(full, slot_phase);
-      const BlockWeights& weights = shared.weights[slot][warp];
+      const BlockWeights& weights = shared.weights[place];
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
         const uint4 x = load_shared_16(at(&weights.p[k][lane]));
@@ -389,14 +354,16 @@ __device__ __forceinline__ void cluster_output_role(const AttendSm90Args& args,
       }
     }
     wgmma_commit();
-    // The warp has read the slot: block + kWeightSlots can be written there.
-    const int next = block + Traits::kWeightSlots;
+    // The warp has read the slot.
+    const int next = block + slots.count();
     if (active && next < num_blocks) {
+      fence_proxy_async();
+      __syncwarp();
       const int writer = next % Traits::kCtas;
       if (writer == rank) {
         mbarrier_arrive(at(&shared.weights_free[warp]));
       } else if (lane == 0) {
-        cluster_mbarrier_arrive(cluster_address(&shared.weights_free[warp], writer));
+        cluster_mbarrier_arrive(cluster_address(at(&shared.weights_free[warp]), writer));
       }
     }
     wgmma_wait<0>();
@@ -411,12 +378,12 @@ __device__ __forceinline__ void cluster_output_role(const AttendSm90Args& args,
       mbarrier_arrive(at(&shared.values_empty[stage]));
     }
     owner = owner == Traits::kCtas - 1 ? 0 : owner + 1;
-    slot = slot == Traits::kWeightSlots - 1 ? 0 : slot + 1;
+    slot = slot == slots.count() - 1 ? 0 : slot + 1;
     if (slot == 0) slot_phase ^= 1;
     stage = stage == Traits::kValueSlots - 1 ? 0 : stage + 1;
     if (stage == 0) stage_phase ^= 1;
   }
-  if (!has_heads<Traits>(args, warp)) return;
+  if (!active) return;
   float2 sums[2];
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
@@ -435,6 +402,9 @@ __device__ __forceinline__ void cluster_output_role(const AttendSm90Args& args,
 template <typename Traits>
 __device__ __forceinline__ void init_cluster_barriers(ClusterStorage<Traits>& shared) {
   mbarrier_init(shared_address(&shared.query_taken), 128);
+  for (auto& of_warp : shared.raw_full) {
+    for (uint64_t& barrier : of_warp) mbarrier_init(shared_address(&barrier), 1);
+  }
   constexpr bool kSends = Traits::kSendsValues;
   for (int i = 0; i < Traits::kKeyStages; ++i) {
     mbarrier_init(shared_address(&shared.keys_full[i]), Traits::kKeyWarps * 32);
@@ -450,9 +420,7 @@ __device__ __forceinline__ void init_cluster_barriers(ClusterStorage<Traits>& sh
   for (auto& parity : shared.maxima_full) {
     for (uint64_t& barrier : parity) mbarrier_init(shared_address(&barrier), 1);
   }
-  for (auto& slot : shared.weights_full) {
-    for (uint64_t& barrier : slot) mbarrier_init(shared_address(&barrier), 32);
-  }
+  for (uint64_t& barrier : shared.weights_full) mbarrier_init(shared_address(&barrier), 32);
   for (uint64_t& barrier : shared.weights_free) {
     mbarrier_init(shared_address(&barrier), 32 + Traits::kCtas - 1);  // the CTA's own warp: all
   }
@@ -465,12 +433,13 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
   extern __shared__ __align__(1024) uint8_t storage[];
   auto& shared = *reinterpret_cast<ClusterStorage<Traits>*>(storage);
   const int role = __shfl_sync(~0u, threadIdx.x >> 7, 0);
-  const int rank = static_cast<int>(cluster_rank());
+  // Read anew wherever it is used, as the number of the thread is.
+  const auto rank = [] { return static_cast<int>(cluster_rank()); };
   if (threadIdx.x == 384) init_cluster_barriers(shared);
   __syncwarp();
   cluster_arrive_relaxed();
   if (role == 2) prefetch_lists(args, item_of_cluster<Traits>(args).token, thread_of_role());
-  if (role == 3) prefetch_query<Traits>(args, rank, thread_of_role());
+  if (role == 3) prefetch_query<Traits>(args, rank(), thread_of_role());
   follow_kernels_before();
   if (role == 0) {
     copy_query(args, shared, thread_of_role() >> 5, thread_of_role() & 31);
@@ -482,24 +451,25 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
   if (shared.item.num_blocks > 0) {
     if (role == 0) {
       increase_registers<Traits::kScoreRegisters>();
-      cluster_score_role(args, shared, rank, thread_of_role());
+      cluster_score_role(args, shared, rank(), thread_of_role());
     } else if (role == 1) {
       if constexpr (Traits::kOutputRegisters > Traits::kLaunchRegisters) {
         increase_registers<Traits::kOutputRegisters>();
       } else {
         decrease_registers<Traits::kOutputRegisters>();
       }
-      cluster_output_role(args, shared, rank);
+      cluster_output_role(args, shared, rank());
     } else if constexpr (Traits::kSendsValues) {
       decrease_registers<Traits::kKeyRegisters>();
-      load_keys_of_pair(args, shared, rank, (role - 2) * 4 + (thread_of_role() >> 5),
+      load_keys_of_pair(args, shared, rank(), (role - 2) * 4 + (thread_of_role() >> 5),
                         thread_of_role() & 31);
     } else if (role < 2 + Traits::kValueGroups) {
       decrease_registers<Traits::kValueRegisters>();
-      load_values(args, shared, rank, role - 2, thread_of_role() >> 5, thread_of_role() & 31);
+      load_values(args, shared, rank(), role - 2, thread_of_role() >> 5, thread_of_role() & 31);
     } else {
       decrease_registers<Traits::kKeyRegisters>();
-      load_keys(args, shared, rank, (role - 2 - Traits::kValueGroups) * 4 + (thread_of_role() >> 5),
+      load_keys(args, shared, rank(),
+                (role - 2 - Traits::kValueGroups) * 4 + (thread_of_role() >> 5),
                 thread_of_role() & 31);
     }
   }

@@ -4,6 +4,7 @@
 #pragma once
 #include <cuda_fp16.h>
 
+#include "backends/nvidia/arch/sm90/bulk.h"
 #include "backends/nvidia/arch/sm90/cluster.h"
 #include "backends/nvidia/ops/attend_rows.cuh"
 #include "backends/nvidia/ops/attend_sm90_cluster_traits.h"
@@ -179,6 +180,34 @@ __device__ __forceinline__ RowAddress address_of_lane(RowAddress own, int lane) 
   return {__shfl_sync(~0u, own.bits, lane)};
 }
 
+/// As gather_raw, but rows come by the copy engine, which has no part in the load/store pipe, and
+/// count at `full`. `mask` has 4 equal bits a row.
+template <typename Traits>
+__device__ __forceinline__ void gather_whole_rows(RowAddress address, uint32_t mask, bool wide,
+                                                  uint32_t slot, uint32_t full, int row,
+                                                  int chunk) {
+  fence_proxy_async();  // what lay there has been read
+  __syncwarp();
+  if (row == 0 && chunk == 0) {
+    mbarrier_arrive_expecting(full, wide ? __popc(mask) / 4 * Traits::kRowBytes : 0);
+  }
+  if (!wide) return gather_raw<Traits>(address, wide, slot, row, chunk);
+  const uint32_t to = slot + row * Traits::kRawRowBytes;
+  const bool valid = address.valid();
+  if (chunk == 0) {
+    if (Traits::kHasScales) {
+      copy_async_8(slot + 8 * Traits::kRawRowBytes + row * 8,
+                   address.values() + address.to_scales(), valid ? 8 : 0);
+    }
+    if (valid) copy_bytes(to, address.values(), Traits::kRowBytes, full);
+  }
+  if (!valid) {
+#pragma unroll 1
+    for (int i = chunk; i < Traits::kRowBytes / 16; i += 4) store_shared_4(to + i * 16, 0, 0, 0, 0);
+  }
+  copy_async_commit();
+}
+
 /// Keys of this CTA's blocks, in passes; a warp has 8 rows of each pass.
 template <typename Traits>
 __device__ __forceinline__ void load_keys(const AttendSm90Args& args,
@@ -192,6 +221,7 @@ __device__ __forceinline__ void load_keys(const AttendSm90Args& args,
     const int pass = (lane >> 3) % kPasses, ahead = (lane >> 3) / kPasses;
     return finder.load(block + ahead * Traits::kCtas, pass * kPassRows + warp * 8 + (lane & 7));
   };
+  const int num_blocks = shared.item.num_blocks;
   auto coming = places(rank);
   RowAddress found{};
   const uint32_t tile = shared_address(shared.keys[0]) + (warp * 8 + row) * 128;
@@ -199,7 +229,7 @@ __device__ __forceinline__ void load_keys(const AttendSm90Args& args,
   // Round -1 only asks for the rows of round 0: all code is there once, as it is in no cache when
   // a call begins.
 #pragma unroll 1
-  for (int round = -1, block = rank - Traits::kCtas; block < shared.item.num_blocks;
+  for (int round = -1, block = rank - Traits::kCtas; block < num_blocks;
        ++round, block += Traits::kCtas) {
     if (round >= 0) {
       if (round == 0) mbarrier_poll(shared_address(&shared.query_taken), 0);
@@ -218,6 +248,9 @@ __device__ __forceinline__ void load_keys(const AttendSm90Args& args,
         const uint32_t keys = tile + pass * kPassRows * 128;
         if constexpr (Traits::kConverts) {
           copy_async_wait<kPasses - 1>();
+          if (Traits::kKeysByCopyEngine) {
+            mbarrier_poll(shared_address(&shared.raw_full[warp][pass]), phase_of<1>(round));
+          }
           __syncwarp();
           const uint32_t unit = keys + ((2 * chunk ^ row) << 4);
           const PassAddresses<Traits> at = {raw_slot + row * Traits::kRawRowBytes + chunk * 16,
@@ -253,7 +286,16 @@ __device__ __forceinline__ void load_keys(const AttendSm90Args& args,
       const uint32_t mask = __ballot_sync(~0u, address.valid());
       if (lane == 0) shared.mask[(round + 1) & 1][pass * Traits::kKeyWarps + warp] = mask;
       if constexpr (Traits::kConverts) {
-        gather_raw<Traits>(address, args.wide_rows, raw_slot, row, chunk);
+        if (block + Traits::kCtas >= num_blocks) {
+          copy_async_commit();  // waits count passes
+          continue;
+        }
+        if (Traits::kKeysByCopyEngine) {
+          gather_whole_rows<Traits>(address, mask, args.wide_rows, raw_slot,
+                                    shared_address(&shared.raw_full[warp][pass]), row, chunk);
+        } else {
+          gather_raw<Traits>(address, args.wide_rows, raw_slot, row, chunk);
+        }
       }
     }
   }
@@ -293,28 +335,51 @@ struct ValueLoader {
   uint32_t scales;  // of slot 0, pass 0, this row
   uint32_t line;    // of this row in values slot 0, pass 0
 
-  __device__ __forceinline__ void gather(int slot, int pass, RowAddress address) const {
-    const bool valid = address.valid();
-    const uint32_t to = raw + slot * kSlotBytes + pass * kPassBytes;
-    const std::byte* from =
-        address.values() + first_panel * (Traits::kConverts ? 64 : 128) + chunk * 16;
-    if (Traits::kHasScales && chunk == 0) {
-      copy_async_8(scales + slot * kScaleSlotBytes + pass * 64,
-                   address.values() + address.to_scales(), valid ? 8 : 0);
-    }
-    asm volatile("" : "+l"(from));  // one address register, immediate offsets
+  /// Asks for the rows of a turn, whose addresses lanes `first` + 8 pass + row have found.
+  __device__ __forceinline__ void gather(int slot, RowAddress found, int first) const {
+    constexpr int kPasses = 2 * Traits::kTurnBlocks;
     constexpr int kUnits = Traits::kConverts ? kPanels : 2 * kPanels;
+    const auto place = [&](int pass) {
+      return (slot + pass / 2) * kSlotBytes + pass % 2 * kPassBytes;
+    };
+    if (Traits::kHasScales) {  // a lane those of one pass
+      const int pass = chunk & (kPasses - 1);
+      const RowAddress address = address_of_lane(found, first + pass * 8 + row);
+      if (kPasses == 4 || chunk < kPasses) {
+        copy_async_8(scales + (slot + pass / 2) * kScaleSlotBytes + pass % 2 * 64,
+                     address.values() + address.to_scales(), address.valid() ? 8 : 0);
+      }
+    }
+    RowAddress addresses[kPasses];
+#pragma unroll
+    for (int pass = 0; pass < kPasses; ++pass) {
+      addresses[pass] = address_of_lane(found, first + pass * 8 + row);
+    }
+    const int column = first_panel * (Traits::kConverts ? 64 : 128) + chunk * 16;
     if (!Traits::kHasScales || args.wide_rows) {
 #pragma unroll
-      for (int i = 0; i < kUnits; ++i) {
-        copy_async_stream(to + i * kUnitBytes, from + i * 64, valid ? 16 : 0);
+      for (int pass = 0; pass < kPasses; ++pass) {
+        const int bytes = addresses[pass].valid() ? 16 : 0;
+        const std::byte* from = addresses[pass].values() + column;
+#pragma unroll
+        for (int i = 0; i < kUnits; ++i) {
+          copy_async_stream(raw + place(pass) + i * kUnitBytes, from + i * 64, bytes);
+        }
+        if (rope) {
+          copy_async_stream(raw + place(pass) + kUnits * kUnitBytes, from + kUnits * 64, bytes);
+        }
       }
-      if (rope) copy_async_stream(to + kUnits * kUnitBytes, from + kUnits * 64, valid ? 16 : 0);
     } else {
 #pragma unroll 1
-      for (int i = 0; i < kUnits + (rope ? 1 : 0); ++i) {
-        copy_async_8(to + i * kUnitBytes, from + i * 64, valid ? 8 : 0);
-        copy_async_8(to + i * kUnitBytes + 8, from + i * 64 + 8, valid ? 8 : 0);
+      for (int pass = 0; pass < kPasses; ++pass) {
+        const RowAddress address = address_of_lane(found, first + pass * 8 + row);
+        const int bytes = address.valid() ? 8 : 0;
+        const std::byte* from = address.values() + column;
+#pragma unroll 1
+        for (int i = 0; i < kUnits + (rope ? 1 : 0); ++i) {
+          copy_async_8(raw + place(pass) + i * kUnitBytes, from + i * 64, bytes);
+          copy_async_8(raw + place(pass) + i * kUnitBytes + 8, from + i * 64 + 8, bytes);
+        }
       }
     }
   }
@@ -509,11 +574,7 @@ __device__ __forceinline__ void load_values(const AttendSm90Args& args,
       found = finder.address<Traits>(coming);
       coming = places(block + kAhead * kStep + 2 * kGroups);
     }
-#pragma unroll
-    for (int pass = 0; pass < 2 * kTurn; ++pass) {
-      loader.gather(raw_slot + pass / 2, pass % 2,
-                    address_of_lane(found, odd * 16 + pass * 8 + (lane >> 2)));
-    }
+    loader.gather(raw_slot, found, odd * 16);
     copy_async_commit();
     raw_slot = raw_slot == kSlots - kTurn ? 0 : raw_slot + kTurn;
   }

@@ -28,7 +28,15 @@ struct ClusterTraits : Traits<kFormatOfRows> {
   static constexpr int kValueGroups = kCtas == 8 ? 1 : kCtas == 4 ? 2 : 0;
   static constexpr int kKeyWarps = 4 * kKeyGroups;
   static constexpr int kKeyPasses = Base::kBlockRows / (8 * kKeyWarps);
-  static constexpr int kThreads = 128 * (2 + kValueGroups + kKeyGroups);
+  // Whether weights go through the L2, from where one copy brings them to all CTAs; to a single
+  // other one they go at once.
+  static constexpr bool kMulticast = kCtas > 2;
+  // Whether rows come to the loaders of keys by the copy engine, which has no part in the
+  // load/store pipe; with one warpgroup, 8 of whose lanes a warp ask, they come too late.
+  static constexpr bool kKeysByCopyEngine = kCtas == 8 && Base::kConverts;
+
+  static constexpr int kGroups = 2 + kValueGroups + kKeyGroups;
+  static constexpr int kThreads = 128 * kGroups;
 
   // Registers a thread. A launch has 128 for each of 512 threads, 96 for each of 640.
   static constexpr int kLaunchRegisters = kCtas == 2 ? 128 : 96;
@@ -38,16 +46,13 @@ struct ClusterTraits : Traits<kFormatOfRows> {
   static constexpr int kValueRegisters = kCtas == 8 ? 56 : 48;
   static_assert(kScoreRegisters + kOutputRegisters + kKeyGroups * kKeyRegisters +
                     kValueGroups * kValueRegisters <=
-                kLaunchRegisters * (2 + kValueGroups + kKeyGroups));
+                kLaunchRegisters * kGroups);
 
   static constexpr int kQueryPitch = 1024 + 16;  // bytes of a head: rows of 8 x 8 hit other banks
   // Blocks whose weights and values wait for the output role. Not more of the former than CTAs: a
   // CTA must not hear of two of its blocks at once.
   static constexpr int kWeightSlots = kCtas == 8 ? 6 : kCtas;
   static constexpr int kKeyStages = kSendsValues ? 2 : 1;
-  // Whether S of a block whose keys are there is started before P of the one before leaves, for
-  // which many copies must be waited for.
-  static constexpr bool kScoresAhead = kCtas > 2;
   static constexpr int kValueSlots = kCtas == 8 ? 4 : kCtas == 4 ? 2 : 1;
   // Blocks of values, for each group, under way between global memory and conversion, in units of
   // 16 bytes a lane. A panel of bf16 takes two.
@@ -104,7 +109,7 @@ struct ClusterStorage : RawValues<Traits> {
   // Columns of this CTA.
   alignas(1024) uint8_t values[Traits::kValueSlots][Traits::kValuePanels][Traits::kPanelBytes];
   alignas(16) uint8_t raw_keys[Traits::kKeyWarps][Traits::kKeyPasses][Traits::kRawKeyBytes];
-  BlockWeights weights[Traits::kWeightSlots][4];
+  BlockWeights weights[Traits::kWeightSlots * 4];  // WeightSlots
   float2 maxima[2][Traits::kCtas][4][8];  // round parity, CTA, warp, lane / 4: of row, row + 8
   alignas(16) uint32_t mask[2][8];        // round parity; 8 rows a word, 4 equal bits a row
   ClusterItem item;
@@ -112,12 +117,13 @@ struct ClusterStorage : RawValues<Traits> {
 
   // mbarriers within the CTA
   uint64_t query_taken;
+  uint64_t raw_full[Traits::kKeyWarps][Traits::kKeyPasses];  // rows of a warp's pass
   uint64_t keys_full[Traits::kKeyStages], keys_empty[Traits::kKeyStages];
   uint64_t values_full[Traits::kValueSlots], values_empty[Traits::kValueSlots];
   // mbarriers at which other CTAs arrive, or their bytes. Where values are sent, values_full is one
   // of them, and values_empty tells that the other CTA has read what this one has sent.
   uint64_t maxima_full[2][4];
-  uint64_t weights_full[Traits::kWeightSlots][4];
+  uint64_t weights_full[Traits::kWeightSlots * 4];
   uint64_t weights_free[4];  // the slot of this CTA's next block, in all CTAs
 };
 template <typename Traits>

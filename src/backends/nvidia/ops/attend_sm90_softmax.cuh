@@ -37,17 +37,21 @@ struct RowMask {
   }
 };
 template <int kGroups>
-__device__ __forceinline__ RowMask<kGroups> load_mask(const uint32_t* from) {
+__device__ __forceinline__ RowMask<kGroups> load_mask(uint32_t from) {
   RowMask<kGroups> mask;
 #pragma unroll
   for (int i = 0; i < kGroups; i += 4) {
-    const uint4 four = load_shared_16(shared_address(from + i));
+    const uint4 four = load_shared_16(from + i * 4);
     mask.words[i] = four.x;
     mask.words[i + 1] = four.y;
     mask.words[i + 2] = four.z;
     mask.words[i + 3] = four.w;
   }
   return mask;
+}
+template <int kGroups>
+__device__ __forceinline__ RowMask<kGroups> load_mask(const uint32_t* from) {
+  return load_mask<kGroups>(shared_address(from));
 }
 template <int kGroups>
 __device__ __forceinline__ void mask_scores(float (&s)[4 * kGroups], const RowMask<kGroups>& mask,

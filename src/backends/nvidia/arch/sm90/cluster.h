@@ -30,11 +30,13 @@ __device__ inline void cluster_wait() {
 
 /// Address in the cluster's shared window of `local`, a place in this CTA's shared memory, but in
 /// CTA `rank`.
-__device__ inline uint32_t cluster_address(const void* local, uint32_t rank) {
-  const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(local));
+__device__ __forceinline__ uint32_t cluster_address(uint32_t local, uint32_t rank) {
   uint32_t remote;
-  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(address), "r"(rank));
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(local), "r"(rank));
   return remote;
+}
+__device__ inline uint32_t cluster_address(const void* local, uint32_t rank) {
+  return cluster_address(static_cast<uint32_t>(__cvta_generic_to_shared(local)), rank);
 }
 
 /// *address += value, without an answer.
@@ -88,6 +90,17 @@ __device__ __forceinline__ void cluster_copy_async(uint32_t to, uint32_t from, i
       "cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [%0], [%1], %2, "
       "[%3];" ::"r"(to),
       "r"(from), "r"(bytes), "r"(barrier)
+      : "memory");
+}
+
+/// `bytes` of global memory to the same place in all CTAs of `ctas`, a bit each; they count at the
+/// mbarrier that lies there as `barrier` does here [cp.async.bulk, multicast].
+__device__ __forceinline__ void copy_to_cluster(uint32_t to, const void* from, int bytes,
+                                                uint32_t barrier, uint32_t ctas) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], "
+      "[%1], %2, [%3], %4;" ::"r"(to),
+      "l"(from), "r"(bytes), "r"(barrier), "h"(static_cast<uint16_t>(ctas))
       : "memory");
 }
 

@@ -9,17 +9,6 @@ namespace dsv4::nvidia::sm90 {
 __device__ __forceinline__ void barrier_sync(int id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
-/// The same; whether `value` holds in all of them.
-__device__ __forceinline__ bool barrier_all(int id, int threads, bool value) {
-  int all;
-  asm volatile(
-      "{\n.reg .pred p, q;\nsetp.ne.s32 p, %3, 0;\n"
-      "barrier.cta.red.and.pred q, %1, %2, p;\nselp.s32 %0, 1, 0, q;\n}\n"
-      : "=r"(all)
-      : "r"(id), "r"(threads), "r"(static_cast<int>(value))
-      : "memory");
-  return all != 0;
-}
 /// 9.7.20.5 setmaxnreg: every warp of a warpgroup takes or gives back registers.
 template <int kRegisters>
 __device__ __forceinline__ void increase_registers() {
