@@ -198,12 +198,11 @@ __device__ __forceinline__ void store_sum(const AttendSm90Args& args, const Bloc
   }
 }
 
-/// What is known of heads row and row + 8 at the end of a part or item goes to `finished`; sums of
-/// an item also to memory.
-template <bool kParts>
-__device__ __forceinline__ void finish_rows(const AttendSm90Args& args, const BlockHeader& item,
-                                            uint32_t flags, int row, int quad, const Sinks& sinks,
-                                            float2* finished, float (&max)[2], float (&sum)[2]) {
+/// What is known of heads row and row + 8 at the end of a part or item goes to shared memory.
+template <typename Traits, bool kParts>
+__device__ __forceinline__ void finish_rows(SharedStorage<Traits>& shared, uint32_t flags, int row,
+                                            int quad, const Sinks& sinks, float (&max)[2],
+                                            float (&sum)[2]) {
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
     sum[h] += __shfl_xor_sync(~0u, sum[h], 1);
@@ -212,7 +211,7 @@ __device__ __forceinline__ void finish_rows(const AttendSm90Args& args, const Bl
   if (quad != 0) return;
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
-    float2& of_head = finished[row + 8 * h];
+    float2& of_head = shared.finished[row + 8 * h];
     if (kParts && (flags & kEndOfPart) != 0) {
       of_head = make_float2(max[h], sum[h]);
       continue;
@@ -227,7 +226,7 @@ __device__ __forceinline__ void finish_rows(const AttendSm90Args& args, const Bl
     }
     of_head = make_float2(sum[h] != 0.f ? inverse_denominator(max[h], sum[h], sinks.of[h]) : 0.f,
                           weights.bits);
-    store_sum(args, item, row + 8 * h, max[h], sum[h]);
+    shared.sums[flags / kOddItem & 1][row + 8 * h] = make_float2(max[h], sum[h]);
   }
 }
 
