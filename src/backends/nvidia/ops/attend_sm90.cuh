@@ -192,27 +192,31 @@ __device__ __forceinline__ void store_output(const AttendSm90Args& args, const B
   const int lane = thread_of_role() & 31, warp = thread_of_role() >> 5;
   // Panels of 64 columns, rows of 128 bytes, swizzled.
   const uint32_t to = staging + (warp * 16 + ((lane >> 3) & 1) * 8 + (lane & 7)) * 128;
+  // Two steps of two panels, so that the first leaves while the second is written.
 #pragma unroll
-  for (int g = 0; g < 32; g += 2) {
-    uint32_t x[4];
+  for (int step = 0; step < 2; ++step) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const float by = inverse[i & 1];
-      const int at = 4 * (g + (i >> 1)) + 2 * (i & 1);
-      x[i] = pack_bf16x2(value(at) * by, value(at + 1) * by);
+    for (int g = 16 * step; g < 16 * step + 16; g += 2) {
+      uint32_t x[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float by = inverse[i & 1];
+        const int at = 4 * (g + (i >> 1)) + 2 * (i & 1);
+        x[i] = pack_bf16x2(value(at) * by, value(at + 1) * by);
+      }
+      store_matrix_4(to + (g >> 3) * (64 * 128) + ((((g & 7) + (lane >> 4)) ^ (lane & 7)) << 4),
+                     x[0], x[1], x[2], x[3]);
     }
-    store_matrix_4(to + (g >> 3) * (64 * 128) + ((((g & 7) + (lane >> 4)) ^ (lane & 7)) << 4), x[0],
-                   x[1], x[2], x[3]);
-  }
-  fence_proxy_async();
-  barrier_sync(barrier, 128);
-  if (thread_of_role() == 0) {
+    fence_proxy_async();
+    barrier_sync(barrier, 128);
+    if (thread_of_role() == 0) {
 #pragma unroll 1
-    for (int i = 0; i < 4; ++i) {
-      store_box(args.out_map, column * 2 + i * 128, static_cast<int>(item.tile) * 64, item.token,
-                staging + i * (64 * 128));
+      for (int i = 2 * step; i < 2 * step + 2; ++i) {
+        store_box(args.out_map, column * 2 + i * 128, static_cast<int>(item.tile) * 64, item.token,
+                  staging + i * (64 * 128));
+      }
+      store_commit();
     }
-    store_commit();
   }
 }
 
