@@ -3,7 +3,7 @@
 //
 //   cuda_attend_bench [--candidate NAME] [--format fp8_ds_mla|bf16|fp8] [--heads H[,H...]]
 //                     [--batch T[,T...]] [--case LETTER...] [--quick] [--load SECONDS]
-//                     [--blocks-per-chain N|batch] [--pool N]
+//                     [--blocks-per-chain N|batch] [--pool N] [--s-q N]
 //
 // --candidate  forces a kernel of the attend family (sm90, sm80, reference); default: the best one
 // --case       of a b c (window; + 512, + 1024 selected rows), d e f g (+ all of 64, 512, 4096,
@@ -12,6 +12,7 @@
 // --quick      heads 64, batches 1, 8, 64, 128, cases b d e g p
 // --blocks-per-chain  length of a chain in blocks of 64 rows; batch: the one that makes the call
 //              fastest, by a model, so that a token's bits depend on the batch (gives up rule 2.2)
+// --s-q        tokens of a request in decode, which follow each other (FlashMLA's times: of one)
 // --pool       entries that a prefill selects its rows from; default: 8192
 // --load       keeps the GPU busy for so long before the first row is timed, and for a second with
 //              a row's own calls before it: what is left under the power limit
@@ -87,6 +88,7 @@ struct Options {
   std::vector<int> batches{std::begin(kBatches), std::end(kBatches)};
   double load_seconds = 0;
   int prefill_pool = kPrefillPool;
+  int s_q = 1;
   int blocks_per_chain = ReductionGrid{}.blocks_per_chain;  // 0: by the batch
 };
 
@@ -145,6 +147,8 @@ void run(int argc, char** argv) {
           value == std::string_view("batch") ? 0 : std::max(1, std::atoi(value));
     } else if (name == "--pool") {
       options.prefill_pool = parse_list(value).front();
+    } else if (name == "--s-q") {
+      options.s_q = parse_list(value).front();
     } else if (name == "--load") {
       options.load_seconds = std::strtod(value, nullptr);
     } else if (name == "--format" && parse_kv_format(value)) {
@@ -170,6 +174,7 @@ void run(int argc, char** argv) {
           which.prefill ? std::vector<int>{kPrefillTokens} : options.batches;
       for (int count : tokens) {
         Problem problem{which, options.format, heads, count};
+        problem.tokens_per_seq = options.s_q;
         if (which.prefill) {
           problem.seqs = 1;
           problem.tokens_per_seq = count;

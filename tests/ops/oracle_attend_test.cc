@@ -127,6 +127,15 @@ TEST_P(OracleAttend, BitsAloneAndInACrowd) {
   check_attend_crowd(subject(), which(), is_scalar() ? 60 : 300);
 }
 
+TEST_P(OracleAttend, BitsInRunsOfTokens) {
+  const bool few_heads = which().heads == 4 && which().grid == ReductionGrid{};
+  if (!(few_heads || which().name.starts_with("csa_heads_128heads")) || is_emulated(candidate()) ||
+      is_scalar()) {
+    GTEST_SKIP() << "a few cases are enough, in a compiled kernel";
+  }
+  check_attend_runs(subject(), which(), candidate().platform == Platform::kCpu ? 60 : 310);
+}
+
 // Candidates that must have the bits of `candidate`, because dispatch chooses among them by the
 // size of a batch.
 std::vector<std::string> names_with_bits_of(const OpCandidate& candidate) {

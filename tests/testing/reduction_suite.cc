@@ -517,6 +517,50 @@ void check_attend_crowd(const Subject& subject, const AttendCase& which, int num
   }
 }
 
+void check_attend_runs(const Subject& subject, const AttendCase& which, int num_tokens) {
+  constexpr int kSeqs = 3, kFew = 50, kLongestRun = 8;
+  std::vector<int> firsts{0, 30, 60, 120, 126, 190, 300};
+  if (which.compressed != CompressedKind::kNone) {
+    for (int entries : {63, 64, 130}) firsts.push_back(which.ratio * entries - 2);
+  }
+  std::vector<AttendToken> tokens;
+  for (int run = 0; static_cast<int>(tokens.size()) < num_tokens; ++run) {
+    const int first = firsts[static_cast<size_t>(run) % firsts.size()];
+    if (run % 5 == 4) tokens.push_back({run % kSeqs, first});  // the same token twice
+    for (int i = 0; i < 1 + run % kLongestRun; ++i) tokens.push_back({run % kSeqs, first + i});
+  }
+  const auto count = static_cast<int64_t>(tokens.size());
+  const AttendResult batch = run_attend(subject, which, tokens, {.only_own_rows = true});
+  {  // Backwards no token comes behind the one before it.
+    const std::vector<AttendToken> reversed(tokens.rbegin(), tokens.rend());
+    const AttendResult other = run_attend(subject, which, reversed, {});
+    for (int64_t t = 0; t < count; ++t) {
+      ASSERT_TRUE(same_bits(which, other, count - 1 - t, batch, t))
+          << "token " << t << ", position " << tokens[static_cast<size_t>(t)].position
+          << ", in runs and backwards";
+    }
+  }
+  {  // Another one first: other tokens are side by side.
+    std::vector<AttendToken> moved{{1, 200}};
+    moved.insert(moved.end(), tokens.begin(), tokens.end());
+    const AttendResult other = run_attend(subject, which, moved, {.block_seed = 5});
+    for (int64_t t = 0; t < count; ++t) {
+      ASSERT_TRUE(same_bits(which, other, t + 1, batch, t))
+          << "token " << t << ", position " << tokens[static_cast<size_t>(t)].position
+          << ", behind another one";
+    }
+  }
+  for (int64_t first = 0; first < count; first += kFew) {
+    const auto begin = tokens.begin() + first;
+    const auto end = first + kFew < count ? begin + kFew : tokens.end();
+    const AttendResult few = run_attend(subject, which, {begin, end}, {});
+    for (int64_t t = 0; t < end - begin; ++t) {
+      ASSERT_TRUE(same_bits(which, few, t, batch, first + t))
+          << "token " << first + t << " among " << end - begin << " and among " << count;
+    }
+  }
+}
+
 void check_attend_same_bits(const std::vector<Subject>& subjects, const AttendCase& which,
                             const std::vector<AttendToken>& tokens) {
   enum Change { kNone, kHoles, kRareBytes };

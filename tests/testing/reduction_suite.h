@@ -66,6 +66,9 @@ void check_attend_invariance(const Subject& subject, const AttendCase& which,
 /// Tokens of a large batch (of hundreds: several rounds of a GPU, larger tiles of heads) against
 /// the same ones alone.
 void check_attend_crowd(const Subject& subject, const AttendCase& which, int num_tokens);
+/// Bits of runs of one to eight adjacent tokens, of several sequences and at edges of windows and
+/// blocks: kernels may share the rows of tokens that stand beside each other.
+void check_attend_runs(const Subject& subject, const AttendCase& which, int num_tokens);
 /// The same tokens with candidates whose sums have the same order: also with lists that have holes,
 /// and with rows of rare bytes (NaN, the smallest and large scales).
 void check_attend_same_bits(const std::vector<Subject>& subjects, const AttendCase& which,

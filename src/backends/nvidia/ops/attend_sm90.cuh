@@ -135,10 +135,10 @@ __device__ __forceinline__ void score_role(const AttendSm90Args& args,
       mbarrier_poll(shared_address(&shared.barriers.rows_full[stage][1]), phase_of<2>(block));
       start_scores(s, query, query_operand, rows, 1);
       const bool all_rows = load_mask<8>(shared.mask[stage]).all();
-      BlockHeader item, next = {-1, 0, 0, 0};
+      BlockHeader next = {-1, 0, 0, 0};
       Sinks sinks;
       if (last) {
-        item = read_header(shared.walk.headers[block % Traits::kHeaderSlots]);
+        const BlockHeader item = read_header(shared.walk.headers[block % Traits::kHeaderSlots]);
         // All warps are done with the query in shared memory: the next one can come.
         next = read_header(shared.walk.headers[(block + 1) % Traits::kHeaderSlots]);
         wgmma_wait<1>();
@@ -159,13 +159,20 @@ __device__ __forceinline__ void score_role(const AttendSm90Args& args,
         shared.alpha[row] = alpha[0];
         shared.alpha[row + 8] = alpha[1];
       }
-      if (last || (kParts && (flags & kEndOfPart) != 0)) {
-        finish_rows<kParts>(args, item, flags, row, quad, sinks, shared.finished, max, sum);
+      // Of an item of one part P goes first: factors are long code, needed when products end.
+      const bool ends = last || (kParts && (flags & kEndOfPart) != 0);
+      const auto finish = [&] {
+        finish_rows<Traits, kParts>(shared, flags, row, quad, sinks, max, sum);
         max[0] = max[1] = kNoMaximum;
         sum[0] = sum[1] = 0.f;
-      }
+      };
+      if (kParts && ends) finish();
       fence_proxy_async();
       mbarrier_arrive(shared_address(&shared.barriers.p_full));
+      if (!kParts && ends) {
+        finish();
+        mbarrier_arrive(shared_address(&shared.barriers.factors_known));
+      }
       if (next.token >= 0) {
         query.take(shared, phase ^ 1);
       } else if (last) {
@@ -176,40 +183,41 @@ __device__ __forceinline__ void score_role(const AttendSm90Args& args,
 }
 
 /// Writes 64 heads x 256 dims from `column` on as bf16, by the copy engine from 32 KB of shared
-/// memory; heads that do not exist are not written. `staged` is called when that memory is free
-/// again; all but one thread call it at once.
-template <typename Value, typename Staged>
+/// memory, which is free again when thread 0 has called store_wait_read; heads that do not exist
+/// are not written.
+template <typename Value>
 __device__ __forceinline__ void store_output(const AttendSm90Args& args, const BlockHeader& item,
                                              int column, uint32_t staging, int barrier,
-                                             const float (&inverse)[2], const Value& value,
-                                             const Staged& staged) {
+                                             const float (&inverse)[2], const Value& value) {
   const int lane = thread_of_role() & 31, warp = thread_of_role() >> 5;
   // Panels of 64 columns, rows of 128 bytes, swizzled.
   const uint32_t to = staging + (warp * 16 + ((lane >> 3) & 1) * 8 + (lane & 7)) * 128;
+  // Two steps of two panels, so that the first leaves while the second is written.
 #pragma unroll
-  for (int g = 0; g < 32; g += 2) {
-    uint32_t x[4];
+  for (int step = 0; step < 2; ++step) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const float by = inverse[i & 1];
-      const int at = 4 * (g + (i >> 1)) + 2 * (i & 1);
-      x[i] = pack_bf16x2(value(at) * by, value(at + 1) * by);
+    for (int g = 16 * step; g < 16 * step + 16; g += 2) {
+      uint32_t x[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float by = inverse[i & 1];
+        const int at = 4 * (g + (i >> 1)) + 2 * (i & 1);
+        x[i] = pack_bf16x2(value(at) * by, value(at + 1) * by);
+      }
+      store_matrix_4(to + (g >> 3) * (64 * 128) + ((((g & 7) + (lane >> 4)) ^ (lane & 7)) << 4),
+                     x[0], x[1], x[2], x[3]);
     }
-    store_matrix_4(to + (g >> 3) * (64 * 128) + ((((g & 7) + (lane >> 4)) ^ (lane & 7)) << 4), x[0],
-                   x[1], x[2], x[3]);
-  }
-  fence_proxy_async();
-  barrier_sync(barrier, 128);
-  if (thread_of_role() == 0) {
+    fence_proxy_async();
+    barrier_sync(barrier, 128);
+    if (thread_of_role() == 0) {
 #pragma unroll 1
-    for (int i = 0; i < 4; ++i) {
-      store_box(args.out_map, column * 2 + i * 128, static_cast<int>(item.tile) * 64, item.token,
-                staging + i * (64 * 128));
+      for (int i = 2 * step; i < 2 * step + 2; ++i) {
+        store_box(args.out_map, column * 2 + i * 128, static_cast<int>(item.tile) * 64, item.token,
+                  staging + i * (64 * 128));
+      }
+      store_commit();
     }
-    store_commit();
-    store_wait_read();
   }
-  staged();
 }
 
 /// First of this thread's two rows of an accumulator; the other one is 8 below.
@@ -287,6 +295,20 @@ __device__ __forceinline__ void output_role(const AttendSm90Args& args,
   const auto release = [&](int stage) {
     mbarrier_arrive(shared_address(&shared.barriers.rows_empty[stage][half()]));
   };
+  const auto give_back = [&](int stage) {
+    if (half() == 1) {
+      release(stage);
+    } else if (thread_of_role() == 0) {
+      mbarrier_arrive(shared_address(&shared.barriers.output_read));
+    }
+  };
+  // What an output left through is free again, if it is one that ended with that block.
+  const auto end_store = [&](int block) {
+    const uint32_t flags = shared.walk.headers[block % Traits::kHeaderSlots].flags;
+    if (!__any_sync(~0u, (flags & kLastBlock) != 0 && (flags & kOnlyChain) != 0)) return;
+    if (thread_of_role() == 0) store_wait_read();
+    give_back(block & 1);
+  };
   // Where products begin anew.
   constexpr uint32_t kEnd = kParts ? kLastBlock | kEndOfPart : kLastBlock;
   for (int block = 0; block == 0 || exists(block);) {
@@ -305,6 +327,7 @@ __device__ __forceinline__ void output_role(const AttendSm90Args& args,
         if (!exists(0)) return;
       }
       if (half() == 1) walk.find_places(block);
+      if (block > 0) end_store(block - 1);  // late: who waits for it does not walk
       mbarrier_poll(shared_address(&shared.barriers.p_full), phase_of<1>(block));
       const uint32_t flags = shared.walk.headers[block % Traits::kHeaderSlots].flags;
       last = __any_sync(~0u, (flags & kEnd) != 0);
@@ -338,6 +361,9 @@ __device__ __forceinline__ void output_role(const AttendSm90Args& args,
         walk.find_addresses(block);
       }
       if (last) {
+        if (!kParts) {
+          mbarrier_poll(shared_address(&shared.barriers.factors_known), (flags / kOddItem & 1) ^ 1);
+        }
         const float2 heads[2] = {shared.finished[row_of_thread()],
                                  shared.finished[row_of_thread() + 8]};
 #pragma unroll
@@ -375,21 +401,24 @@ __device__ __forceinline__ void output_role(const AttendSm90Args& args,
                        shared_address(&shared.barriers.parts_full[half()]), o);
       }
     }
-    const auto give_back = [&] {
-      if (half() == 1) {
-        release(stage);
-      } else if (thread_of_role() == 0) {
-        mbarrier_arrive(shared_address(&shared.barriers.output_read));
-      }
-    };
     if (kParts || half() == 1) barrier_sync(barrier, 128);  // all warps have read what lies there
     if (__any_sync(~0u, (item.flags & kOnlyChain) != 0)) {
-      store_output(args, item, half() * 256, staging(), barrier, inverse, o, give_back);
+      store_output(args, item, half() * 256, staging(), barrier, inverse, o);
     } else {
-      give_back();
+      give_back(stage);
       store_chain(args, item, half(), o);
     }
+    // Here, while the output leaves: at the S role the next item would wait for it.
+    if (half() == 0 && (thread_of_role() & 3) == 0) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const int row = row_of_thread() + 8 * h;
+        const float2 sums = shared.sums[item.flags / kOddItem & 1][row];
+        store_sum(args, item, row, sums.x, sums.y);
+      }
+    }
   }
+  if (thread_of_role() == 0) store_wait_read();
 }
 
 template <typename Traits, bool kParts>

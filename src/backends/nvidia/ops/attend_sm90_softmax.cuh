@@ -67,17 +67,29 @@ __device__ __forceinline__ void mask_scores(float (&s)[4 * kGroups], const RowMa
   }
 }
 
-/// Largest score of a block for both heads of a thread, base 2; the same in all of a quad.
-__device__ __forceinline__ void block_maxima(const float (&s)[32], float scale_log2,
-                                             float (&largest)[2]) {
+/// Largest score of a thread's keys for both of its heads, base 2.
+__device__ __forceinline__ void own_maxima(const float (&s)[32], float scale_log2,
+                                           float (&largest)[2]) {
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
     float x = s[2 * h];
 #pragma unroll
     for (int g = 0; g < 8; ++g) x = fmaxf(x, fmaxf(s[4 * g + 2 * h], s[4 * g + 2 * h + 1]));
-    x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));
-    largest[h] = __fmul_rn(fmaxf(x, __shfl_xor_sync(~0u, x, 2)), scale_log2);
+    largest[h] = __fmul_rn(x, scale_log2);
   }
+}
+/// The same of the whole block, from those of a quad.
+__device__ __forceinline__ void quad_maxima(float (&largest)[2]) {
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    largest[h] = fmaxf(largest[h], __shfl_xor_sync(~0u, largest[h], 1));
+    largest[h] = fmaxf(largest[h], __shfl_xor_sync(~0u, largest[h], 2));
+  }
+}
+__device__ __forceinline__ void block_maxima(const float (&s)[32], float scale_log2,
+                                             float (&largest)[2]) {
+  own_maxima(s, scale_log2, largest);
+  quad_maxima(largest);
 }
 /// The reference maximum follows that of a block.
 __device__ __forceinline__ float moved_reference(float largest, float max) {
@@ -126,9 +138,16 @@ __device__ __forceinline__ float add_block_sum(float sum, float alpha, float blo
 __device__ __forceinline__ void softmax(const float (&s)[32], float scale_log2, float (&max)[2],
                                         float (&sum)[2], float (&alpha)[2], uint32_t (&p)[16]) {
   float largest[2], block_sum[2];
-  block_maxima(s, scale_log2, largest);
+  own_maxima(s, scale_log2, largest);
+  alpha[0] = alpha[1] = 1.f;
+  // Few blocks move a reference. Where no thread's maximum does, that of a quad, which is one of
+  // them, does not either, and nobody has to hear of it.
+  if (__any_sync(~0u, moved_reference(largest[0], max[0]) != max[0] ||
+                          moved_reference(largest[1], max[1]) != max[1])) {
+    quad_maxima(largest);
 #pragma unroll
-  for (int h = 0; h < 2; ++h) alpha[h] = move_reference(largest[h], max[h]);
+    for (int h = 0; h < 2; ++h) alpha[h] = move_reference(largest[h], max[h]);
+  }
   block_weights(s, scale_log2, max, block_sum, p);
 #pragma unroll
   for (int h = 0; h < 2; ++h) sum[h] = add_block_sum(sum[h], alpha[h], block_sum[h]);
@@ -183,12 +202,11 @@ __device__ __forceinline__ void store_sum(const AttendSm90Args& args, const Bloc
   }
 }
 
-/// What is known of heads row and row + 8 at the end of a part or item goes to `finished`; sums of
-/// an item also to memory.
-template <bool kParts>
-__device__ __forceinline__ void finish_rows(const AttendSm90Args& args, const BlockHeader& item,
-                                            uint32_t flags, int row, int quad, const Sinks& sinks,
-                                            float2* finished, float (&max)[2], float (&sum)[2]) {
+/// What is known of heads row and row + 8 at the end of a part or item goes to shared memory.
+template <typename Traits, bool kParts>
+__device__ __forceinline__ void finish_rows(SharedStorage<Traits>& shared, uint32_t flags, int row,
+                                            int quad, const Sinks& sinks, float (&max)[2],
+                                            float (&sum)[2]) {
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
     sum[h] += __shfl_xor_sync(~0u, sum[h], 1);
@@ -197,7 +215,7 @@ __device__ __forceinline__ void finish_rows(const AttendSm90Args& args, const Bl
   if (quad != 0) return;
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
-    float2& of_head = finished[row + 8 * h];
+    float2& of_head = shared.finished[row + 8 * h];
     if (kParts && (flags & kEndOfPart) != 0) {
       of_head = make_float2(max[h], sum[h]);
       continue;
@@ -212,7 +230,7 @@ __device__ __forceinline__ void finish_rows(const AttendSm90Args& args, const Bl
     }
     of_head = make_float2(sum[h] != 0.f ? inverse_denominator(max[h], sum[h], sinks.of[h]) : 0.f,
                           weights.bits);
-    store_sum(args, item, row + 8 * h, max[h], sum[h]);
+    shared.sums[flags / kOddItem & 1][row + 8 * h] = make_float2(max[h], sum[h]);
   }
 }
 

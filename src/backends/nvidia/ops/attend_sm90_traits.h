@@ -62,7 +62,7 @@ enum BlockFlags : uint32_t {
   kOnlyChain = 4,   // the token has one chain: its output is final
   kEndOfPart = 8,   // of the first of two parts of the item
   kLaterPart = 16,  // of the second one
-  kOddItem = 32,    // phase of query_taken before the item's output
+  kOddItem = 32,    // phase of barriers that serve an item
 };
 
 /// The item after the current one; its numbers are copied asynchronously, in this order.
@@ -107,6 +107,7 @@ struct Barriers {
   uint64_t places_known;                    // first blocks of BlockWalk::find_addresses. Once
   uint64_t p_full;                          // S role -> output roles
   uint64_t p_empty;                         // output roles -> S role
+  uint64_t factors_known;                   // S role -> output roles, in items of one part
   uint64_t query_full[2];                   // the copy engine -> S role: dims 0-255, 256-511
   uint64_t query_taken;                     // S role -> first output role: next_query has been read
   uint64_t output_read;                     // first output role -> S role: and can be written again
@@ -129,6 +130,8 @@ struct SharedStorage {
   // Of a head: maximum and sum of the first part of an item, kept by the S role; at the end of the
   // item the factor of its accumulators, and PartWeights of both parts.
   float2 finished[Traits::kTileHeads];
+  // Maximum and sum of an item, by its parity: read when the S role may be at the end of the next.
+  float2 sums[2][Traits::kTileHeads];
 };
 static_assert(sizeof(SharedStorage<Traits<KvFormat::kFp8DsMla>>) <= 232448, "227 KB a CTA");
 

@@ -65,6 +65,7 @@ __device__ __forceinline__ void init_barriers(Barriers<Traits>& barriers) {
   mbarrier_init(shared_address(&barriers.places_known), 128);
   mbarrier_init(shared_address(&barriers.p_full), 128);
   mbarrier_init(shared_address(&barriers.p_empty), 256);
+  mbarrier_init(shared_address(&barriers.factors_known), 128);
   mbarrier_init(shared_address(&barriers.query_full[0]), 1);
   mbarrier_init(shared_address(&barriers.query_full[1]), 1);
   mbarrier_init(shared_address(&barriers.query_taken), 128);
