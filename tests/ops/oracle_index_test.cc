@@ -205,52 +205,64 @@ TEST_P(OracleIndexLogits, BitsDependOnTheTokenOnly) {
 }
 
 // Enough work that every block of a GPU has several sequences or a long part of one: prompts and
-// single tokens side by side, without order in their lengths.
+// single tokens side by side, few or many, without order in their lengths; or all nearly alike.
 TEST_P(OracleIndexLogits, ManySequencesInOneCall) {
-  constexpr int kHeads = 8, kDim = 128, kRows = 64, kBlocks = 50, kSeqs = 64;
+  constexpr int kHeads = 8, kDim = 128, kRows = 64, kBlocks = 50;
   const bool slow = GetParam().platform == Platform::kCpu && GetParam().name == "reference";
   const int columns = slow ? 2 : 32, entries = columns * kRows;
-  Random random(41);
-  // Sequences share blocks.
-  std::vector<int32_t> table;
-  for (int i = 0; i < kSeqs * columns; ++i) {
-    table.push_back(static_cast<int32_t>(random.below(kBlocks)));
-  }
-  PagedCache cache(memory(), KvFormat::kIndexFp8, kDim, kRows, kBlocks);
-  for (int64_t slot = 0; slot < kBlocks * kRows; ++slot) {
-    cache.write(slot, normal_values(random, kDim, 1.0));
-  }
-  cache.upload();
-  std::vector<int32_t> token_to_seq, end;
-  for (int seq = 0; seq < kSeqs; ++seq) {
-    const int64_t tokens = seq % 5 == 2 ? 10 : seq % 7 == 3 ? 2 : 1;
-    for (int64_t i = 0; i < tokens; ++i) {
-      token_to_seq.push_back(seq);
-      end.push_back(seq % 9 == 4 ? 0 : static_cast<int32_t>(random.below(entries + 1)));
+  struct Case {
+    int seqs;
+    bool alike;
+    int compared;  // every so many tokens
+  };
+  for (const Case& which : {Case{64, false, 3}, Case{300, false, 23}, Case{130, true, 7}}) {
+    if (which.seqs > 64 && GetParam().platform != Platform::kCuda) continue;
+    SCOPED_TRACE(::testing::Message()
+                 << which.seqs << " sequences" << (which.alike ? ", alike" : ""));
+    Random random(41);
+    // Sequences share blocks.
+    std::vector<int32_t> table;
+    for (int i = 0; i < which.seqs * columns; ++i) {
+      table.push_back(static_cast<int32_t>(random.below(kBlocks)));
     }
-  }
-  const auto tokens = static_cast<int>(end.size());
-  Vector q = normal_values(random, int64_t{tokens} * kHeads * kDim, 3.0);
-  for (double& value : q) value = e4m3_value(40 * value, 0);
-  const ConstTensor queries = memory().tensor(DType::kBf16, {tokens, kHeads, kDim}, q);
-  const ConstTensor weights =
-      memory().tensor(DType::kF32, {tokens, kHeads},
-                      rounded(DType::kF32, normal_values(random, tokens * kHeads, 0.01)));
-  const Calls scores(*this, queries, weights, token_to_seq, end,
-                     {memory().put(table), columns, columns, kRows * 4}, cache.view());
-  const std::vector<float> all = scores(0, tokens, entries);
-  for (int t = 0; t < tokens; ++t) {
-    const float* row = &all[static_cast<size_t>(t) * entries];
-    for (int j = end[static_cast<size_t>(t)]; j < entries; ++j) {
-      ASSERT_TRUE(std::isnan(row[j])) << "logit " << j << " past the end of token " << t;
+    PagedCache cache(memory(), KvFormat::kIndexFp8, kDim, kRows, kBlocks);
+    for (int64_t slot = 0; slot < kBlocks * kRows; ++slot) {
+      cache.write(slot, normal_values(random, kDim, 1.0));
     }
-    const int32_t count = end[static_cast<size_t>(t)];
-    if (t % 3 != 0 || count == 0) continue;
-    const std::vector<float> alone = scores(t, 1, count);
-    EXPECT_EQ(std::memcmp(alone.data(), row, static_cast<size_t>(count) * sizeof(float)), 0)
-        << "token " << t;
+    cache.upload();
+    std::vector<int32_t> token_to_seq, end;
+    for (int seq = 0; seq < which.seqs; ++seq) {
+      const int64_t tokens = which.alike ? 1 : seq % 5 == 2 ? 10 : seq % 7 == 3 ? 2 : 1;
+      for (int64_t i = 0; i < tokens; ++i) {
+        token_to_seq.push_back(seq);
+        end.push_back(which.alike    ? entries - static_cast<int32_t>(random.below(kRows))
+                      : seq % 9 == 4 ? 0
+                                     : static_cast<int32_t>(random.below(entries + 1)));
+      }
+    }
+    const auto tokens = static_cast<int>(end.size());
+    Vector q = normal_values(random, int64_t{tokens} * kHeads * kDim, 3.0);
+    for (double& value : q) value = e4m3_value(40 * value, 0);
+    const ConstTensor queries = memory().tensor(DType::kBf16, {tokens, kHeads, kDim}, q);
+    const ConstTensor weights =
+        memory().tensor(DType::kF32, {tokens, kHeads},
+                        rounded(DType::kF32, normal_values(random, tokens * kHeads, 0.01)));
+    const Calls scores(*this, queries, weights, token_to_seq, end,
+                       {memory().put(table), columns, columns, kRows * 4}, cache.view());
+    const std::vector<float> all = scores(0, tokens, entries);
+    for (int t = 0; t < tokens; ++t) {
+      const float* row = &all[static_cast<size_t>(t) * static_cast<size_t>(entries)];
+      for (int j = end[static_cast<size_t>(t)]; j < entries; ++j) {
+        ASSERT_TRUE(std::isnan(row[j])) << "logit " << j << " past the end of token " << t;
+      }
+      const int32_t count = end[static_cast<size_t>(t)];
+      if (t % which.compared != 0 || count == 0) continue;
+      const std::vector<float> alone = scores(t, 1, count);
+      EXPECT_EQ(std::memcmp(alone.data(), row, static_cast<size_t>(count) * sizeof(float)), 0)
+          << "token " << t;
+    }
+    clear_memory();
   }
-  clear_memory();
 }
 
 // A long prompt keeps shared memory busy: whatever is read from a place of a ring must have been

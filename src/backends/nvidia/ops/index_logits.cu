@@ -115,6 +115,7 @@ IndexLogitsArgs index_logits_args(const IndexLogitsParams& params) {
           .max_end = params.max_end,
           .table = params.blocks.table,
           .table_stride = params.blocks.stride,
+          .table_columns = params.blocks.columns,
           .cache = cache.base,
           .block_stride_bytes = cache.block_stride_bytes,
           .rows_per_block = cache.rows_per_block,

@@ -19,6 +19,7 @@ struct IndexLogitsArgs {
   int32_t max_end;
   const int32_t* table;
   int64_t table_stride;
+  int32_t table_columns;
   const std::byte* cache;
   int64_t block_stride_bytes;
   int32_t rows_per_block;
@@ -27,6 +28,8 @@ struct IndexLogitsArgs {
   int64_t logits_stride;
   /// A group of tokens is in shared memory at once; `splits` CTAs share the keys of a group.
   int32_t group_tokens, splits;
+  uint32_t per_cta = 0;  ///< sm90: 2^32 / CTAs, rounded up
+  uint32_t nothing = 0;  ///< sm90: stays 0, which the compiler does not know
 };
 
 /// Limits of the kernels, checked.

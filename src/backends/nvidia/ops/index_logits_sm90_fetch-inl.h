@@ -17,6 +17,7 @@ __device__ __forceinline__ void fetch_keys(const IndexLogitsArgs& args, Storage&
   const int32_t runs_shift = __clz(run_rows) - __clz(kTile), tile_runs = 1 << runs_shift;
   int32_t stage = warp, skip = warp;  // tiles to the warp's next one
   uint32_t parity = 1;                // of the phase before the first: waiting for it is no waiting
+  int32_t unused = Traits::kStages / kKeyWarps;  // places of this warp
   bool is_first = true;
   Item item;
   Part part;
@@ -38,11 +39,13 @@ __device__ __forceinline__ void fetch_keys(const IndexLogitsArgs& args, Storage&
                  : 0;
     };
     int32_t next_block = block_of(lane);
-    if (walk.left > 0 && has_few_tokens(args)) {  // the next item's pages are asked for meanwhile
-      const int32_t* next_table = args.table + storage.items[walk.token].seq * args.table_stride;
-      if (lane * args.rows_per_block < storage.items[walk.token].longest)
-        sm90::touch(next_table + lane);
-    }
+    // The next item's pages are asked for meanwhile.
+    const auto touch_next = [&] {
+      if (walk.left == 0 || !has_few_tokens(args)) return;
+      const Item& next = storage.items[walk.items + walk.token];
+      if (lane * args.rows_per_block < next.longest)
+        sm90::touch(args.table + next.seq * args.table_stride + lane);
+    };
     for (int32_t begin = 0; begin < runs; begin += 32) {
       const int64_t block = next_block;
       next_block = block_of(begin + 32 + lane);
@@ -56,10 +59,11 @@ __device__ __forceinline__ void fetch_keys(const IndexLogitsArgs& args, Storage&
       const std::byte* page = args.cache + block * args.block_stride_bytes;
       const std::byte* values = page + int64_t{row} * kIndexDim;
       const std::byte* scales = page + int64_t{args.rows_per_block} * kIndexDim + row * 4;
-      const auto copy = [&](int32_t to_stage, bool starts) {
+      const auto copy = [&](int32_t to_stage, bool starts, bool was_used) {
         const uint32_t full = shared_address(&storage.full[to_stage]);
         Stage& to = storage.stages[to_stage];
-        sm90::fence_proxy_async();  // after the loads of those that have read the place
+        // After the loads of those that have read the place. Waits for loads of this thread, too.
+        if (was_used) sm90::fence_proxy_async();
         if (starts) sm90::mbarrier_arrive_expecting(full, tile_rows * (kIndexDim + 4));
         if (left > 0) {
           sm90::copy_bulk(shared_address(to.values[in_tile]), values, rows * kIndexDim, full);
@@ -71,17 +75,22 @@ __device__ __forceinline__ void fetch_keys(const IndexLogitsArgs& args, Storage&
         is_first = false;
         const int tiles_now = min(min(32, runs) >> runs_shift, Traits::kStages / kKeyWarps);
         i = tiles_now << runs_shift;
-        if (lane < i) copy(stage + (lane >> runs_shift) * kKeyWarps, (lane & (tile_runs - 1)) == 0);
+        if (lane < i)
+          copy(stage + (lane >> runs_shift) * kKeyWarps, (lane & (tile_runs - 1)) == 0, false);
         __syncwarp();
+        unused -= tiles_now;
         stage += tiles_now * kKeyWarps;
         if (stage >= Traits::kStages) stage -= Traits::kStages, parity ^= 1;
       }
+      if (begin == 0) touch_next();
+#pragma unroll 1
       for (; i < min(32, runs - begin); ++i) {
         const bool starts = (i & (tile_runs - 1)) == 0;  // `begin` is a multiple of 32
         if (starts) sm90::mbarrier_wait(shared_address(&storage.empty[stage]), parity);
-        if (lane == i) copy(stage, starts);
+        if (lane == i) copy(stage, starts, unused <= 0);
         __syncwarp();
         if (((i + 1) & (tile_runs - 1)) == 0) {
+          unused -= 1;
           stage += kKeyWarps;
           if (stage >= Traits::kStages) stage -= Traits::kStages, parity ^= 1;
         }
@@ -94,6 +103,41 @@ __device__ __forceinline__ void fetch_keys(const IndexLogitsArgs& args, Storage&
 __device__ __forceinline__ uint32_t codes_of(uint32_t pair) {
   return sm90::e4m3x2(__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u));
 }
+/// What of a token's queries a scoring thread brings: pieces of kHeads heads apart, whose places
+/// are swizzled alike.
+class QueryShare {
+ public:
+  static constexpr int kThreads = 128 * Traits::kWarpgroups, kHeads = kThreads / kHeadPieces;
+  static constexpr int kPieces = kTokenPieces / kThreads;
+  static_assert(kHeads % 8 == 0 && kIndexMaxHeads % kHeads == 0);
+
+  __device__ __forceinline__ explicit QueryShare(const IndexLogitsArgs& args) : args_(args) {
+    const int head = static_cast<int>(threadIdx.x) / kHeadPieces, piece = threadIdx.x % kHeadPieces;
+    from_ = args.q + min(head, args.num_heads - 1) * args.q_head_stride + piece * 8;
+    // Word t of unit u has four dims from 64 (u / 4) + 16 t + 4 (u % 4) on; the next four are those
+    // of unit u + 1.
+    const int unit = piece / 8 * 4 + piece % 2 * 2, word = piece % 8 / 2;
+    to_ = (head * 8 + (unit ^ (head % 8))) * 16 + word * 4;
+  }
+  __device__ __forceinline__ bool has(int i) const {
+    return i * kHeads + static_cast<int>(threadIdx.x) / kHeadPieces < args_.num_heads;
+  }
+  /// Only to be read where there is such a head.
+  __device__ __forceinline__ const uint16_t* piece(int64_t token, int i) const {
+    return from_ + token * args_.q_token_stride + i * kHeads * args_.q_head_stride;
+  }
+  __device__ __forceinline__ void put(Queries& queries, int i, const uint4& dims) const {
+    const uint32_t to = shared_address(queries.units) + to_ + i * kHeads * kIndexDim;
+    sm90::store_shared(to, codes_of(dims.x) | codes_of(dims.y) << 16);
+    sm90::store_shared(to ^ 16, codes_of(dims.z) | codes_of(dims.w) << 16);
+  }
+
+ private:
+  const IndexLogitsArgs& args_;
+  const uint16_t* from_;
+  uint32_t to_;
+};
+
 /// The head whose weight is at place i of Token::weights.
 __device__ __forceinline__ int head_of_place(int i) {
   return i / 16 * 16 + i / 4 % 4 * 2 + i % 4 / 2 * 8 + i % 2;
@@ -102,20 +146,19 @@ __device__ __forceinline__ void put_weight(Token& token, int place, float weight
   reinterpret_cast<float*>(token.weights)[place] = place % 2 == 0 ? weight : 0.5f * weight;
 }
 
-/// Queries and weights of an item into `slot`, and of the next one, if it has tokens, into the
-/// other slot; by `threads` threads.
-template <int kBatch = 2>
-__device__ __forceinline__ void put_queries(const IndexLogitsArgs& args, Storage& storage, int slot,
-                                            const Part& part, const Part& next, int thread,
-                                            int threads) {
-  static_assert(Traits::kSlots == 2);
-  const int tokens = part.count + next.count;
+/// Queries and weights of the first item, and of the second one if it has tokens, by the threads
+/// that score.
+__device__ __forceinline__ void put_queries(const IndexLogitsArgs& args, Storage& storage,
+                                            const QueryShare& share, const Part& part,
+                                            const Part& next) {
+  constexpr int kBatch = 4;  // tokens whose queries are on their way at once
+  const int thread = threadIdx.x, tokens = part.count + next.count;
   struct Place {
     int32_t token, slot, in_slot;
   };
   const auto place_of = [&](int i) -> Place {
-    return i < part.count ? Place{part.first + i, slot, i}
-                          : Place{next.first + i - part.count, 1 - slot, i - part.count};
+    return i < part.count ? Place{part.first + i, 0, i}
+                          : Place{next.first + i - part.count, 1, i - part.count};
   };
   struct Weight {
     float value;
@@ -131,39 +174,31 @@ __device__ __forceinline__ void put_queries(const IndexLogitsArgs& args, Storage
   Weight first_weight{};  // beside the queries, not after them
   if (thread < num_weights) first_weight = load_weight(thread);
 
-  // Unit u of a head, word t: four dims from 64 (u / 4) + 16 t + 4 (u % 4) on. Loads of two units
-  // are on their way at once.
-  constexpr int kTokenUnits = kIndexMaxHeads * 8;
-  const int units = tokens * kTokenUnits;
 #pragma unroll 1
-  for (int begin = thread; begin < units; begin += kBatch * threads) {
-    uint2 values[kBatch][4];
+  for (int begin = 0; begin < tokens; begin += kBatch) {
+    uint4 dims[kBatch][QueryShare::kPieces];
 #pragma unroll
     for (int b = 0; b < kBatch; ++b) {
-      const int i = min(begin + b * threads, units - 1), unit = i % 8;
-      const int head = min(i / 8 % kIndexMaxHeads, args.num_heads - 1);
-      const uint16_t* q = args.q + place_of(i / kTokenUnits).token * args.q_token_stride +
-                          head * args.q_head_stride + unit / 4 * 64 + unit % 4 * 4;
+      if (begin + b >= tokens) break;
 #pragma unroll
-      for (int t = 0; t < 4; ++t) values[b][t] = __ldg(reinterpret_cast<const uint2*>(q + 16 * t));
+      for (int i = 0; i < QueryShare::kPieces; ++i) {
+        dims[b][i] = uint4{};
+        if (share.has(i)) {
+          dims[b][i] =
+              __ldg(reinterpret_cast<const uint4*>(share.piece(place_of(begin + b).token, i)));
+        }
+      }
     }
 #pragma unroll
     for (int b = 0; b < kBatch; ++b) {
-      const int i = begin + b * threads, head = i / 8 % kIndexMaxHeads, unit = i % 8;
-      if (i >= units) break;
-      uint32_t words[4];
+      if (begin + b >= tokens) break;
+      const Place to = place_of(begin + b);
 #pragma unroll
-      for (int t = 0; t < 4; ++t) {
-        const uint2 v = values[b][t];
-        words[t] = codes_of(v.x) | codes_of(v.y) << 16;
-        if (head >= args.num_heads) words[t] = 0;
-      }
-      const Place to = place_of(i / kTokenUnits);
-      storage.queries[to.slot][to.in_slot].units[head * 8 + (unit ^ (head % 8))] =
-          make_uint4(words[0], words[1], words[2], words[3]);
+      for (int i = 0; i < QueryShare::kPieces; ++i)
+        share.put(storage.queries[to.slot][to.in_slot], i, dims[b][i]);
     }
   }
-  for (int i = thread; i < num_weights; i += threads) {
+  for (int i = thread; i < num_weights; i += QueryShare::kThreads) {
     const Weight weight = i == thread ? first_weight : load_weight(i);
     const Place to = place_of(i / kIndexMaxHeads);
     Token& token = storage.tokens[to.slot][to.in_slot];
@@ -174,20 +209,18 @@ __device__ __forceinline__ void put_queries(const IndexLogitsArgs& args, Storage
   sm90::fence_proxy_async();
 }
 
-constexpr int kKeyThreads = 32 * Traits::kKeyWarps;
-constexpr int kOtherThreads = Traits::kThreads - kKeyThreads;
-
 /// Queries and weights of the item after the one that is scored, a token at a time by all threads
 /// that score: asked for at one tile, put down at the next. What a thread copies it reads itself.
 class NextItem {
  public:
-  static constexpr int kThreads = 128 * Traits::kWarpgroups;
+  __device__ __forceinline__ NextItem(const IndexLogitsArgs& args, Storage& storage,
+                                      const QueryShare& share)
+      : args_(args), storage_(storage), share_(share) {}
 
   /// Item k, `part` of it; none where it has no tokens.
-  __device__ __forceinline__ NextItem(const IndexLogitsArgs& args, Storage& storage, int k,
-                                      const Part& part)
-      : args_(args), storage_(storage), k_(k), first_(part.first), count_(part.count) {}
-
+  __device__ __forceinline__ void begin(int k, const Part& part) {
+    k_ = k, first_ = part.first, count_ = part.count, asked_ = put_ = 0;
+  }
   /// At a tile.
   __device__ __forceinline__ void advance() {
     if (put_ == count_) return;
@@ -200,19 +233,13 @@ class NextItem {
   }
 
  private:
-  static constexpr int kPieces = kIndexDim / 8;  // of a head, 16 bytes each
-
   __device__ __forceinline__ void ask() {
     const int thread = threadIdx.x;
     const int64_t token = first_ + asked_;
 #pragma unroll
-    for (int i = 0; i < kTokenPieces; ++i) {
-      const int head = (i * kThreads + thread) / kPieces;
-      sm80::copy_async_stream(shared_address(&storage_.pieces[i][thread]),
-                              args_.q + token * args_.q_token_stride +
-                                  min(head, args_.num_heads - 1) * args_.q_head_stride +
-                                  thread % kPieces * 8,
-                              head < args_.num_heads ? 16 : 0);
+    for (int i = 0; i < QueryShare::kPieces; ++i) {
+      sm80::copy_async_stream(shared_address(&storage_.pieces[i * QueryShare::kThreads + thread]),
+                              share_.piece(token, share_.has(i) ? i : 0), share_.has(i) ? 16 : 0);
     }
     if (thread < kIndexMaxHeads) {
       const int head = head_of_place(thread);
@@ -233,24 +260,16 @@ class NextItem {
       sm90::mbarrier_wait(shared_address(&storage_.queries_empty[slot]),
                           (k_ / Traits::kSlots - 1) & 1);
     }
-    // Dims [8 i, 8 i + 8): word t of unit u has four from 64 (u / 4) + 16 t + 4 (u % 4) on.
-    const int piece = thread % kPieces;
-    const int unit = piece / 8 * 4 + piece % 2 * 2, word = piece % 8 / 2;
-    Queries& queries = storage_.queries[slot][put_];
 #pragma unroll
-    for (int i = 0; i < kTokenPieces; ++i) {
-      const int head = (i * kThreads + thread) / kPieces;
-      const uint4 dims = storage_.pieces[i][thread];
-      const auto put_word = [&](int u, uint32_t a, uint32_t b) {
-        reinterpret_cast<uint32_t*>(&queries.units[head * 8 + (u ^ (head % 8))])[word] =
-            codes_of(a) | codes_of(b) << 16;
-      };
-      put_word(unit, dims.x, dims.y);
-      put_word(unit + 1, dims.z, dims.w);
+    for (int i = 0; i < QueryShare::kPieces; ++i) {
+      share_.put(storage_.queries[slot][put_], i,
+                 storage_.pieces[i * QueryShare::kThreads + thread]);
     }
     Token& token = storage_.tokens[slot][put_];
-    if (thread < kIndexMaxHeads) put_weight(token, thread, storage_.weights[thread]);
-    if (thread == 0) token.end = min(storage_.end, args_.max_end);
+    if (thread < kIndexMaxHeads) {
+      put_weight(token, thread, storage_.weights[thread]);
+      if (thread == 0) token.end = min(storage_.end, args_.max_end);
+    }
     if (++put_ == count_) {
       sm90::fence_proxy_async();
       sm90::mbarrier_arrive(shared_address(&storage_.queries_full[slot]));
@@ -259,7 +278,8 @@ class NextItem {
 
   const IndexLogitsArgs& args_;
   Storage& storage_;
-  int k_, first_, count_;
+  const QueryShare& share_;
+  int k_ = 0, first_ = 0, count_ = 0;
   int asked_ = 0, put_ = 0;
 };
 

@@ -4,12 +4,12 @@
 //           128 dims; keys of 132 B in pages
 // Tiling    An item is up to 8 neighbouring tokens of one sequence, a tile 64 keys. All tiles of
 //           all items are one list, of which a CTA takes an equal part (several items, or a part of
-//           one). Two warps fetch tiles as bulk copies into a ring; 4 warpgroups take tiles in
-//           turn: keys go to registers as the left operand (the place in the ring is free again
-//           then) and meet two tokens at a time, 64 x 128 x 128, whose sums are folded (ReLU,
-//           weight, sum over heads) in the lanes while the other warpgroups multiply. At every tile
-//           they put down the queries of a token of the next item as E4M3 codes, and ask for
-//           another one
+//           one; whole items where that is two tiles more at most). Two warps fetch tiles as bulk
+//           copies into a ring; 4 warpgroups take tiles in turn: keys go to registers as the left
+//           operand (the place in the ring is free again then) and meet two tokens at a time, 64 x
+//           128 x 128, whose sums are folded (ReLU, weight, sum over heads) in the lanes while the
+//           other warpgroups multiply. At every tile they put down the queries of a token of the
+//           next item as E4M3 codes, and ask for another one
 // Budget    decode: 132 B a key, 528 clocks a tile and multiprocessor at 4.2 TB/s, of which the
 //           matrix unit works 128; 66 KiB in flight. Prefill: a tile and token takes 128 clocks of
 //           the matrix unit, 64 of shared memory for queries and 64 for weights, about 90 issue
@@ -23,6 +23,7 @@
 //           fma, lanes (0 + 1) + (2 + 3), times k_scale. Nothing depends on tile, item or CTA. NaN
 //           stays NaN.
 #include <algorithm>
+#include <cstddef>
 
 #include "backends/nvidia/arch/sm90/wgmma.h"
 #include "backends/nvidia/ops/index_logits_sm90_fetch-inl.h"
@@ -35,42 +36,72 @@ namespace {
 
 // ---- what the scoring warpgroups do
 
+/// What lies `bytes` after `from`.
+template <typename T>
+__device__ __forceinline__ const T& at(const void* from, uint32_t bytes) {
+  return *reinterpret_cast<const T*>(static_cast<const std::byte*>(from) + bytes);
+}
+
+/// Lane (g, t) of a warp of a warpgroup; where it finds things, in bytes.
+struct Lane {
+  uint32_t keys;  // its row g in a Stage; lanes of odd rows read the other half first: 8 lanes that
+                  // are served together then find different banks
+  uint32_t weights;  // of a Token
+  uint32_t end;      // of the Token, of two the one whose score the lane writes
+  int32_t row;       // whose score the lane writes
+
+  __device__ __forceinline__ Lane() {
+    const uint32_t thread = threadIdx.x % 128, warp = thread / 32, g = thread % 32 / 4,
+                   t = thread % 4;
+    keys = kept((16 * warp + g) * kIndexDim + g % 2 * 64 + 16 * t);
+    weights = kept(16 * t);
+    end = kept(static_cast<uint32_t>(offsetof(Token, end)) + t / 2 * sizeof(Token));
+    row = static_cast<int32_t>(kept(16 * warp + 8 * (t % 2) + g));
+  }
+  __device__ bool odd_row() const { return (keys & 64) != 0; }
+  __device__ bool odd() const { return (weights & 16) != 0; }
+  __device__ bool upper() const { return (weights & 32) != 0; }
+
+ private:
+  /// A register's worth: the compiler would reckon the value again and again.
+  __device__ static uint32_t kept(uint32_t value) {
+    return __shfl_sync(~0u, value, threadIdx.x % 32);
+  }
+};
+
 /// A lane's part of a tile: rows g, g + 8 of its warp's 16; dims [16 t, 16 t + 16) and [64 + 16 t,
 /// 64 + 16 t + 16).
 struct KeyRegisters {
   uint32_t words[2][8];
   float scale;  // of row g (t even) or g + 8
-};
 
-__device__ __forceinline__ void load_keys(KeyRegisters& keys, const Stage& stage, int warp) {
-  const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-  // Lanes of odd rows read the other half first: 8 lanes that are served together then find
-  // different banks.
-  const bool odd = (g & 1) != 0;
+  __device__ __forceinline__ KeyRegisters(const Stage& stage, const Lane& lane) {
+    const bool odd = lane.odd_row();
 #pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    const uint4* row = stage.values[16 * warp + 8 * r + g];
-    const uint4 a = row[odd ? 4 + t : t], b = row[odd ? t : 4 + t];
-    keys.words[r][0] = odd ? b.x : a.x, keys.words[r][4] = odd ? a.x : b.x;
-    keys.words[r][1] = odd ? b.y : a.y, keys.words[r][5] = odd ? a.y : b.y;
-    keys.words[r][2] = odd ? b.z : a.z, keys.words[r][6] = odd ? a.z : b.z;
-    keys.words[r][3] = odd ? b.w : a.w, keys.words[r][7] = odd ? a.w : b.w;
+    for (uint32_t r = 0; r < 2; ++r) {
+      const uint4 a = at<uint4>(&stage, lane.keys + 8 * r * kIndexDim);
+      const uint4 b = at<uint4>(&stage, (lane.keys ^ 64) + 8 * r * kIndexDim);
+      words[r][0] = odd ? b.x : a.x, words[r][4] = odd ? a.x : b.x;
+      words[r][1] = odd ? b.y : a.y, words[r][5] = odd ? a.y : b.y;
+      words[r][2] = odd ? b.z : a.z, words[r][6] = odd ? a.z : b.z;
+      words[r][3] = odd ? b.w : a.w, words[r][7] = odd ? a.w : b.w;
+    }
+    scale = stage.scales[lane.row];
   }
-  keys.scale = stage.scales[16 * warp + 8 * (t & 1) + g];
-}
+};
 
 /// Starts the products of a tile with the queries of one token (32 sums a lane) or of two
 /// neighbours (64).
 template <int kSums>
 __device__ __forceinline__ void multiply(float (&dots)[kSums], const KeyRegisters& keys,
                                          const Queries& queries) {
-  const uint32_t address = shared_address(queries.units);
+  const uint64_t first = sm90::fp8_operand(shared_address(queries.units));
   sm90::wgmma_fence();
 #pragma unroll
   for (int s = 0; s < Traits::kSteps; ++s) {
     const uint32_t a0 = keys.words[0][2 * s], a1 = keys.words[1][2 * s];
     const uint32_t a2 = keys.words[0][2 * s + 1], a3 = keys.words[1][2 * s + 1];
-    const uint64_t b = sm90::fp8_operand(address + 32 * s);
+    const uint64_t b = sm90::next_operand(first, 32 * s);
     if constexpr (kSums == 32) {
       sm90::wgmma_64x64x32_e4m3(dots, a0, a1, a2, a3, b, s > 0);
     } else {
@@ -89,21 +120,21 @@ __device__ __forceinline__ void wait_for(float (&sums)[kSums]) {
 }
 
 /// Scores of a tile for kCount tokens, 1 or 2: products, `beside` while they are under way, then
-/// the heads are folded.
+/// the heads are folded. `logits` is where the lane's score belongs.
 template <int kCount, typename Beside>
 __device__ __forceinline__ void score(const KeyRegisters& keys, const Queries* queries,
                                       const Token* tokens, int32_t row, float* logits,
-                                      int64_t logits_stride, Beside beside) {
-  const int t = threadIdx.x % 4;
-  const bool odd = (t & 1) != 0, upper = (t & 2) != 0;
+                                      const Lane& lane, Beside beside) {
+  const bool odd = lane.odd(), upper = lane.upper();
+  const float scale = keys.scale;
   float dots[32 * kCount];
   multiply(dots, keys, queries[0]);
   beside();
   // What folding begins and ends with is on its way meanwhile.
   float4 weights[kCount];
 #pragma unroll
-  for (int k = 0; k < kCount; ++k) weights[k] = tokens[k].weights[0][t];
-  const int32_t end = tokens[kCount == 2 && upper ? 1 : 0].end;
+  for (int k = 0; k < kCount; ++k) weights[k] = at<float4>(tokens + k, lane.weights);
+  const int32_t end = kCount == 2 ? at<int32_t>(tokens, lane.end) : tokens[0].end;
   wait_for(dots);
   float sums[kCount][2] = {};  // rows g, g + 8
 #pragma unroll
@@ -111,7 +142,7 @@ __device__ __forceinline__ void score(const KeyRegisters& keys, const Queries* q
 #pragma unroll
     for (int k = 0; k < kCount; ++k) {
       const float4 w = weights[k];
-      if (n < 3) weights[k] = tokens[k].weights[n + 1][t];
+      if (n < 3) weights[k] = at<float4>(tokens + k, lane.weights + 64 * (n + 1));
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
         const float* dot = dots + 32 * k + 8 * n + 2 * r;
@@ -137,17 +168,17 @@ __device__ __forceinline__ void score(const KeyRegisters& keys, const Queries* q
   const float mine = upper ? halves[kCount - 1] : halves[0];
   const float other = upper ? halves[0] : halves[kCount - 1];
   const float sum = mine + __shfl_xor_sync(~0u, other, 2);
-  if (kCount == 2) logits += upper ? logits_stride : 0;
-  if (row < end && (kCount == 2 || !upper)) logits[row] = __fmul_rn(sum, keys.scale);
+  if (row < end && (kCount == 2 || !upper)) *logits = __fmul_rn(sum, scale);
 }
 
 __device__ __forceinline__ void score_tiles(const IndexLogitsArgs& args, Storage& storage,
-                                            Walk walk, int placed) {
-  const int warpgroup = uniform(threadIdx.x / 128), warp = threadIdx.x % 128 / 32;
-  const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+                                            Walk walk, const QueryShare& share, int placed) {
+  const int warpgroup = uniform(threadIdx.x / 128);
+  const Lane lane;
   // Tile `turn` of the CTA's list, counted from 0, is warpgroup turn % kWarpgroups's.
-  int32_t stage = warpgroup, turn = warpgroup, base = 0;
+  int32_t stage = warpgroup, turn = warpgroup, begin = 0;
   uint32_t parity = 0;
+  NextItem next_item(args, storage, share);
   Item item;
   Part part, next{};
   bool has_next = walk.next(args, storage, item, next);
@@ -162,33 +193,34 @@ __device__ __forceinline__ void score_tiles(const IndexLogitsArgs& args, Storage
     const int32_t tiles = uniform(part.tile_end - part.tile), count = uniform(part.count);
     const Queries* queries = storage.queries[slot];
     const Token* tokens = storage.tokens[slot];
-    NextItem next_item(args, storage, k + 1, k + 1 >= placed ? next : Part{});
-    for (; turn < base + tiles; turn += Traits::kWarpgroups) {
+    float* item_logits =
+        args.logits + (part.first + (lane.upper() ? 1 : 0)) * args.logits_stride + lane.row;
+    next_item.begin(k + 1, k + 1 >= placed ? next : Part{});
+    for (; turn < begin + tiles; turn += Traits::kWarpgroups) {
       next_item.advance();
-      KeyRegisters keys;
       sm90::mbarrier_wait(shared_address(&storage.full[stage]), parity);
-      load_keys(keys, storage.stages[stage], warp);
-      const int32_t row = (part.tile + turn - base) * Traits::kTile + 16 * warp + 8 * (t & 1) + g;
-      float* logits = args.logits + part.first * args.logits_stride;
+      const KeyRegisters keys(storage.stages[stage], lane);
+      const int32_t entry = (part.tile + turn - begin) * Traits::kTile, row = entry + lane.row;
+      float* logits = item_logits + entry;
+      const int32_t this_stage = stage;
+      stage += Traits::kWarpgroups;
+      if (stage >= Traits::kStages) stage -= Traits::kStages, parity ^= 1;
       int i = 0;
       const auto release = [&] {
         if (i > 0) return;
         // An arrival alone overtakes loads that wait behind the products' reads of shared memory;
         // the next copy then lands before them. The products have the keys; that the scale has
-        // landed, too, is an operand of the arrival (there is no blockIdx.z). The fence is the
+        // landed, too, is an operand of the arrival (args.nothing is 0). The fence is the
         // fetching warp's: here it costs 600 clocks a tile.
-        const uint32_t nothing = __float_as_uint(keys.scale) & blockIdx.z;
-        sm90::mbarrier_arrive(shared_address(&storage.empty[stage]) + nothing);
+        const uint32_t nothing = __float_as_uint(keys.scale) & args.nothing;
+        sm90::mbarrier_arrive(shared_address(&storage.empty[this_stage]) + nothing);
       };
 #pragma unroll 1
       for (; i + 1 < count; i += 2, logits += 2 * args.logits_stride)
-        score<2>(keys, queries + i, tokens + i, row, logits, args.logits_stride, release);
-      if (i < count)
-        score<1>(keys, queries + i, tokens + i, row, logits, args.logits_stride, release);
-      stage += Traits::kWarpgroups;
-      if (stage >= Traits::kStages) stage -= Traits::kStages, parity ^= 1;
+        score<2>(keys, queries + i, tokens + i, row, logits, lane, release);
+      if (i < count) score<1>(keys, queries + i, tokens + i, row, logits, lane, release);
     }
-    base += tiles;
+    begin += tiles;
     sm90::mbarrier_arrive(shared_address(&storage.queries_empty[slot]));
     next_item.finish();
   }
@@ -208,32 +240,31 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
       sm90::mbarrier_init(shared_address(&storage.queries_full[s]), 128 * Traits::kWarpgroups);
       sm90::mbarrier_init(shared_address(&storage.queries_empty[s]), 128 * Traits::kWarpgroups);
     }
-    sm90::mbarrier_init(shared_address(&storage.first_full), kOtherThreads);
+    sm90::mbarrier_init(shared_address(&storage.first_full),
+                        Traits::kThreads - 32 * Traits::kKeyWarps);
     sm90::fence_proxy_async();
   }
+  __syncthreads();
+  const int64_t likely = likely_token(args);
   follow_kernels_before();
-  touch_likely_queries(args);
+  touch_queries(args, likely);
+  touch_first_row(args);
   const Walk walk = find_part(args, storage);
   if (walk.left == 0) return;
 
-  // The first warps of the last warpgroup fetch keys; all others begin with the first queries, and
-  // with the next ones where these are wanted soon.
+  const QueryShare share(args);
   const int warpgroup = uniform(threadIdx.x / 128), warp = uniform(threadIdx.x % 128 / 32);
   const bool scores = warpgroup < Traits::kWarpgroups;
   int placed = 0;
   if (scores || warp >= Traits::kKeyWarps) {
-    const int thread = static_cast<int>(threadIdx.x) - (scores ? 0 : kKeyThreads);
     Walk first = walk;
     Item item;
     Part part{}, next{};
     first.next(args, storage, item, part);
+    // The second item's queries, too, where they are wanted soon.
     if ((part.tile_end - part.tile) * part.count <= Traits::kShortPart)
       first.next(args, storage, item, next);
-    if (part.count + next.count == 1) {  // a unit a thread
-      put_queries<1>(args, storage, 0, part, next, thread, kOtherThreads);
-    } else {
-      put_queries(args, storage, 0, part, next, thread, kOtherThreads);
-    }
+    if (scores) put_queries(args, storage, share, part, next);
     placed = next.count > 0 ? 2 : 1;
     // As at the other mbarriers every thread arrives: that is what compute-sanitizer can follow,
     // and neither a named barrier nor an arrival of one lane for its warp.
@@ -242,7 +273,7 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
   }
   if (scores) {
     sm90::increase_registers<Traits::kScoreRegisters>();
-    score_tiles(args, storage, walk, placed);
+    score_tiles(args, storage, walk, share, placed);
   } else {
     sm90::decrease_registers<Traits::kFetchRegisters>();
     if (warp < Traits::kKeyWarps) fetch_keys(args, storage, walk, warp);
@@ -260,12 +291,15 @@ void index_logits_sm90(const IndexLogitsParams& params, const OpContext& context
   if (params.cache.format != KvFormat::kIndexFp8 || !runs || !index_rows_aligned(params)) {
     return index_logits_sm80(params, context);
   }
-  const IndexLogitsArgs args = index_logits_args(params);
+  IndexLogitsArgs args = index_logits_args(params);
   if (context.scratch->measuring() || args.num_tokens == 0 || args.max_end == 0) return;
   const int64_t most = int64_t{args.num_tokens} * ceil_div(args.max_end, kTile);
   const int64_t wanted =
       std::max(std::min(most, Traits::kEnough), ceil_div(most, int64_t{Traits::kWarpgroups}));
   const auto ctas = static_cast<unsigned>(std::min(int64_t{num_multiprocessors()}, wanted));
+  // The inverse of 1 does not fit; the share comes out one too small, and that tile is left over.
+  args.per_cta =
+      static_cast<uint32_t>(std::min((int64_t{1} << 32) / ctas + 1, (int64_t{1} << 32) - 1));
   launch<sm90_index_logits_fp8>({dim3(ctas), Traits::kThreads, sizeof(Storage)},
                                 stream_of(context.stream), args);
 }

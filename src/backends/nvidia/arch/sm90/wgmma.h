@@ -29,6 +29,10 @@ __device__ __forceinline__ uint64_t swizzled_operand(uint32_t address, uint32_t 
          static_cast<uint64_t>(leading_bytes >> 4) << 16 |
          static_cast<uint64_t>(stride_bytes >> 4) << 32 | 1ull << 62;
 }
+/// The descriptor of what lies `bytes` further in the same 256 KiB: one addition of 32 bits.
+__device__ __forceinline__ uint64_t next_operand(uint64_t operand, uint32_t bytes) {
+  return (operand & 0xffffffff00000000ull) | (static_cast<uint32_t>(operand) + (bytes >> 4));
+}
 /// Distance of `bytes` within a descriptor's address field.
 __host__ __device__ constexpr uint64_t operand_offset(uint32_t bytes) {
   return bytes >> 4;
