@@ -57,7 +57,8 @@ class StepPlan {
   /// sequence must have been reserved its tokens. Tokens up to `padded_tokens` (0: none) are
   /// padding: slot -1, no visible rows. With `for_recording` the host numbers that choose grids are
   /// those of the limits, so that work recorded with this plan (Device::record) fits every later
-  /// batch that is updated the same way with as many tokens, padding included.
+  /// batch that is updated the same way with as many tokens, padding included; where no sequence of
+  /// this batch has more than one token, batches of which that is true, too.
   /// @throws Error kInvalidArgument naming the limit that the batch exceeds; the plan keeps its old
   /// content then.
   void update(std::span<const BatchEntry> batch, const KvCachePool& pool, Stream stream,

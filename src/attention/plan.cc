@@ -194,7 +194,7 @@ struct StepPlan::Impl {
       staging[layout.query_start + s] = tokens;
     view.num_tokens = std::max(tokens, padded_tokens);
     view.num_seqs = for_recording ? limits.max_seqs : static_cast<int32_t>(batch.size());
-    view.max_query_len = for_recording ? view.num_tokens : max_query;
+    view.max_query_len = for_recording && max_query > 1 ? view.num_tokens : max_query;
     view.max_context = for_recording ? limits.max_context : max_context;
     // Only the rows in use travel: growing tables of a million tokens are 16 KiB a sequence.
     const int64_t bytes =

@@ -130,7 +130,11 @@ class LayerHarness {
   /// second one is recorded, later ones replay. The device must be able to record.
   std::vector<float> forward_recorded(SequenceId sequence, const std::vector<float>& hidden) {
     const BatchEntry entry{sequence, num_tokens(hidden)};
-    return run({&entry, 1}, hidden, true, [&](const Tensor& in, const Tensor& out, Stream stream) {
+    return forward_recorded(std::span(&entry, 1), hidden);
+  }
+  std::vector<float> forward_recorded(std::span<const BatchEntry> batch,
+                                      const std::vector<float>& hidden) {
+    return run(batch, hidden, true, [&](const Tensor& in, const Tensor& out, Stream stream) {
       const auto eager = [&] {
         layer_->forward(*plan_, pool_->caches(0), in, out, {workspace_.data(), workspace_.bytes()},
                         stream);

@@ -189,6 +189,22 @@ TEST(StepPlan, RefusesBatchesBeyondItsLimits) {
   EXPECT_EQ(harness.plan().view().num_tokens, 8) << "a refused batch leaves the plan as it was";
 }
 
+// Recorded work fits every later batch of the same kind: of one token a sequence, or of any.
+TEST(StepPlan, RecordingsOfOneTokenEachStayThat) {
+  LayerHarness harness(small_config(4, 2), 4, kServing, {8, 3, 20});
+  KvCachePool& pool = harness.pool();
+  const SequenceId a = pool.create().value(), b = pool.create().value();
+  ASSERT_TRUE(pool.reserve(a, 2));
+  ASSERT_TRUE(pool.reserve(b, 2));
+  const BatchEntry one_each[] = {{a, 1}, {b, 1}}, uneven[] = {{a, 2}, {b, 1}};
+  const auto longest = [&](std::span<const BatchEntry> batch) {
+    harness.plan().update(batch, pool, {}, 0, true);
+    return harness.plan().view().max_query_len;
+  };
+  EXPECT_EQ(longest(one_each), 1);
+  EXPECT_EQ(longest(uneven), 3) << "another batch of three tokens may be of one sequence";
+}
+
 // Padding tokens (slot -1) write nothing, see nothing, and give an output of zero rows of
 // attention.
 TEST(StepPlan, PaddingTokensAreInert) {

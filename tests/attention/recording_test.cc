@@ -57,6 +57,45 @@ TEST_P(Recording, ReplaysWithNewLengths) {
   }
 }
 
+// A token of each sequence in one recorded step; both complete entries of either ratio on the way.
+TEST_P(Recording, ReplaysBatchesOfOneTokenEach) {
+  const auto& [target, ratio] = GetParam();
+  if (const std::string reason = target.why_not(); !reason.empty()) {
+    GTEST_SKIP() << target.backend << ": " << reason;
+  }
+  Numerics numerics = kServing;
+  numerics.kv = target.descriptor().native_format;
+  const ModelConfig config = small_config(8, 2);
+  const StepLimits limits{250, 2, 600};
+  LayerHarness eager(config, ratio, numerics, limits, {}, target);
+  LayerHarness recorded(config, ratio, numerics, limits, {}, target);
+  if (!eager.device().can_record()) GTEST_SKIP() << target.device << " records nothing";
+
+  const int64_t prompts[] = {250, 124};
+  SequenceId eager_ids[2], recorded_ids[2];
+  for (int s = 0; s < 2; ++s) {
+    eager_ids[s] = eager.pool().create().value();
+    recorded_ids[s] = recorded.pool().create().value();
+    const std::vector<float> hidden = formula_hidden(prompts[s], config.hidden_size, 31 + s);
+    eager.forward(eager_ids[s], hidden);
+    recorded.forward(recorded_ids[s], hidden);
+  }
+  const BatchEntry batch[] = {{recorded_ids[0], 1}, {recorded_ids[1], 1}};
+  for (int step = 0; step < 12; ++step) {
+    std::vector<float> hidden, expected;
+    for (int s = 0; s < 2; ++s) {
+      const std::vector<float> row = formula_hidden(1, config.hidden_size, 200 + 2 * step + s);
+      const std::vector<float> out = eager.forward(eager_ids[s], row);
+      hidden.insert(hidden.end(), row.begin(), row.end());
+      expected.insert(expected.end(), out.begin(), out.end());
+    }
+    const std::vector<float> actual = recorded.forward_recorded(batch, hidden);
+    ASSERT_EQ(actual.size(), expected.size());
+    EXPECT_EQ(std::memcmp(actual.data(), expected.data(), actual.size() * sizeof(float)), 0)
+        << "step " << step;
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Targets, Recording,
                          ::testing::Combine(::testing::ValuesIn(layer_targets()),
                                             ::testing::Values(0, 4, 128)),

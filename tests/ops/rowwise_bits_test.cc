@@ -423,6 +423,94 @@ TEST_P(RowwiseBits, CompressLongStep) {
   }
 }
 
+// Many sequences of unequal lengths in a step, which is a short one or a long one.
+TEST_P(RowwiseBits, CompressManySequences) {
+  if (emulated()) GTEST_SKIP() << "too long for an interpreter";
+  struct Case {
+    int ratio;
+    bool overlap;
+    int64_t width;
+    KvFormat format;
+    int seqs, longest;
+  };
+  for (const Case& which : {Case{4, true, 512, KvFormat::kFp8DsMla, 70, 30},
+                            Case{4, true, 128, KvFormat::kIndexFp8, 70, 30},
+                            Case{4, true, 128, KvFormat::kIndexFp8, 70, 200},
+                            Case{4, true, 128, KvFormat::kIndexMxfp4, 3, 9000},
+                            Case{2, false, 96, KvFormat::kIndexFp8, 70, 200},
+                            Case{12, false, 512, KvFormat::kFp8DsMla, 70, 60},
+                            Case{12, false, 512, KvFormat::kFp8DsMla, 600, 2},
+                            Case{12, true, 96, KvFormat::kBf16, 70, 60}}) {
+    SCOPED_TRACE(::testing::Message() << "ratio " << which.ratio << " width " << which.width
+                                      << " sequences " << which.seqs);
+    const int64_t half = (which.overlap ? 2 : 1) * which.width;
+    const int ring = (which.overlap ? 2 : 1) * which.ratio + 1;
+    Random random(17);
+    std::vector<int32_t> query_start{0}, context_len, state_slot, positions, token_to_seq;
+    std::vector<int64_t> slots;
+    int64_t entries = 0;
+    for (int32_t seq = 0; seq < which.seqs; ++seq) {
+      const auto context = static_cast<int32_t>(random.below(3 * static_cast<uint64_t>(ring)));
+      const auto count =
+          static_cast<int32_t>(random.below(static_cast<uint64_t>(which.longest) + 1));
+      for (int32_t p = context; p < context + count; ++p) {
+        positions.push_back(p);
+        token_to_seq.push_back(seq);
+        slots.push_back((p + 1) % which.ratio == 0 ? entries++ : -1);
+      }
+      query_start.push_back(static_cast<int32_t>(positions.size()));
+      context_len.push_back(context);
+      state_slot.push_back(which.seqs - 1 - seq);
+    }
+    const auto tokens = static_cast<int64_t>(positions.size());
+    const auto values = [&](int64_t count) {
+      return rounded(DType::kF32, normal_values(random, count, 1.5));
+    };
+    const Vector gates = values(tokens * 2 * half), ape = values(which.ratio * half),
+                 state_rows = values(which.seqs * ring * 2 * half);
+    const Vector norm = rounded(DType::kBf16, normal_values(random, which.width, 1.0));
+    expect_same([&](Side& side) {
+      constexpr int kRows = 64;
+      const int blocks = static_cast<int>(entries / kRows + 1);
+      PagedCache cache(side.memory, which.format, static_cast<int>(which.width), kRows, blocks);
+      const Tensor state =
+          side.memory.tensor(DType::kF32, {which.seqs * ring, 2 * half}, state_rows);
+      RatioPlan of_ratio{which.ratio, side.memory.put(slots), nullptr, nullptr};
+      PlanView plan;
+      plan.num_tokens = plan.max_query_len = static_cast<int32_t>(tokens);  // as in recorded steps
+      plan.num_seqs = which.seqs;
+      plan.query_start = side.memory.put(query_start);
+      plan.context_len = side.memory.put(context_len);
+      plan.state_slot = side.memory.put(state_slot);
+      plan.positions = side.memory.put(positions);
+      plan.token_to_seq = side.memory.put(token_to_seq);
+      plan.ratios = {&of_ratio, 1};
+      ScratchLimits limits;
+      limits.max_tokens = tokens;
+      limits.head_dim = static_cast<int>(which.width);
+      side.run(side.subject.ops->compress,
+               {.plan = &plan,
+                .ratio = &of_ratio,
+                .overlap = which.overlap,
+                .gates = side.memory.tensor(DType::kF32, {tokens, 2 * half}, gates),
+                .ape = side.memory.tensor(DType::kF32, {which.ratio, half}, ape),
+                .norm = side.memory.tensor(DType::kBf16, {which.width}, norm),
+                .eps = 1e-6f,
+                .rope = {side.memory.put(frequencies(32)), 32},
+                .hadamard = false,
+                .activation = DType::kBf16,
+                .state = {state.as<float>(), ring * 2 * half, which.seqs, ring,
+                          static_cast<int32_t>(2 * half)},
+                .cache = cache.view(),
+                .entries = {}},
+               limits);
+      return std::vector<Bytes>{side.memory.get(reinterpret_cast<const uint8_t*>(cache.view().base),
+                                                cache.view().block_stride_bytes * blocks),
+                                side.bytes(state)};
+    });
+  }
+}
+
 TEST_P(RowwiseBits, ExpandPlan) {
   for (uint64_t seed = 0; seed < 20; ++seed) {
     Random random(seed);

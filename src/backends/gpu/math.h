@@ -27,7 +27,7 @@ DSV4_DEVICE ExpParts exp_parts(float x) {
   constexpr float kRound = 0x1.8p23f;  // adding it leaves the nearest integer in the low bits
   const float shifted = x * kLog2E + kRound;
   const float n = shifted - kRound;
-  const float r = (x - n * kLn2High) - n * kLn2Low;
+  const float r = fma(-n, kLn2High, x) - n * kLn2Low;  // n * kLn2High is exact, fused or not
   float p = 0x1.a124e6p-13f;
   p = p * r + 0x1.6d4318p-10f;
   p = p * r + 0x1.1110ep-7f;
@@ -53,7 +53,8 @@ DSV4_DEVICE float exp(float x) {
 DSV4_DEVICE float exp_not_positive(float x) {
   const ExpParts parts = exp_parts(max(-104.0f, x));
   static_assert(kExpShift % 512 == 0);
-  return (parts.mantissa * float_of((parts.shifted + 64 + 127) << 23)) * 0x1p-64f;
+  const uint32_t scale = (parts.shifted << 23) + ((64u + 127u) << 23);
+  return (parts.mantissa * float_of(scale)) * 0x1p-64f;
 }
 
 /// 1 / (1 + e^-x).

@@ -142,8 +142,9 @@ DSV4_DEVICE void keep_rows(const CompressArgs& args, int64_t begin, int64_t end)
 
 // ---- an entry
 
-/// From the pooled row to the cache, by all groups of a block: each has some vectors, but formats
-/// whose scale is of the whole row, and Hadamard, are the first group's alone.
+/// From the pooled row to the cache, by kGroups groups: each has some vectors, but formats whose
+/// scale is of the whole row, and Hadamard, are the first group's alone. They are all of a block,
+/// or each group works alone.
 template <typename CacheRows, int kVectors, int kGroups>
 struct EntryFinish {
   static constexpr int kOwn = kVectors / kGroups, kThreads = kGroups * kGroupLanes;
@@ -172,7 +173,7 @@ struct EntryFinish {
   /// barrier must follow, behind which `pooled` is complete, too.
   DSV4_DEVICE static void prepare(const CompressArgs& args, int32_t last, Shared& shared) {
     const int32_t position = gpu::entry_position(args, last);
-    for (int p = kThreads - 1 - thread_idx(); p < args.rope.pairs; p += kThreads)
+    for (int p = kThreads - 1 - thread_idx() % kThreads; p < args.rope.pairs; p += kThreads)
       shared.angle[p] = gpu::rope_angle(position, args.rope.frequencies[p]);
   }
 
@@ -180,7 +181,7 @@ struct EntryFinish {
                               const Weights& own_weights, Shared& shared) {
     const auto angle_of = [&](int p) { return shared.angle[p]; };
     const bool spread = kSpreads && !args.hadamard;
-    if (group_idx() == 0) {
+    if (group_idx() % kGroups == 0) {
       const auto row = gpu::load_row<kVectors, Access::kPairs>(shared.pooled, args.width);
       const float factor = gpu::entry_factor(args, row);
       if (spread) {

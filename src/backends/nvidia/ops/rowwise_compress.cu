@@ -6,7 +6,8 @@
 // Tiling    A block has some tokens: it lists those that complete an entry, then makes one entry
 //           after the other, while the rows of the next one are copied to shared memory.
 //           few rows (ratio 4: 8): CompressEntries; a lane pools four channels of rows that it has
-//           copied itself, then the groups share the entry's vectors
+//           copied itself, then the groups share the entry's vectors; narrow rows of long steps:
+//           CompressNarrow
 //           many (ratio 128): CompressPool, 32 channels a block; a lane has 32 rows of its channel
 //           in registers, sums go from group to group; CompressFinish: a block per entry
 //           ring rows: a group of CompressFinish each
@@ -23,6 +24,7 @@
 #include "backends/nvidia/ops/launch.h"
 #include "backends/nvidia/ops/rowwise_compress-inl.h"
 #include "backends/nvidia/ops/rowwise_compress.h"
+#include "backends/nvidia/ops/rowwise_compress_narrow-inl.h"
 
 namespace dsv4::nvidia {
 namespace compressor {
@@ -455,6 +457,17 @@ void compress(const CompressParams& params, const OpContext& context) {
   }
   gpu::with_entry_rows<CudaLaunch>(params.cache, [&]<typename Rows, typename Vectors>(Rows,
                                                                                       Vectors) {
+    if constexpr (Vectors::value == 2) {
+      // In shorter steps two launches are faster: what they do for a ring is not in a row.
+      constexpr int kLongStep = 4096;
+      using Kernel = CompressNarrow<Rows>;
+      if (few_rows && plan.max_query_len >= kLongStep) {
+        args.tokens_per_block = tokens_of_block(
+            tokens, int64_t{num_multiprocessors()} * Kernel::kMinBlocks, args.ratio);
+        return start<Kernel>(args.seqs + ceil_div(tokens, int64_t{args.tokens_per_block}), args,
+                             context);
+      }
+    }
     if (few_rows) {
       using Kernel = CompressEntries<Rows, Vectors::value>;
       args.tokens_per_block =
