@@ -405,6 +405,8 @@ __device__ __forceinline__ void output_role(const AttendSm90Args& args,
     if (__any_sync(~0u, (item.flags & kOnlyChain) != 0)) {
       store_output(args, item, half() * 256, staging(), barrier, inverse, o);
     } else {
+      // Nobody still waits for query_taken, of which the S role may now end the next phase.
+      if (!kParts && half() == 0) barrier_sync(barrier, 128);
       give_back(stage);
       store_chain(args, item, half(), o);
     }

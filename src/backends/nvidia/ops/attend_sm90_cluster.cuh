@@ -157,6 +157,8 @@ __device__ __forceinline__ void cluster_score_role(const AttendSm90Args& args,
       mbarrier_poll(at(&shared.weights_free[warp]), phase_of<1>(uses));
     }
     if constexpr (Traits::kMulticast) {
+      // All lanes have seen that phase end: what is sent now may let the next one end.
+      __syncwarp();
       if (lane == 0) {
         copy_to_cluster(at(&shared.weights[place]), sent_weights(args, parity, warp),
                         sizeof(BlockWeights), at(&shared.weights_full[place]),
