@@ -176,6 +176,9 @@ __device__ __forceinline__ void score_role(const AttendSm90Args& args,
       if (next.token >= 0) {
         query.take(shared, phase ^ 1);
       } else if (last) {
+        // As where a query follows: the first output role does not wait for the phase before any
+        // more, which it could not tell from the one after this.
+        if (!first_item) mbarrier_poll(shared_address(&shared.barriers.output_read), phase ^ 1);
         mbarrier_arrive(shared_address(&shared.barriers.query_taken));
       }
     }
