@@ -475,9 +475,14 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
                 thread_of_role() & 31);
     }
   }
-  // Others may still read or write here.
+  // Others may still read or write here. In pairs nobody waits for what the last blocks give back,
+  // so that it must be ordered before the end; all else that leaves a CTA has been waited for.
   __syncwarp();
-  cluster_arrive_relaxed();
+  if constexpr (Traits::kSendsValues) {
+    cluster_arrive();
+  } else {
+    cluster_arrive_relaxed();
+  }
   cluster_wait();
 }
 
