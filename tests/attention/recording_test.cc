@@ -4,6 +4,10 @@
 #include <gtest/gtest.h>
 
 #include <cstring>
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
 
 #include "tests/attention/layer_harness.h"
 
@@ -16,83 +20,75 @@ class Watch final : public StepObserver {
   void end(std::string_view) override {}
 };
 
-class Recording : public ::testing::TestWithParam<std::tuple<LayerTarget, int>> {};
+/// A layer that runs every step, and one with the same weights that replays them.
+class Recording : public ::testing::TestWithParam<std::tuple<LayerTarget, int>> {
+ protected:
+  void SetUp() override {
+    const auto& [target, ratio] = GetParam();
+    if (const std::string reason = target.why_not(); !reason.empty()) {
+      GTEST_SKIP() << target.backend << ": " << reason;
+    }
+    Numerics numerics = kServing;
+    numerics.kv = target.descriptor().native_format;
+    const StepLimits limits{250, 2, 600};
+    eager_.emplace(config_, ratio, numerics, limits, TensorParallel{}, target);
+    recorded_.emplace(config_, ratio, numerics, limits, TensorParallel{}, target);
+    if (!eager_->device().can_record()) GTEST_SKIP() << target.device << " records nothing";
+  }
+  static void expect_same(const std::vector<float>& a, const std::vector<float>& b,
+                          const std::string& what) {
+    ASSERT_EQ(a.size(), b.size());
+    EXPECT_EQ(std::memcmp(a.data(), b.data(), a.size() * sizeof(float)), 0) << what;
+  }
+
+  const ModelConfig config_ = small_config(8, 2);
+  std::optional<LayerHarness> eager_, recorded_;
+};
 
 TEST_P(Recording, ReplaysWithNewLengths) {
-  const auto& [target, ratio] = GetParam();
-  if (const std::string reason = target.why_not(); !reason.empty()) {
-    GTEST_SKIP() << target.backend << ": " << reason;
-  }
-  Numerics numerics = kServing;
-  numerics.kv = target.descriptor().native_format;
-  const ModelConfig config = small_config(8, 2);
-  const StepLimits limits{250, 2, 600};
-  LayerHarness eager(config, ratio, numerics, limits, {}, target);
-  LayerHarness recorded(config, ratio, numerics, limits, {}, target);
-  if (!eager.device().can_record()) GTEST_SKIP() << target.device << " records nothing";
-
   // Two sequences take turns: the recorded step must follow the plan to other blocks and slots.
   // The second prompt ends where the indexer begins to leave entries out (position 259).
   const int64_t prompts[] = {250, 120};
   SequenceId eager_ids[2], recorded_ids[2];
   Watch watch;
   const ForwardOptions in_order{nullptr, &watch};
-  const auto expect_same = [&](const std::vector<float>& a, const std::vector<float>& b,
-                               const std::string& what) {
-    ASSERT_EQ(a.size(), b.size());
-    EXPECT_EQ(std::memcmp(a.data(), b.data(), a.size() * sizeof(float)), 0) << what;
-  };
   for (int s = 0; s < 2; ++s) {
-    eager_ids[s] = eager.pool().create().value();
-    recorded_ids[s] = recorded.pool().create().value();
-    const std::vector<float> hidden = formula_hidden(prompts[s], config.hidden_size, 21 + s);
-    expect_same(recorded.forward_recorded(recorded_ids[s], hidden),
-                eager.forward(eager_ids[s], hidden, in_order), "prompt");
+    eager_ids[s] = eager_->pool().create().value();
+    recorded_ids[s] = recorded_->pool().create().value();
+    const std::vector<float> hidden = formula_hidden(prompts[s], config_.hidden_size, 21 + s);
+    expect_same(recorded_->forward_recorded(recorded_ids[s], hidden),
+                eager_->forward(eager_ids[s], hidden, in_order), "prompt");
   }
   for (int step = 0; step < 40; ++step) {
     const int s = step % 2;
-    const std::vector<float> hidden = formula_hidden(1, config.hidden_size, 100 + step);
-    expect_same(recorded.forward_recorded(recorded_ids[s], hidden),
-                eager.forward(eager_ids[s], hidden, in_order), "step " + std::to_string(step));
+    const std::vector<float> hidden = formula_hidden(1, config_.hidden_size, 100 + step);
+    expect_same(recorded_->forward_recorded(recorded_ids[s], hidden),
+                eager_->forward(eager_ids[s], hidden, in_order), "step " + std::to_string(step));
   }
 }
 
 // A token of each sequence in one recorded step; both complete entries of either ratio on the way.
 TEST_P(Recording, ReplaysBatchesOfOneTokenEach) {
-  const auto& [target, ratio] = GetParam();
-  if (const std::string reason = target.why_not(); !reason.empty()) {
-    GTEST_SKIP() << target.backend << ": " << reason;
-  }
-  Numerics numerics = kServing;
-  numerics.kv = target.descriptor().native_format;
-  const ModelConfig config = small_config(8, 2);
-  const StepLimits limits{250, 2, 600};
-  LayerHarness eager(config, ratio, numerics, limits, {}, target);
-  LayerHarness recorded(config, ratio, numerics, limits, {}, target);
-  if (!eager.device().can_record()) GTEST_SKIP() << target.device << " records nothing";
-
   const int64_t prompts[] = {250, 124};
   SequenceId eager_ids[2], recorded_ids[2];
   for (int s = 0; s < 2; ++s) {
-    eager_ids[s] = eager.pool().create().value();
-    recorded_ids[s] = recorded.pool().create().value();
-    const std::vector<float> hidden = formula_hidden(prompts[s], config.hidden_size, 31 + s);
-    eager.forward(eager_ids[s], hidden);
-    recorded.forward(recorded_ids[s], hidden);
+    eager_ids[s] = eager_->pool().create().value();
+    recorded_ids[s] = recorded_->pool().create().value();
+    const std::vector<float> hidden = formula_hidden(prompts[s], config_.hidden_size, 31 + s);
+    eager_->forward(eager_ids[s], hidden);
+    recorded_->forward(recorded_ids[s], hidden);
   }
   const BatchEntry batch[] = {{recorded_ids[0], 1}, {recorded_ids[1], 1}};
   for (int step = 0; step < 12; ++step) {
     std::vector<float> hidden, expected;
     for (int s = 0; s < 2; ++s) {
-      const std::vector<float> row = formula_hidden(1, config.hidden_size, 200 + 2 * step + s);
-      const std::vector<float> out = eager.forward(eager_ids[s], row);
+      const std::vector<float> row = formula_hidden(1, config_.hidden_size, 200 + 2 * step + s);
+      const std::vector<float> out = eager_->forward(eager_ids[s], row);
       hidden.insert(hidden.end(), row.begin(), row.end());
       expected.insert(expected.end(), out.begin(), out.end());
     }
-    const std::vector<float> actual = recorded.forward_recorded(batch, hidden);
-    ASSERT_EQ(actual.size(), expected.size());
-    EXPECT_EQ(std::memcmp(actual.data(), expected.data(), actual.size() * sizeof(float)), 0)
-        << "step " << step;
+    expect_same(recorded_->forward_recorded(batch, hidden), expected,
+                "step " + std::to_string(step));
   }
 }
 

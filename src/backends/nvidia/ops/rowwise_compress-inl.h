@@ -1,6 +1,8 @@
 // The compressor's step on NVIDIA (rowwise_compress.cu): what a block has to do, rows on their way
 // to it, the end of an entry, rows that the ring keeps.
 #pragma once
+#include <bit>
+
 #include "backends/gpu/compress.h"
 #include "backends/nvidia/arch/sm80/instructions.h"
 #include "backends/nvidia/arch/sm90/memory.h"
@@ -202,5 +204,40 @@ struct EntryFinish {
     }
   }
 };
+
+constexpr float kInfinity = std::bit_cast<float>(0x7f800000u);
+
+// A thread's channels of the rows of an entry: Lane::at[channel].
+
+/// Rows before `begin` and from `end` on do not exist: they add exactly nothing.
+template <typename Lane, int kRows>
+DSV4_DEVICE void leave_out_rows(Lane (&score)[kRows], Lane (&value)[kRows], int begin, int end) {
+  constexpr int kChannels = sizeof(Lane::at) / sizeof(float);
+  if (begin == 0 && end == kRows) return;
+  DSV4_UNROLL
+  for (int k = 0; k < kRows; ++k) {
+    if (k >= begin && k < end) continue;
+    DSV4_UNROLL
+    for (int c = 0; c < kChannels; ++c) score[k].at[c] = -kInfinity, value[k].at[c] = 0.0f;
+  }
+}
+template <typename Lane, int kRows>
+DSV4_DEVICE Lane pool_rows(const Lane (&score)[kRows], const Lane (&value)[kRows]) {
+  constexpr int kChannels = sizeof(Lane::at) / sizeof(float);
+  Lane pooled;
+  DSV4_UNROLL
+  for (int c = 0; c < kChannels; ++c) {
+    float largest = score[0].at[c];
+    DSV4_UNROLL
+    for (int k = 1; k < kRows; ++k) largest = fmaxf(largest, score[k].at[c]);
+    PoolSum total{};
+    DSV4_UNROLL
+    for (int k = 0; k < kRows; ++k) {
+      total.add(gpu::exp_not_positive(score[k].at[c] - largest), value[k].at[c]);
+    }
+    pooled.at[c] = total.result();
+  }
+  return pooled;
+}
 
 }  // namespace dsv4::nvidia::compressor

@@ -30,8 +30,6 @@ namespace dsv4::nvidia {
 namespace compressor {
 namespace {
 
-constexpr float kInfinity = std::bit_cast<float>(0x7f800000u);
-
 /// At most kRows pooled rows. A row of the entry is 64 kVectors channels at most, of which a lane
 /// has four, or two where they are few.
 template <typename CacheRows, int kVectors>
@@ -88,7 +86,7 @@ struct CompressEntries {
           load_rows(args, entry, ape, shared, i % kStages, score, value);
           if (i + kStages < count)
             fetch_rows(args, shared.list.entries[i + kStages], channel, shared, i % kStages);
-          gpu::store_as(finish.pooled + channel, pool(score, value));
+          gpu::store_as(finish.pooled + channel, pool_rows(score, value));
         }
         sm80::copy_async_commit();
         block_sync();
@@ -130,31 +128,8 @@ struct CompressEntries {
       DSV4_UNROLL
       for (int c = 0; c < kLaneChannels; ++c) score[k].at[c] = score[k].at[c] + ape[k].at[c];
     }
-    // Rows that do not exist add exactly nothing.
     const int begin = entry.rows(args).begin(args), end = args.pooled_tokens();
-    if (begin == 0 && end == kRows) return;
-    DSV4_UNROLL
-    for (int k = 0; k < kRows; ++k) {
-      if (k >= begin && k < end) continue;
-      DSV4_UNROLL
-      for (int c = 0; c < kLaneChannels; ++c) score[k].at[c] = -kInfinity, value[k].at[c] = 0.0f;
-    }
-  }
-
-  DSV4_DEVICE static Lane pool(const Lane (&score)[kRows], const Lane (&value)[kRows]) {
-    Lane pooled;
-    DSV4_UNROLL
-    for (int c = 0; c < kLaneChannels; ++c) {
-      float largest = score[0].at[c];
-      DSV4_UNROLL
-      for (int k = 1; k < kRows; ++k) largest = fmaxf(largest, score[k].at[c]);
-      PoolSum total{};
-      DSV4_UNROLL
-      for (int k = 0; k < kRows; ++k)
-        total.add(gpu::exp_not_positive(score[k].at[c] - largest), value[k].at[c]);
-      pooled.at[c] = total.result();
-    }
-    return pooled;
+    leave_out_rows(score, value, begin, end);
   }
 };
 

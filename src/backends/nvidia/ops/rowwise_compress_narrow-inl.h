@@ -23,7 +23,6 @@ struct CompressNarrow {
   static constexpr int kThreads = 128, kGroups = kThreads / kGroupLanes;
   static constexpr int kMinBlocks = 4;
   static constexpr int kKept = 4;  // rows for the ring that a thread has on their way
-  static constexpr float kInfinity = std::bit_cast<float>(0x7f800000u);
   struct alignas(16) Lane {
     float at[kLaneChannels];
   };
@@ -124,7 +123,7 @@ struct CompressNarrow {
     load_rows<kOfStep>(args, entry, shared, score, value);
     fetch_next();
     sm80::copy_async_commit();
-    if (channel() < args.width) gpu::store_as(finish.pooled + channel(), pool(score, value));
+    if (channel() < args.width) gpu::store_as(finish.pooled + channel(), pool_rows(score, value));
     group_sync();
     if (slot >= 0) Finish::run(args, entry.token, slot, weights, finish);
   }
@@ -142,31 +141,9 @@ struct CompressNarrow {
       DSV4_UNROLL
       for (int c = 0; c < kLaneChannels; ++c) score[k].at[c] = score[k].at[c] + ape.at[c];
     }
-    // Rows that do not exist add exactly nothing.
     const int end = args.pooled_tokens();
     const int begin = kOfStep ? 0 : std::max(0, end - 1 - entry.position);
-    if (begin == 0 && end == kRows) return;
-    DSV4_UNROLL
-    for (int k = 0; k < kRows; ++k) {
-      if (k >= begin && k < end) continue;
-      DSV4_UNROLL
-      for (int c = 0; c < kLaneChannels; ++c) score[k].at[c] = -kInfinity, value[k].at[c] = 0.0f;
-    }
-  }
-  DSV4_DEVICE static Lane pool(const Lane (&score)[kRows], const Lane (&value)[kRows]) {
-    Lane pooled;
-    DSV4_UNROLL
-    for (int c = 0; c < kLaneChannels; ++c) {
-      float largest = score[0].at[c];
-      DSV4_UNROLL
-      for (int k = 1; k < kRows; ++k) largest = fmaxf(largest, score[k].at[c]);
-      PoolSum total{};
-      DSV4_UNROLL
-      for (int k = 0; k < kRows; ++k)
-        total.add(gpu::exp_not_positive(score[k].at[c] - largest), value[k].at[c]);
-      pooled.at[c] = total.result();
-    }
-    return pooled;
+    leave_out_rows(score, value, begin, end);
   }
 
   // ---- the ring
