@@ -32,6 +32,11 @@ if(DSV4_WERROR)
   list(APPEND DSV4_CUDA_FLAGS $<$<COMPILE_LANGUAGE:CUDA>:-Werror=all-warnings>)
 endif()
 
+option(DSV4_CUDA_LATE_WARPS "sm_90 kernels: warps are late at random around barriers (docs/testing.md)" OFF)
+if(DSV4_CUDA_LATE_WARPS)
+  list(APPEND DSV4_CUDA_FLAGS $<$<COMPILE_LANGUAGE:CUDA>:-DDSV4_CUDA_LATE_WARPS>)
+endif()
+
 # "sm_80,compute_80,sm_90a,sm_120": what the descriptors say that kernels were built for.
 set(DSV4_CUDA_ARCHITECTURE_NAMES "")
 foreach(arch IN LISTS DSV4_CUDA_ARCHITECTURES)

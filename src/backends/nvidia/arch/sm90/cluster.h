@@ -3,6 +3,8 @@
 #pragma once
 #include <cstdint>
 
+#include "backends/nvidia/arch/sm90/sync.h"
+
 namespace dsv4::nvidia::sm90 {
 
 __device__ inline uint32_t cluster_rank() {
@@ -18,13 +20,16 @@ __device__ inline uint32_t cluster_size() {
 
 /// All threads of all CTAs arrive; what they wrote before is visible to those that have waited.
 __device__ inline void cluster_arrive() {
+  perhaps_late();
   asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
 }
 /// The same without a word about what was written.
 __device__ __forceinline__ void cluster_arrive_relaxed() {
+  perhaps_late();
   asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
 }
 __device__ inline void cluster_wait() {
+  perhaps_late();
   asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
@@ -58,10 +63,12 @@ __device__ __forceinline__ void fence_mbarrier_init() {
 }
 /// Tells that this thread has read what the other CTA may overwrite; orders no stores between CTAs.
 __device__ __forceinline__ void cluster_mbarrier_arrive(uint32_t barrier) {
+  perhaps_late();
   asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 /// Of this CTA's own barrier: one arrival, and so many bytes that are still to come in this phase.
 __device__ __forceinline__ void mbarrier_expect_bytes(uint32_t barrier, int bytes) {
+  perhaps_late();
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
                : "memory");
 }

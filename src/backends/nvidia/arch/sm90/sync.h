@@ -5,8 +5,25 @@
 
 namespace dsv4::nvidia::sm90 {
 
+/// Nothing, but in a build with DSV4_CUDA_LATE_WARPS (docs/testing.md): there one call in 32 takes
+/// up to 20 us, as where the card is taken away for another process. Called around every barrier,
+/// so that tests of such a build meet orders of warps that an idle card never shows.
+__device__ __forceinline__ void perhaps_late() {
+#ifdef DSV4_CUDA_LATE_WARPS
+  const uint32_t start = static_cast<uint32_t>(clock64());
+  uint32_t random = start ^ (threadIdx.x >> 5) * 0x9E3779B9u ^ blockIdx.x * 0x85EBCA6Bu;
+  random = (random ^ random >> 15) * 0x2C1B3C6Du;
+  random ^= random >> 12;
+  if (random % 32 == 0) {
+    while (static_cast<uint32_t>(clock64()) - start < (random >> 17)) {
+    }
+  }
+#endif
+}
+
 /// 9.7.13.1 bar.sync: waits until `threads` threads have arrived at barrier `id`, itself included.
 __device__ __forceinline__ void barrier_sync(int id, int threads) {
+  perhaps_late();
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 /// 9.7.20.5 setmaxnreg: every warp of a warpgroup takes or gives back registers.
@@ -42,10 +59,12 @@ __device__ __forceinline__ void mbarrier_init(uint32_t barrier, int arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
 }
 __device__ __forceinline__ void mbarrier_arrive(uint32_t barrier) {
+  perhaps_late();
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 /// The same in threads where `arrives` holds, without a branch.
 __device__ __forceinline__ void mbarrier_arrive_if(uint32_t barrier, bool arrives) {
+  perhaps_late();
   asm volatile(
       "{\n.reg .pred p;\nsetp.ne.s32 p, %1, 0;\n"
       "@p mbarrier.arrive.shared::cta.b64 _, [%0];\n}\n" ::"r"(barrier),
@@ -54,20 +73,24 @@ __device__ __forceinline__ void mbarrier_arrive_if(uint32_t barrier, bool arrive
 }
 /// Arrives, and lets the phase end only when `bytes` of bulk copies have landed.
 __device__ __forceinline__ void mbarrier_arrive_expecting(uint32_t barrier, uint32_t bytes) {
+  perhaps_late();
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
                : "memory");
 }
 /// Waits for the end of the phase of that parity.
 __device__ __forceinline__ void mbarrier_poll(uint32_t barrier, uint32_t parity) {
+  perhaps_late();
   asm volatile(
       "{\n.reg .pred p;\nagain:\n"
       "mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n"
       "@!p bra again;\n}\n" ::"r"(barrier),
       "r"(parity)
       : "memory");
+  perhaps_late();
 }
 /// Whether the phase of that parity has ended.
 __device__ __forceinline__ bool mbarrier_test(uint32_t barrier, uint32_t parity) {
+  perhaps_late();
   uint32_t ended;
   asm volatile(
       "{\n.reg .pred p;\n"
@@ -80,12 +103,14 @@ __device__ __forceinline__ bool mbarrier_test(uint32_t barrier, uint32_t parity)
 }
 /// Waits for the end of the phase of that parity; the hint lets the hardware put the warp to sleep.
 __device__ __forceinline__ void mbarrier_wait(uint32_t barrier, uint32_t parity) {
+  perhaps_late();
   asm volatile(
       "{\n.reg .pred p;\nagain:\n"
       "mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1, %2;\n"
       "@!p bra again;\n}\n" ::"r"(barrier),
       "r"(parity), "r"(1000000)
       : "memory");
+  perhaps_late();
 }
 
 // ---- dependent launches (griddepcontrol)
