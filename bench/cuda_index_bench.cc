@@ -350,6 +350,12 @@ void bench_logits(Bench& bench, std::span<const LogitsCase> cases, const char* t
         values[i] = f32_to_bf16(static_cast<float>(static_cast<int>(random() % 15) - 7));
       }
     });
+    const Buffer codes = bench.pattern(q_bytes / 2, q_bytes / 2, [&](std::byte* to) {
+      for (int64_t i = 0; i < q_bytes / 2; ++i) {
+        to[i] = static_cast<std::byte>(
+            f32_to_e4m3(static_cast<float>(static_cast<int>(random() % 15) - 7)));
+      }
+    });
     const Buffer weights = bench.upload(std::vector<float>(size_t(tokens * kHeads), 0.01f));
     std::vector<int32_t> table(static_cast<size_t>(which.batch * pages)), token_to_seq;
     for (size_t i = 0; i < table.size(); ++i) table[i] = static_cast<int32_t>(i);
@@ -361,8 +367,11 @@ void bench_logits(Bench& bench, std::span<const LogitsCase> cases, const char* t
     const Buffer logits = bench.memory(out_bytes);
     for (const std::string& name : bench.usable("index_logits")) {
       const Ops ops = bench.ops("index_logits", name);
+      const bool handed = ops.index_takes_e4m3 && which.format == KvFormat::kIndexFp8;
+      const ConstTensor queries(handed ? codes.data() : q.data(),
+                                handed ? DType::kF8E4M3 : DType::kBf16, {tokens, kHeads, kDim});
       const auto launch = [&](int set, const OpContext& context) {
-        ops.index_logits({.q = ConstTensor(q.data(), DType::kBf16, {tokens, kHeads, kDim}),
+        ops.index_logits({.q = queries,
                           .weights = ConstTensor(weights.data(), DType::kF32, {tokens, kHeads}),
                           .token_to_seq = reinterpret_cast<const int32_t*>(sequences.data()),
                           .end = reinterpret_cast<const int32_t*>(end.data()),

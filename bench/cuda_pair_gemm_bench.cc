@@ -12,10 +12,11 @@
 //           row's own calls before it
 //
 // Both sides compute the same numbers. DeepGEMM is handed E4M3 codes and scales in the layout it
-// wants; ours takes bf16 activations, exact images of the codes: wq_b and wo_b quantise them, which
-// DeepGEMM's time leaves to another kernel. Its schedule of paged scores runs once per step and is
-// not counted. Keys of the prefill are contiguous there, in pages here. Weights and keys rotate
-// through 256 MB; the clock is that of cuda_attend_cases.h.
+// wants; ours takes codes of the indexer's queries where it knows them, as the layer hands them
+// over, and of products with --products fp8; else bf16 activations, exact images of the codes: wq_b
+// and wo_b quantise them, which DeepGEMM's time leaves to another kernel. Its schedule of paged
+// scores runs once per step and is not counted. Keys of the prefill are contiguous there, in pages
+// here. Weights and keys rotate through 256 MB; the clock is that of cuda_attend_cases.h.
 //
 // Results: bf16 outputs are rounded on both sides, norms of a row differ by less than 2^-7; E4M3
 // matrix instructions keep 13 bits or more of a sum, so rows of scores differ by less than 2^-8.
@@ -250,20 +251,23 @@ class Bench {
     std::byte* scratch = memory.take(std::max<int64_t>(scratch_bytes, 1));
     const auto ours = [&](int64_t set) {
       Arena arena(scratch, scratch_bytes);
-      ops_.index_logits({.q = ConstTensor(q, DType::kBf16, {tokens, kHeads, kIndexDim}),
-                         .weights = ConstTensor(weights, DType::kF32, {tokens, kHeads}),
-                         .token_to_seq = token_to_seq,
-                         .end = end,
-                         .max_end = which.entries,
-                         .blocks = {tables, pages, static_cast<int32_t>(pages), 4 * kPageRows},
-                         .cache = {.base = caches + set * cache_bytes,
-                                   .block_stride_bytes = kStride,
-                                   .num_blocks = static_cast<int32_t>(cache_pages),
-                                   .rows_per_block = kPageRows,
-                                   .format = KvFormat::kIndexFp8,
-                                   .row_elems = kIndexDim},
-                         .logits = Tensor(our_logits, DType::kF32, {tokens, which.entries})},
-                        {device_->default_stream(), &arena, &ops_});
+      const bool handed = ops_.index_takes_e4m3;
+      ops_.index_logits(
+          {.q = ConstTensor(handed ? q_codes : q, handed ? DType::kF8E4M3 : DType::kBf16,
+                            {tokens, kHeads, kIndexDim}),
+           .weights = ConstTensor(weights, DType::kF32, {tokens, kHeads}),
+           .token_to_seq = token_to_seq,
+           .end = end,
+           .max_end = which.entries,
+           .blocks = {tables, pages, static_cast<int32_t>(pages), 4 * kPageRows},
+           .cache = {.base = caches + set * cache_bytes,
+                     .block_stride_bytes = kStride,
+                     .num_blocks = static_cast<int32_t>(cache_pages),
+                     .rows_per_block = kPageRows,
+                     .format = KvFormat::kIndexFp8,
+                     .row_elems = kIndexDim},
+           .logits = Tensor(our_logits, DType::kF32, {tokens, which.entries})},
+          {device_->default_stream(), &arena, &ops_});
     };
     deep_gemm::PagedLogits paged{};
     std::vector<std::pair<std::byte*, std::byte*>> contiguous;  // keys and scales of a set

@@ -143,6 +143,12 @@ void inverse_rope(nb::handle o, nb::handle frequencies, nb::handle positions, nb
             .head_dim = static_cast<int>(input.shape[2])});
 }
 
+// @throws Error kUnsupported: the device knows queries of the indexer as values only.
+void check_index_codes(OpCall& call, const ConstTensor& q, const char* what) {
+  if (q.dtype != DType::kF8E4M3 || call.ops().index_takes_e4m3) return;
+  fail(ErrorCode::kUnsupported, what, ": this device has the indexer's queries in bf16");
+}
+
 void index_query(nb::handle q, nb::handle weights, nb::handle frequencies, nb::handle positions,
                  nb::handle q_out, nb::handle weights_out, const std::string& format, bool hadamard,
                  StreamArgument stream) {
@@ -159,6 +165,7 @@ void index_query(nb::handle q, nb::handle weights, nb::handle frequencies, nb::h
       .q_out = call.output(q_out, "q_out", {DType::kBf16, DType::kF32, DType::kF8E4M3},
                            {tokens, heads, dim}),
       .weights_out = call.output(weights_out, "weights_out", {DType::kF32}, {tokens, heads})};
+  check_index_codes(call, params.q_out, "q_out");
   call.run(&Ops::index_query, "index_query", params,
            {.max_tokens = tokens,
             .index_heads = static_cast<int>(heads),
@@ -171,6 +178,7 @@ void index_logits(nb::handle q, nb::handle weights, nb::handle token_to_seq, nb:
   OpCall call(stream);
   const ConstTensor queries =
       call.input(q, "q", {DType::kBf16, DType::kF32, DType::kF8E4M3}, {kAny, kAny, kAny});
+  check_index_codes(call, queries, "q");
   const int64_t tokens = queries.shape[0];
   const Tensor scores = call.output(logits, "logits", {DType::kF32}, {tokens, kAny});
   const IndexLogitsParams params{
@@ -261,17 +269,19 @@ void bind_ops(nb::module_& ops) {
           "o, out     [T, heads, head_dim] bf16 or f32; out is written\n"
           "positions  [T] int32\n"
           "quantise   to E4M3 per 128 values, in the form that the device's linear reads");
-  ops.def("index_query", &index_query, "q"_a, "weights"_a, "frequencies"_a, "positions"_a,
-          "q_out"_a, "weights_out"_a, nb::kw_only(), "format"_a = "index_fp8", "hadamard"_a = false,
-          "stream"_a = nb::none(),
-          "Queries of the indexer: RoPE, quantisation, all factors folded into the weights.\n\n"
-          "q            [T, index_heads, index_dim] bf16 or f32\n"
-          "weights      [T, index_heads] bf16 or f32\n"
-          "q_out        [T, index_heads, index_dim], written, in the form that index_logits of the "
-          "same device reads\n"
-          "             (CPU: bf16, f32 for index_f32)\n"
-          "weights_out  [T, index_heads] float32, written\n"
-          "format       of the keys: 'index_fp8', 'index_mxfp4', 'index_f32'");
+  ops.def(
+      "index_query", &index_query, "q"_a, "weights"_a, "frequencies"_a, "positions"_a, "q_out"_a,
+      "weights_out"_a, nb::kw_only(), "format"_a = "index_fp8", "hadamard"_a = false,
+      "stream"_a = nb::none(),
+      "Queries of the indexer: RoPE, quantisation, all factors folded into the weights.\n\n"
+      "q            [T, index_heads, index_dim] bf16 or f32\n"
+      "weights      [T, index_heads] bf16 or f32\n"
+      "q_out        [T, index_heads, index_dim], written: bf16 holding the quantised values, f32 "
+      "for index_f32;\n"
+      "             on sm_90 codes of index_fp8 in float8_e4m3fn, too, which index_logits reads "
+      "fastest\n"
+      "weights_out  [T, index_heads] float32, written\n"
+      "format       of the keys: 'index_fp8', 'index_mxfp4', 'index_f32'");
   ops.def(
       "index_logits", &index_logits, "q"_a, "weights"_a, "token_to_seq"_a, "end"_a, "block_table"_a,
       "cache"_a, "logits"_a, nb::kw_only(), "stream"_a = nb::none(),

@@ -53,6 +53,9 @@ class OpCall {
   /// one for each stream. Under a graph capture nothing may be allocated but by the graph's owner.
   void set_scratch(nb::handle allocate) { allocate_scratch_ = nb::borrow(allocate); }
 
+  /// Of the device of the tensors borrowed so far.
+  const Ops& ops() { return device().device().ops(); }
+
   /// Runs `op` with scratch for `limits` (threads are filled in).
   template <typename Params>
   void run(Op<Params> Ops::*op, const char* name, const Params& params, ScratchLimits limits) {

@@ -185,9 +185,9 @@ namespace {
 // The intermediates of a step, taken from `arena`; with a measuring arena this answers how much a
 // step needs.
 void take_intermediates(DeepseekV4Attention::Step& step, const ModelConfig& config,
-                        const LayerKind& kind, const Numerics& numerics, int tensor_parallel_size,
-                        int64_t tokens, int64_t max_entries, int64_t tile_tokens,
-                        int64_t padded_heads, Arena& arena) {
+                        const LayerKind& kind, const Numerics& numerics, const Ops& ops,
+                        int tensor_parallel_size, int64_t tokens, int64_t max_entries,
+                        int64_t tile_tokens, int64_t padded_heads, Arena& arena) {
   const DType act = numerics.activation;
   const int64_t gate_cols = 2 * kind.pooled_windows();
   step.qr = arena.take_tensor(act, {tokens, config.q_lora_rank});
@@ -204,7 +204,8 @@ void take_intermediates(DeepseekV4Attention::Step& step, const ModelConfig& conf
   const int64_t heads = config.index_n_heads, dim = config.index_head_dim, topk = config.index_topk;
   step.index_gates = arena.take_tensor(DType::kF32, {tokens, gate_cols * dim});
   step.index_q = arena.take_tensor(act, {tokens, heads, dim});
-  step.index_q_quantised = arena.take_tensor(act, {tokens, heads, dim});
+  const bool codes = ops.index_takes_e4m3 && numerics.index == KvFormat::kIndexFp8;
+  step.index_q_quantised = arena.take_tensor(codes ? DType::kF8E4M3 : act, {tokens, heads, dim});
   step.index_weights = arena.take_tensor(act, {tokens, heads});
   step.index_weights_folded = arena.take_tensor(DType::kF32, {tokens, heads});
   step.logits = arena.take_tensor(DType::kF32, {tile_tokens, std::max<int64_t>(1, max_entries)});
@@ -252,8 +253,8 @@ int64_t attention_workspace_bytes(const ModelConfig& config, const LayerKind& ki
   Arena measure;
   DeepseekV4Attention::Step step;
   const int64_t entries = entries_for(kind, limits);
-  take_intermediates(step, config, kind, numerics, tensor_parallel.size, limits.max_tokens, entries,
-                     tile_tokens_for(entries, limits), padded_heads, measure);
+  take_intermediates(step, config, kind, numerics, ops, tensor_parallel.size, limits.max_tokens,
+                     entries, tile_tokens_for(entries, limits), padded_heads, measure);
   // A temporary of prepare(), which lives beside an operation's own scratch.
   const int64_t temporary_bytes =
       limits.max_tokens * size_of(numerics.activation) * config.q_lora_rank;
@@ -365,9 +366,10 @@ void DeepseekV4Attention::forward(const StepPlan& plan, const LayerCaches& cache
   step.stream = stream;
   step.scratch = &arena;
   step.options = &options;
-  take_intermediates(step, layer.config, layer.kind, layer.numerics, layer.tensor_parallel.size,
-                     tokens, layer.max_entries, std::min<int64_t>(layer.logits_tile_tokens, tokens),
-                     layer.padded_heads, arena);
+  take_intermediates(step, layer.config, layer.kind, layer.numerics, ops(),
+                     layer.tensor_parallel.size, tokens, layer.max_entries,
+                     std::min<int64_t>(layer.logits_tile_tokens, tokens), layer.padded_heads,
+                     arena);
   // Scores are only needed where something is left out; taps want to see them always.
   step.all_entries_visible = layer.kind.indexer && options.taps == nullptr &&
                              view.max_context / ratio <= layer.config.index_topk;

@@ -205,8 +205,8 @@ struct IndexQueryParams {
   const int32_t* positions;
   KvFormat format;  // kIndexFp8, kIndexMxfp4, kIndexF32
   bool hadamard;
-  Tensor q_out;  // [T, index_heads, index_dim]: CPU: bf16 holding the quantised values without
-                 // FP8's scale (f32 in kIndexF32)
+  Tensor q_out;  // [T, index_heads, index_dim]: bf16 holding the quantised values without FP8's
+                 // scale (f32 in kIndexF32), or FP8's codes (Ops::index_takes_e4m3)
   Tensor weights_out;  // [T, index_heads] f32, all factors folded in
 };
 
@@ -443,6 +443,8 @@ struct Ops {
   /// inverse_rope and rms_norm write them: a head_dim, a row (of at most 4096) that is a multiple
   /// of 128.
   bool takes_e4m3 = false;
+  /// Do index_query and index_logits know q as E4M3 codes (format kIndexFp8) and want it so?
+  bool index_takes_e4m3 = false;
   /// Does top_k write the slots, too, so that no map_slots has to follow?
   bool top_k_maps_slots = false;
   /// Scratch that any single operation needs within these limits.

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <limits>
 
+#include "core/numbers.h"
 #include "tests/ops/oracle_testing.h"
 
 namespace dsv4::testing {
@@ -15,6 +16,8 @@ class OracleIndexLogits : public CandidateTest {
   double matrix_unit_bound(KvFormat format, int dim, double head_magnitude) const {
     return adds_in_fp8_unit(format) ? e4m3_unit_bound(dim, head_magnitude) : 0;
   }
+  /// The CUDA candidates do, whether or not they want them.
+  bool takes_codes() const { return GetParam().platform == Platform::kCuda; }
   bool adds_in_fp8_unit(KvFormat format) const {
     return GetParam().platform == Platform::kCuda && GetParam().name == "sm90" &&
            format == KvFormat::kIndexFp8;
@@ -69,6 +72,7 @@ TEST_P(OracleIndexLogits, EveryFormatAgrees) {
   };
   for (const Case& which :
        {Case{KvFormat::kIndexFp8, 64, 128, 64}, Case{KvFormat::kIndexFp8, 8, 128, 16},
+        Case{KvFormat::kIndexFp8, 64, 128, 4}, Case{KvFormat::kIndexFp8, 3, 128, 2},
         Case{KvFormat::kIndexMxfp4, 64, 128, 64}, Case{KvFormat::kIndexMxfp4, 5, 128, 2},
         Case{KvFormat::kIndexF32, 8, 128, 64}, Case{KvFormat::kIndexF32, 4, 64, 16}}) {
     SCOPED_TRACE(::testing::Message() << kv_format_name(which.format) << ", " << which.heads
@@ -199,6 +203,16 @@ TEST_P(OracleIndexLogits, BitsDependOnTheTokenOnly) {
                             static_cast<size_t>(end[t]) * sizeof(float)),
                 0)
           << "token " << t;
+    }
+    // Queries as codes are the same queries.
+    if (format == KvFormat::kIndexFp8 && takes_codes()) {
+      std::vector<uint8_t> codes;
+      for (double value : q) codes.push_back(f32_to_e4m3(static_cast<float>(value)));
+      const ConstTensor coded(memory().put(codes), DType::kF8E4M3, {kTokens, kHeads, kDim});
+      const Calls of_codes(*this, coded, weights, token_to_seq, end,
+                           {memory().put(table), kColumns, kColumns, kRows * 4}, cache.view());
+      const std::vector<float> same = of_codes(0, kTokens, kColumns * kRows);
+      EXPECT_EQ(std::memcmp(same.data(), all.data(), all.size() * sizeof(float)), 0);
     }
     clear_memory();
   }

@@ -1,4 +1,5 @@
 // Norms, rotations, the window cache write and the quantised inverse rotation against the oracle.
+#include "core/numbers.h"
 #include "tests/ops/oracle_testing.h"
 
 namespace dsv4::testing {
@@ -228,17 +229,27 @@ TEST_P(OracleNormRope, IndexQuery) {
         limits.max_tokens = tokens;
         limits.index_heads = static_cast<int>(heads);
         limits.index_dim = kDim;
-        run(ops_.index_query,
-            {.q = memory().tensor(act, {tokens, heads, kDim}, q),
-             .weights = memory().tensor(act, {tokens, heads}, weights),
-             .rope = {memory().put(frequencies), kRopeDim},
-             .positions = memory().put(positions),
-             .format = format,
-             .hadamard = hadamard,
-             .q_out = q_out,
-             .weights_out = weights_out},
-            limits);
+        IndexQueryParams params{.q = memory().tensor(act, {tokens, heads, kDim}, q),
+                                .weights = memory().tensor(act, {tokens, heads}, weights),
+                                .rope = {memory().put(frequencies), kRopeDim},
+                                .positions = memory().put(positions),
+                                .format = format,
+                                .hadamard = hadamard,
+                                .q_out = q_out,
+                                .weights_out = weights_out};
+        run(ops_.index_query, params, limits);
         const Vector actual = memory().numbers(q_out), folded = memory().numbers(weights_out);
+        if (format == KvFormat::kIndexFp8 && ops_.index_takes_e4m3) {
+          const int64_t count = tokens * heads * kDim;
+          const Tensor coded = memory().tensor(DType::kF8E4M3, {tokens, heads, kDim});
+          params.q_out = coded;
+          run(ops_.index_query, params, limits);
+          const std::vector<uint8_t> codes = memory().get(coded.as<uint8_t>(), count);
+          for (int64_t i = 0; i < count; ++i) {
+            ASSERT_EQ(codes[static_cast<size_t>(i)], f32_to_e4m3(static_cast<float>(actual[i])))
+                << "code " << i;
+          }
+        }
         Comparison compare_q("index q [row, dim]"), compare_w("folded weight [row]");
         for (int64_t row = 0; row < tokens * heads; ++row) {
           Vector exact(q.begin() + row * kDim, q.begin() + (row + 1) * kDim);

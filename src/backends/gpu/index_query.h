@@ -2,7 +2,8 @@
 // quantisation, weights folded.
 //
 // Tiling    one lane group a head; blocks of 8 groups for one token, which share its angles
-// Budget    bytes in + bytes out: 64 heads x 128 bf16 are 2 x 16 KiB a token
+// Budget    bytes in + bytes out: 64 heads x 128 bf16 are 16 KiB a token, as much out, or half as
+//           codes
 // Contract  as norm_rope.h; q_out holds the quantised values, of FP8 without the scale, which goes
 //           into the weight
 // Numerics  the rotated row is rounded to bf16 before it is quantised; the weight is multiplied by
@@ -12,7 +13,7 @@
 
 namespace dsv4::gpu {
 
-enum class IndexForm : uint8_t { kNone, kFp8Row, kMxfp4 };
+enum class IndexForm : uint8_t { kNone, kFp8Row, kMxfp4, kFp8Codes };
 
 struct IndexQueryArgs {
   TokenUnits cut;  // units are heads
@@ -35,7 +36,9 @@ struct IndexQueryArgs {
 template <typename Act, IndexForm kForm, int kVectors, Access kAccess>
 struct IndexQuery {
   using Params = IndexQueryArgs;
-  using Out = std::conditional_t<kForm == IndexForm::kNone, Act, Bf16>;
+  static constexpr bool kCodes = kForm == IndexForm::kFp8Codes;
+  using Out =
+      std::conditional_t<kForm == IndexForm::kNone, Act, std::conditional_t<kCodes, uint8_t, Bf16>>;
   static constexpr int kThreads = 256;
 
   DSV4_DEVICE static void run(const Params& args) {
@@ -58,7 +61,11 @@ struct IndexQuery {
       rotate_tail(row, count, args.rope.pairs, [&](int p) { return table.angle[p]; });
       if (args.hadamard) hadamard_row(row, count);
       const float scale = quantise(row);
-      store_row<kAccess>(out + h * args.out_head_stride, count, row);
+      if constexpr (kCodes) {
+        store_codes_of_row(out + h * args.out_head_stride, count, row);
+      } else {
+        store_row<kAccess>(out + h * args.out_head_stride, count, row);
+      }
       if (group_lane() == 0) {
         args.weights_out[mine.token * args.weights_out_stride + h] =
             head_weight * scale * args.dim_factor * args.heads_factor;
@@ -74,13 +81,22 @@ struct IndexQuery {
                                  : static_cast<const float*>(args.weights)[at];
   }
 
+  // Of the quantised values.
+  DSV4_DEVICE static void store_codes_of_row(uint8_t* to, int count, const Row<kVectors>& row) {
+    DSV4_UNROLL
+    for (int i = 0; i < kVectors; ++i) {
+      const int elem = row_elem(i);
+      if (elem < count) store_codes(to + elem, pack_e4m3(row.even[i], row.odd[i]));
+    }
+  }
+
   // @return the scale that the values are left without.
   DSV4_DEVICE static float quantise(Row<kVectors>& row) {
     if constexpr (kForm == IndexForm::kNone) {
       return 1.0f;
     } else {
       round_row_to_bf16(row);
-      if constexpr (kForm == IndexForm::kFp8Row) {
+      if constexpr (kForm == IndexForm::kFp8Row || kCodes) {
         uint32_t largest = 0;
         DSV4_UNROLL
         for (int i = 0; i < kVectors; ++i) {

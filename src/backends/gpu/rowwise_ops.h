@@ -341,6 +341,12 @@ void index_query(const IndexQueryParams& params, const OpContext& context) {
         args.cut = cut_tokens(q.shape[0], heads, Kernel::kThreads / kGroupLanes);
         launch.template run<Kernel>(blocks_of(args.cut), args);
       };
+      if constexpr (requires { Launch::kWritesCodes; }) {
+        if (params.q_out.dtype == DType::kF8E4M3) {
+          DSV4_CHECK(params.format == KvFormat::kIndexFp8 && aligned);
+          return run(std::integral_constant<IndexForm, IndexForm::kFp8Codes>{});
+        }
+      }
       switch (params.format) {
         case KvFormat::kIndexFp8:
           return run(std::integral_constant<IndexForm, IndexForm::kFp8Row>{});

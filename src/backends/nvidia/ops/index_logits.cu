@@ -4,6 +4,7 @@
 #include "backends/nvidia/ops/families.h"
 #include "backends/nvidia/ops/gpu_check.h"
 #include "backends/nvidia/ops/index_logits.h"
+#include "backends/nvidia/ops/launch.h"
 #include "cache/kv_format.h"
 #include "core/checked_math.h"
 #include "core/numbers.h"
@@ -94,16 +95,44 @@ __global__ void __launch_bounds__(kThreads)
   args.logits[token * args.logits_stride + entry] = sum;
 }
 
+// ---- queries that are E4M3 codes
+
+__global__ void __launch_bounds__(256)
+    index_query_values(const uint8_t* codes, int64_t token_stride, int64_t head_stride,
+                       int32_t heads, int64_t count, uint16_t* values) {
+  follow_kernels_before();
+  const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  if (i >= count) return;
+  const int64_t row = i / kDim;
+  const uint8_t code = codes[row / heads * token_stride + row % heads * head_stride + i % kDim];
+  values[i] = static_cast<uint16_t>(__float_as_uint(e4m3_value(code)) >> 16);  // exact
+}
+
 }  // namespace
+
+Bf16Queries::Bf16Queries(const IndexLogitsParams& params, const OpContext& context)
+    : scope_(*context.scratch), params_(params) {
+  const ConstTensor& q = params.q;
+  if (q.dtype != DType::kF8E4M3) return;
+  const int64_t tokens = q.shape[0], heads = q.shape[1], count = tokens * heads * q.shape[2];
+  DSV4_CHECK(q.shape[2] == kDim && q.strides[2] == 1);
+  const Tensor values = context.scratch->take_tensor(DType::kBf16, {tokens, heads, q.shape[2]});
+  params_.q = values;
+  if (context.scratch->measuring() || count == 0) return;
+  launch<index_query_values>({dim3(static_cast<unsigned>(ceil_div(count, int64_t{256}))), 256},
+                             stream_of(context.stream), q.as<uint8_t>(), q.strides[0], q.strides[1],
+                             static_cast<int32_t>(heads), count, values.as<uint16_t>());
+}
 
 IndexLogitsArgs index_logits_args(const IndexLogitsParams& params) {
   const CacheView& cache = params.cache;
   DSV4_CHECK(cache.format == KvFormat::kIndexFp8 || cache.format == KvFormat::kIndexMxfp4);
-  DSV4_CHECK(params.q.dtype == DType::kBf16 && params.q.strides[2] == 1);
+  const bool is_bf16 = params.q.dtype == DType::kBf16;
+  DSV4_CHECK((is_bf16 || params.q.dtype == DType::kF8E4M3) && params.q.strides[2] == 1);
   DSV4_CHECK(params.q.shape[2] == kDim && cache.row_elems == kDim);
   DSV4_CHECK(params.q.shape[1] >= 1 && params.q.shape[1] <= kMaxHeads);
   const auto rows = static_cast<uint32_t>(cache.rows_per_block);
-  return {.q = params.q.as<uint16_t>(),
+  return {.q = is_bf16 ? params.q.as<uint16_t>() : nullptr,
           .q_token_stride = params.q.strides[0],
           .q_head_stride = params.q.strides[1],
           .weights = params.weights.as<float>(),
@@ -131,10 +160,13 @@ bool index_rows_aligned(const IndexLogitsParams& params) {
     return reinterpret_cast<uintptr_t>(pointer) % 16 == 0;
   };
   return aligned(params.cache.base) && params.cache.block_stride_bytes % 16 == 0 &&
-         aligned(params.q.data) && params.q.strides[0] % 8 == 0 && params.q.strides[1] % 8 == 0;
+         aligned(params.q.data) && params.q.strides[0] * size_of(params.q.dtype) % 16 == 0 &&
+         params.q.strides[1] * size_of(params.q.dtype) % 16 == 0;
 }
 
-void index_logits_reference(const IndexLogitsParams& params, const OpContext& context) {
+void index_logits_reference(const IndexLogitsParams& given, const OpContext& context) {
+  const Bf16Queries queries(given, context);
+  const IndexLogitsParams& params = queries.params();
   const IndexLogitsArgs args = index_logits_args(params);
   if (context.scratch->measuring() || args.num_tokens == 0 || args.max_end == 0) return;
   constexpr int kBytes = sizeof(ReferenceStorage);
@@ -151,7 +183,11 @@ void index_logits_reference(const IndexLogitsParams& params, const OpContext& co
 
 std::span<const Candidate> index_logits_candidates() {
   static const Candidate list[] = {
-      {"index_logits", "sm90", needs_sm90, [](Ops& ops) { ops.index_logits = index_logits_sm90; }},
+      {"index_logits", "sm90", needs_sm90,
+       [](Ops& ops) {
+         ops.index_logits = index_logits_sm90;
+         ops.index_takes_e4m3 = true;
+       }},
       {"index_logits", "sm80", needs_sm80, [](Ops& ops) { ops.index_logits = index_logits_sm80; }},
       {"index_logits", "reference", needs_sm80,
        [](Ops& ops) { ops.index_logits = index_logits_reference; }},
@@ -159,8 +195,10 @@ std::span<const Candidate> index_logits_candidates() {
   return list;
 }
 
-int64_t index_logits_scratch_bytes(const ScratchLimits&) {
-  return 0;
+int64_t index_logits_scratch_bytes(const ScratchLimits& limits) {
+  // Queries of the other form.
+  const int64_t values = limits.max_tokens * limits.index_heads * limits.index_dim;
+  return round_up(2 * values, Arena::kAlignment);
 }
 
 }  // namespace dsv4::nvidia

@@ -9,7 +9,7 @@
 namespace dsv4::nvidia {
 
 struct IndexLogitsArgs {
-  const uint16_t* q;  ///< bf16
+  const uint16_t* q;  ///< bf16; null where queries are codes
   int64_t q_token_stride, q_head_stride;
   const float* weights;
   int64_t weights_stride;
@@ -36,6 +36,18 @@ struct IndexLogitsArgs {
 IndexLogitsArgs index_logits_args(const IndexLogitsParams& params);
 /// Do pages and queries allow loads of 16 bytes?
 bool index_rows_aligned(const IndexLogitsParams& params);
+
+/// Parameters whose queries are bf16: E4M3 codes are written out into scratch memory, given back
+/// with this.
+class Bf16Queries {
+ public:
+  Bf16Queries(const IndexLogitsParams& params, const OpContext& context);
+  const IndexLogitsParams& params() const { return params_; }
+
+ private:
+  Arena::Scope scope_;
+  IndexLogitsParams params_;
+};
 
 void index_logits_sm90(const IndexLogitsParams& params, const OpContext& context);
 void index_logits_sm80(const IndexLogitsParams& params, const OpContext& context);

@@ -216,7 +216,9 @@ void launch(const IndexLogitsArgs& args, cudaStream_t stream) {
 
 }  // namespace
 
-void index_logits_sm80(const IndexLogitsParams& params, const OpContext& context) {
+void index_logits_sm80(const IndexLogitsParams& given, const OpContext& context) {
+  const Bf16Queries queries(given, context);
+  const IndexLogitsParams& params = queries.params();
   IndexLogitsArgs args = index_logits_args(params);
   if (context.scratch->measuring() || args.num_tokens == 0 || args.max_end == 0) return;
   // Enough CTAs to fill a large chip a few times over, none below two tiles for each warp.

@@ -2,22 +2,20 @@
 //
 // Problem   logits[t,j] = k_scale_j sum_h w[t,h] max(0, q[t,h] . k_j), j < end[t]; up to 64 heads x
 //           128 dims; keys of 132 B in pages
-// Tiling    An item is up to 8 neighbouring tokens of one sequence, a tile 64 keys. All tiles of
-//           all items are one list, of which a CTA takes an equal part (several items, or a part of
-//           one; whole items where that is two tiles more at most). Two warps fetch tiles as bulk
-//           copies into a ring; 4 warpgroups take tiles in turn: keys go to registers as the left
-//           operand (the place in the ring is free again then) and meet two tokens at a time, 64 x
-//           128 x 128, whose sums are folded (ReLU, weight, sum over heads) in the lanes while the
-//           other warpgroups multiply. At every tile they put down the queries of a token of the
-//           next item as E4M3 codes, and ask for another one
-// Budget    decode: 132 B a key, 528 clocks a tile and multiprocessor at 4.2 TB/s, of which the
-//           matrix unit works 128; 66 KiB in flight. Prefill: a tile and token takes 128 clocks of
-//           the matrix unit, 64 of shared memory for queries and 64 for weights, about 90 issue
-//           slots of each scheduler
-// Launch    grid min(multiprocessors, most tiles), 640 threads, smem = sizeof(Storage), 1 CTA/SM
+// Tiling    An item is two neighbouring tokens of one sequence (or one), a tile 64 keys. All tiles
+//           of all items are one list, of which a CTA takes an equal part. Three warps fetch tiles
+//           into a ring, a fourth one the items' queries and weights; 4 warpgroups take tiles in
+//           turn: keys x queries, 64 x 128 x 128, both in shared memory as the copy engine
+//           swizzles them; the sums are folded (ReLU, weight, sum over heads) in the lanes, which
+//           keep the item's weights, while the other warpgroups multiply
+// Budget    decode: 132 B a key, 528 clocks a tile and multiprocessor at 4.2 TB/s; 99 KiB in
+//           flight. Tile and item: 256 clocks of the matrix unit; 258 of shared memory (128 for
+//           queries, 64 for keys, 66 for their arrival), about 200 issue slots of each scheduler
+// Launch    grid min(multiprocessors, most tiles), 640 threads, smem = sizeof(Storage), 1 CTA/SM;
+//           before it a small kernel where queries are bf16: E4M3 codes of them
 // Contract  dim 128, heads 1..64, pages and queries aligned to 16 bytes; rows of a page a multiple
 //           of 64, or a divisor of it from 4 on (else, and for MXFP4 keys, sm80_index_logits runs).
-//           Rows of a page are fetched up to the next multiple of 4 after `end`
+//           All rows of a page are fetched, or all of a tile, also past `end`
 // Numerics  products of E4M3 are exact; the matrix unit adds them up with about 14 bits (bound:
 //           tests/ops/oracle_index_test.cc). Heads 2t, 2t + 1, 8 + 2t, ... of lane t ascending by
 //           fma, lanes (0 + 1) + (2 + 3), times k_scale. Nothing depends on tile, item or CTA. NaN
@@ -28,6 +26,7 @@
 #include "backends/nvidia/arch/sm90/wgmma.h"
 #include "backends/nvidia/ops/index_logits_sm90_fetch-inl.h"
 #include "backends/nvidia/ops/launch.h"
+#include "backends/nvidia/ops/tensor_map.h"
 #include "core/checked_math.h"
 
 namespace dsv4::nvidia {
@@ -35,81 +34,6 @@ namespace sm90_logits {
 namespace {
 
 // ---- what the scoring warpgroups do
-
-/// What lies `bytes` after `from`.
-template <typename T>
-__device__ __forceinline__ const T& at(const void* from, uint32_t bytes) {
-  return *reinterpret_cast<const T*>(static_cast<const std::byte*>(from) + bytes);
-}
-
-/// Lane (g, t) of a warp of a warpgroup; where it finds things, in bytes.
-struct Lane {
-  uint32_t keys;  // its row g in a Stage; lanes of odd rows read the other half first: 8 lanes that
-                  // are served together then find different banks
-  uint32_t weights;  // of a Token
-  uint32_t end;      // of the Token, of two the one whose score the lane writes
-  int32_t row;       // whose score the lane writes
-
-  __device__ __forceinline__ Lane() {
-    const uint32_t thread = threadIdx.x % 128, warp = thread / 32, g = thread % 32 / 4,
-                   t = thread % 4;
-    keys = kept((16 * warp + g) * kIndexDim + g % 2 * 64 + 16 * t);
-    weights = kept(16 * t);
-    end = kept(static_cast<uint32_t>(offsetof(Token, end)) + t / 2 * sizeof(Token));
-    row = static_cast<int32_t>(kept(16 * warp + 8 * (t % 2) + g));
-  }
-  __device__ bool odd_row() const { return (keys & 64) != 0; }
-  __device__ bool odd() const { return (weights & 16) != 0; }
-  __device__ bool upper() const { return (weights & 32) != 0; }
-
- private:
-  /// A register's worth: the compiler would reckon the value again and again.
-  __device__ static uint32_t kept(uint32_t value) {
-    return __shfl_sync(~0u, value, threadIdx.x % 32);
-  }
-};
-
-/// A lane's part of a tile: rows g, g + 8 of its warp's 16; dims [16 t, 16 t + 16) and [64 + 16 t,
-/// 64 + 16 t + 16).
-struct KeyRegisters {
-  uint32_t words[2][8];
-  float scale;  // of row g (t even) or g + 8
-
-  __device__ __forceinline__ KeyRegisters(const Stage& stage, const Lane& lane) {
-    const bool odd = lane.odd_row();
-#pragma unroll
-    for (uint32_t r = 0; r < 2; ++r) {
-      const uint4 a = at<uint4>(&stage, lane.keys + 8 * r * kIndexDim);
-      const uint4 b = at<uint4>(&stage, (lane.keys ^ 64) + 8 * r * kIndexDim);
-      words[r][0] = odd ? b.x : a.x, words[r][4] = odd ? a.x : b.x;
-      words[r][1] = odd ? b.y : a.y, words[r][5] = odd ? a.y : b.y;
-      words[r][2] = odd ? b.z : a.z, words[r][6] = odd ? a.z : b.z;
-      words[r][3] = odd ? b.w : a.w, words[r][7] = odd ? a.w : b.w;
-    }
-    scale = stage.scales[lane.row];
-  }
-};
-
-/// Starts the products of a tile with the queries of one token (32 sums a lane) or of two
-/// neighbours (64).
-template <int kSums>
-__device__ __forceinline__ void multiply(float (&dots)[kSums], const KeyRegisters& keys,
-                                         const Queries& queries) {
-  const uint64_t first = sm90::fp8_operand(shared_address(queries.units));
-  sm90::wgmma_fence();
-#pragma unroll
-  for (int s = 0; s < Traits::kSteps; ++s) {
-    const uint32_t a0 = keys.words[0][2 * s], a1 = keys.words[1][2 * s];
-    const uint32_t a2 = keys.words[0][2 * s + 1], a3 = keys.words[1][2 * s + 1];
-    const uint64_t b = sm90::next_operand(first, 32 * s);
-    if constexpr (kSums == 32) {
-      sm90::wgmma_64x64x32_e4m3(dots, a0, a1, a2, a3, b, s > 0);
-    } else {
-      sm90::wgmma_64x128x32_e4m3(dots, a0, a1, a2, a3, b, s > 0);
-    }
-  }
-  sm90::wgmma_commit();
-}
 
 /// Waits for the products under way; their sums are not read before.
 template <int kSums>
@@ -119,165 +43,189 @@ __device__ __forceinline__ void wait_for(float (&sums)[kSums]) {
   for (float& sum : sums) asm volatile("" : "+f"(sum));
 }
 
-/// Scores of a tile for kCount tokens, 1 or 2: products, `beside` while they are under way, then
-/// the heads are folded. `logits` is where the lane's score belongs.
-template <int kCount, typename Beside>
-__device__ __forceinline__ void score(const KeyRegisters& keys, const Queries* queries,
-                                      const Token* tokens, int32_t row, float* logits,
-                                      const Lane& lane, Beside beside) {
-  const bool odd = lane.odd(), upper = lane.upper();
-  const float scale = keys.scale;
-  float dots[32 * kCount];
-  multiply(dots, keys, queries[0]);
-  beside();
-  // What folding begins and ends with is on its way meanwhile.
-  float4 weights[kCount];
-#pragma unroll
-  for (int k = 0; k < kCount; ++k) weights[k] = at<float4>(tokens + k, lane.weights);
-  const int32_t end = kCount == 2 ? at<int32_t>(tokens, lane.end) : tokens[0].end;
-  wait_for(dots);
-  float sums[kCount][2] = {};  // rows g, g + 8
-#pragma unroll
-  for (int n = 0; n < 4; ++n) {
-#pragma unroll
-    for (int k = 0; k < kCount; ++k) {
-      const float4 w = weights[k];
-      if (n < 3) weights[k] = at<float4>(tokens + k, lane.weights + 64 * (n + 1));
-#pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        const float* dot = dots + 32 * k + 8 * n + 2 * r;
-        // max(x, 0) takes a pipe of half the rate: every second one is the half of x + |x|, which
-        // is exact (dots are finite, or NaN).
-        float sum = sums[k][r];
-        sum = __fmaf_rn(w.x, sm80::max_nan(dot[0], 0.0f), sum);
-        sum = __fmaf_rn(w.y, __fadd_rn(dot[1], fabsf(dot[1])), sum);
-        sum = __fmaf_rn(w.z, sm80::max_nan(dot[4], 0.0f), sum);
-        sum = __fmaf_rn(w.w, __fadd_rn(dot[5], fabsf(dot[5])), sum);
-        sums[k][r] = sum;
-      }
-    }
+/// A warpgroup's tile of the CTA's list, counted from 0: turn % kWarpgroups is its number.
+struct Turn {
+  int32_t turn, stage;
+  uint32_t parity = 0;
+
+  __device__ __forceinline__ void advance() {
+    turn += Traits::kWarpgroups, stage += Traits::kWarpgroups;
+    if (stage >= Traits::kStages) stage -= Traits::kStages, parity ^= 1;
   }
-  // Lanes (0 + 1) + (2 + 3); lane t is left with row g + 8 (t & 1), of token t / 2 where there are
-  // two.
-  float halves[kCount];
-#pragma unroll
-  for (int k = 0; k < kCount; ++k) {
-    halves[k] =
-        (odd ? sums[k][1] : sums[k][0]) + __shfl_xor_sync(~0u, odd ? sums[k][0] : sums[k][1], 1);
-  }
-  const float mine = upper ? halves[kCount - 1] : halves[0];
-  const float other = upper ? halves[0] : halves[kCount - 1];
-  const float sum = mine + __shfl_xor_sync(~0u, other, 2);
-  if (row < end && (kCount == 2 || !upper)) *logits = __fmul_rn(sum, scale);
+};
+
+/// A register's worth: the compiler would reckon the value again and again.
+__device__ __forceinline__ uint32_t kept(uint32_t value) {
+  return __shfl_sync(~0u, value, threadIdx.x % 32);
 }
 
-__device__ __forceinline__ void score_tiles(const IndexLogitsArgs& args, Storage& storage,
-                                            Walk walk, const QueryShare& share, int placed) {
-  const int warpgroup = uniform(threadIdx.x / 128);
-  const Lane lane;
-  // Tile `turn` of the CTA's list, counted from 0, is warpgroup turn % kWarpgroups's.
-  int32_t stage = warpgroup, turn = warpgroup, begin = 0;
-  uint32_t parity = 0;
-  NextItem next_item(args, storage, share);
-  Item item;
-  Part part, next{};
-  bool has_next = walk.next(args, storage, item, next);
-  for (int k = 0; has_next; ++k) {
-    part = next;
-    next.count = 0;
-    has_next = walk.next(args, storage, item, next);
-    const int slot = k % Traits::kSlots;
-    if (k >= placed)
-      sm90::mbarrier_wait(shared_address(&storage.queries_full[slot]),
-                          (k - placed) / Traits::kSlots & 1);
-    const int32_t tiles = uniform(part.tile_end - part.tile), count = uniform(part.count);
-    const Queries* queries = storage.queries[slot];
-    const Token* tokens = storage.tokens[slot];
-    float* item_logits =
-        args.logits + (part.first + (lane.upper() ? 1 : 0)) * args.logits_stride + lane.row;
-    next_item.begin(k + 1, k + 1 >= placed ? next : Part{});
-    for (; turn < begin + tiles; turn += Traits::kWarpgroups) {
-      next_item.advance();
-      sm90::mbarrier_wait(shared_address(&storage.full[stage]), parity);
-      const KeyRegisters keys(storage.stages[stage], lane);
-      const int32_t entry = (part.tile + turn - begin) * Traits::kTile, row = entry + lane.row;
-      float* logits = item_logits + entry;
-      const int32_t this_stage = stage;
-      stage += Traits::kWarpgroups;
-      if (stage >= Traits::kStages) stage -= Traits::kStages, parity ^= 1;
-      int i = 0;
-      const auto release = [&] {
-        if (i > 0) return;
-        // An arrival alone overtakes loads that wait behind the products' reads of shared memory;
-        // the next copy then lands before them. The products have the keys; that the scale has
-        // landed, too, is an operand of the arrival (args.nothing is 0). The fence is the
-        // fetching warp's: here it costs 600 clocks a tile.
-        const uint32_t nothing = __float_as_uint(keys.scale) & args.nothing;
-        sm90::mbarrier_arrive(shared_address(&storage.empty[this_stage]) + nothing);
-      };
+/// This warpgroup's tiles of an item of kCount tokens, up to `turn_end`, whose first entry is that
+/// of tile `first_tile` at turn 0.
+template <int kCount>
+__device__ __forceinline__ void score_item(const IndexLogitsArgs& args, Storage& storage, int slot,
+                                           int32_t first_tile, Turn& turn, int32_t turn_end) {
+  // Lane (g, t) of a warp has rows g, g + 8 of its 16 and heads 8 j + 2 t, + 1; it writes the score
+  // of one row, of two tokens that of t / 2.
+  const uint32_t lane = kept(threadIdx.x % 32), t = lane % 4;
+  const bool odd = (lane & 1) != 0, upper = (lane & 2) != 0;
+  const uint32_t row = kept(threadIdx.x % 128 / 32 * 16 + 8 * (t % 2) + lane / 4);
+  const int of_lane = kCount == 2 && upper ? 1 : 0;
+  const Slot& item = storage.slots[slot];
+  // Every second weight is halved, see below.
+  float weights[kCount][16];
+#pragma unroll
+  for (int k = 0; k < kCount; ++k) {
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {
+      const float2 pair = *reinterpret_cast<const float2*>(&item.weights[k][8 * j + 2 * t]);
+      weights[k][2 * j] = pair.x, weights[k][2 * j + 1] = 0.5f * pair.y;
+    }
+  }
+  const int32_t first_row = (first_tile + turn.turn) * Traits::kTile + static_cast<int32_t>(row);
+  // From the lane's next score on.
+  int32_t left = min(item.end[of_lane], args.max_end) - first_row;
+  if (kCount == 1 && upper) left = 0;
+  float* logits = args.logits + (item.part.first + of_lane) * args.logits_stride + first_row;
+  const uint64_t queries = sm90::fp8_operand(shared_address(&storage.queries[slot]));
 #pragma unroll 1
-      for (; i + 1 < count; i += 2, logits += 2 * args.logits_stride)
-        score<2>(keys, queries + i, tokens + i, row, logits, lane, release);
-      if (i < count) score<1>(keys, queries + i, tokens + i, row, logits, lane, release);
+  for (; turn.turn < turn_end; turn.advance()) {
+    sm90::mbarrier_wait(shared_address(&storage.full[turn.stage]), turn.parity);
+    const float scale = storage.scales[turn.stage][row];
+    const uint64_t keys = sm90::fp8_operand(shared_address(&storage.keys[turn.stage]));
+    float dots[32 * kCount];
+    using Product = sm90::Fp8Product<64 * kCount>;
+    sm90::wgmma_fence();
+    Product::template run<false>(dots, keys, queries);
+#pragma unroll
+    for (int s = 1; s < kIndexDim / 32; ++s) {
+      Product::template run<true>(dots, sm90::next_operand(keys, 32 * s),
+                                  sm90::next_operand(queries, 32 * s));
+    }
+    sm90::wgmma_commit();
+    wait_for(dots);
+    // That the scale has landed, too, is an operand of the arrival (args.nothing is 0): an arrival
+    // alone overtakes loads.
+    sm90::mbarrier_arrive(shared_address(&storage.empty[turn.stage]) +
+                          (__float_as_uint(scale) & args.nothing));
+    float sums[kCount][2] = {};  // rows g, g + 8
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {
+#pragma unroll
+      for (int k = 0; k < kCount; ++k) {
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+          const float* dot = dots + 32 * k + 4 * j + 2 * r;
+          // max(x, 0) takes a pipe of half the rate: every second one is the half of x + |x|, which
+          // is exact (dots are finite, or NaN).
+          float sum = sums[k][r];
+          sum = __fmaf_rn(weights[k][2 * j], sm80::max_nan(dot[0], 0.0f), sum);
+          sum = __fmaf_rn(weights[k][2 * j + 1], __fadd_rn(dot[1], fabsf(dot[1])), sum);
+          sums[k][r] = sum;
+        }
+      }
+    }
+    // Lanes (0 + 1) + (2 + 3); lane t is left with row g + 8 (t & 1), of token t / 2 where there
+    // are two.
+    float halves[kCount];
+#pragma unroll
+    for (int k = 0; k < kCount; ++k) {
+      halves[k] =
+          (odd ? sums[k][1] : sums[k][0]) + __shfl_xor_sync(~0u, odd ? sums[k][0] : sums[k][1], 1);
+    }
+    const float mine = upper ? halves[kCount - 1] : halves[0];
+    const float other = upper ? halves[0] : halves[kCount - 1];
+    const float sum = mine + __shfl_xor_sync(~0u, other, 2);
+    if (left > 0) *logits = __fmul_rn(sum, scale);
+    left -= Traits::kWarpgroups * Traits::kTile, logits += Traits::kWarpgroups * Traits::kTile;
+  }
+}
+
+__device__ __forceinline__ void score_tiles(const IndexLogitsArgs& args, Storage& storage) {
+  const int32_t warpgroup = uniform(threadIdx.x / 128);
+  Turn turn{warpgroup, warpgroup};
+  int32_t begin = 0;
+  sm90::RingPlace<Traits::kSlots> place;
+  for (;; place.advance()) {
+    sm90::mbarrier_wait(shared_address(&storage.queries_full[place.stage]), place.phase);
+    const Part& part = storage.slots[place.stage].part;
+    const int32_t count = uniform(part.count);
+    if (count == 0) return;
+    const int32_t first_tile = uniform(part.tile), tiles = uniform(part.tile_end) - first_tile;
+    if (turn.turn < begin + tiles) {
+      if (count == 2) {
+        score_item<2>(args, storage, place.stage, first_tile - begin, turn, begin + tiles);
+      } else {
+        score_item<1>(args, storage, place.stage, first_tile - begin, turn, begin + tiles);
+      }
     }
     begin += tiles;
-    sm90::mbarrier_arrive(shared_address(&storage.queries_empty[slot]));
-    next_item.finish();
+    sm90::mbarrier_arrive(shared_address(&storage.queries_empty[place.stage]));
   }
 }
 
 __global__ void __launch_bounds__(Traits::kThreads, 1)
-    sm90_index_logits_fp8(const __grid_constant__ IndexLogitsArgs args) {
+    sm90_index_logits_fp8(const __grid_constant__ LaunchArgs launch) {
   extern __shared__ __align__(1024) std::byte shared[];
   auto& storage = *reinterpret_cast<Storage*>(shared);
-  // By a warp without tokens in small calls: the first ones are waited for.
+  const IndexLogitsArgs& args = launch.args;
+  const int warpgroup = uniform(threadIdx.x / 128), warp = uniform(threadIdx.x % 128 / 32);
+  const bool scores = warpgroup < Traits::kWarpgroups;
   if (threadIdx.x == Traits::kThreads - 32) {
     for (int s = 0; s < Traits::kStages; ++s) {
       sm90::mbarrier_init(shared_address(&storage.full[s]), 1);
       sm90::mbarrier_init(shared_address(&storage.empty[s]), 128);
     }
     for (int s = 0; s < Traits::kSlots; ++s) {
-      sm90::mbarrier_init(shared_address(&storage.queries_full[s]), 128 * Traits::kWarpgroups);
+      sm90::mbarrier_init(shared_address(&storage.queries_full[s]), 1 + 32);
       sm90::mbarrier_init(shared_address(&storage.queries_empty[s]), 128 * Traits::kWarpgroups);
     }
-    sm90::mbarrier_init(shared_address(&storage.first_full),
-                        Traits::kThreads - 32 * Traits::kKeyWarps);
-    sm90::fence_proxy_async();
+    sm90::fence_barrier_init();
+  } else if (threadIdx.x == 128 * Traits::kWarpgroups) {
+    sm90::prefetch_map(launch.keys);
+    sm90::prefetch_map(launch.queries);
   }
   __syncthreads();
-  const int64_t likely = likely_token(args);
   follow_kernels_before();
-  touch_queries(args, likely);
   touch_first_row(args);
-  const Walk walk = find_part(args, storage);
-  if (walk.left == 0) return;
-
-  const QueryShare share(args);
-  const int warpgroup = uniform(threadIdx.x / 128), warp = uniform(threadIdx.x % 128 / 32);
-  const bool scores = warpgroup < Traits::kWarpgroups;
-  int placed = 0;
-  if (scores || warp >= Traits::kKeyWarps) {
-    Walk first = walk;
-    Item item;
-    Part part{}, next{};
-    first.next(args, storage, item, part);
-    // The second item's queries, too, where they are wanted soon.
-    if ((part.tile_end - part.tile) * part.count <= Traits::kShortPart)
-      first.next(args, storage, item, next);
-    if (scores) put_queries(args, storage, share, part, next);
-    placed = next.count > 0 ? 2 : 1;
-    // As at the other mbarriers every thread arrives: that is what compute-sanitizer can follow,
-    // and neither a named barrier nor an arrival of one lane for its warp.
-    sm90::mbarrier_arrive(shared_address(&storage.first_full));
-    sm90::mbarrier_wait(shared_address(&storage.first_full), 0);
+  Walk walk{};
+  if (args.num_tokens > 32) {
+    walk = find_part_of_many(args, storage);
+  } else if (!scores) {
+    walk = find_part_of_few(args, storage);
   }
   if (scores) {
     sm90::increase_registers<Traits::kScoreRegisters>();
-    score_tiles(args, storage, walk, share, placed);
+    score_tiles(args, storage);
   } else {
     sm90::decrease_registers<Traits::kFetchRegisters>();
-    if (warp < Traits::kKeyWarps) fetch_keys(args, storage, walk, warp);
+    if (warp < Traits::kKeyWarps) {
+      fetch_keys(launch, storage, walk, warp);
+    } else if (warp == Traits::kKeyWarps) {
+      fetch_queries(launch, storage, walk);
+    }
   }
+}
+
+// ---- queries that are no codes yet
+
+/// A thread's 16 dims.
+__global__ void __launch_bounds__(256)
+    index_query_codes(const uint16_t* q, int64_t token_stride, int64_t head_stride, int32_t heads,
+                      int64_t pieces, uint4* codes) {
+  follow_kernels_before();
+  const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  if (i >= pieces) return;
+  const int64_t row = i / 8;
+  const auto* from = reinterpret_cast<const uint4*>(q + row / heads * token_stride +
+                                                    row % heads * head_stride + i % 8 * 16);
+  const auto codes_of = [](uint32_t low, uint32_t high) {
+    const auto pair = [](uint32_t bf16s) {
+      return sm90::e4m3x2(__uint_as_float(bf16s << 16), __uint_as_float(bf16s & 0xffff0000u));
+    };
+    return pair(low) | pair(high) << 16;
+  };
+  const uint4 a = __ldg(from), b = __ldg(from + 1);
+  codes[i] = {codes_of(a.x, a.y), codes_of(a.z, a.w), codes_of(b.x, b.y), codes_of(b.z, b.w)};
 }
 
 }  // namespace
@@ -291,17 +239,34 @@ void index_logits_sm90(const IndexLogitsParams& params, const OpContext& context
   if (params.cache.format != KvFormat::kIndexFp8 || !runs || !index_rows_aligned(params)) {
     return index_logits_sm80(params, context);
   }
-  IndexLogitsArgs args = index_logits_args(params);
-  if (context.scratch->measuring() || args.num_tokens == 0 || args.max_end == 0) return;
-  const int64_t most = int64_t{args.num_tokens} * ceil_div(args.max_end, kTile);
+  const Arena::Scope scope(*context.scratch);
+  ConstTensor q = params.q;
+  const int64_t tokens = q.shape[0], heads = q.shape[1];
+  const bool has_codes = q.dtype == DType::kF8E4M3;
+  Tensor codes;
+  if (!has_codes) codes = context.scratch->take_tensor(DType::kF8E4M3, {tokens, heads, kIndexDim});
+  LaunchArgs args{.args = index_logits_args(params), .queries = {}, .keys = {}};
+  if (context.scratch->measuring() || tokens == 0 || args.args.max_end == 0) return;
+  const cudaStream_t stream = stream_of(context.stream);
+  if (!has_codes) {
+    const int64_t pieces = tokens * heads * (kIndexDim / 16);
+    launch<index_query_codes>({dim3(static_cast<unsigned>(ceil_div(pieces, int64_t{256}))), 256},
+                              stream, q.as<uint16_t>(), q.strides[0], q.strides[1],
+                              static_cast<int32_t>(heads), pieces, codes.as<uint4>());
+    q = codes;
+  }
+  args.queries =
+      byte_map_3d(q.data, q.strides[1], q.strides[0], tokens, heads, kIndexDim, kIndexMaxHeads);
+  args.keys = byte_map_3d(params.cache.base, kIndexDim, params.cache.block_stride_bytes,
+                          params.cache.num_blocks, rows, kIndexDim, std::min(rows, kTile));
+  const int64_t most = tokens * ceil_div(args.args.max_end, kTile);
   const int64_t wanted =
       std::max(std::min(most, Traits::kEnough), ceil_div(most, int64_t{Traits::kWarpgroups}));
   const auto ctas = static_cast<unsigned>(std::min(int64_t{num_multiprocessors()}, wanted));
   // The inverse of 1 does not fit; the share comes out one too small, and that tile is left over.
-  args.per_cta =
+  args.args.per_cta =
       static_cast<uint32_t>(std::min((int64_t{1} << 32) / ctas + 1, (int64_t{1} << 32) - 1));
-  launch<sm90_index_logits_fp8>({dim3(ctas), Traits::kThreads, sizeof(Storage)},
-                                stream_of(context.stream), args);
+  launch<sm90_index_logits_fp8>({dim3(ctas), Traits::kThreads, sizeof(Storage)}, stream, args);
 }
 
 }  // namespace dsv4::nvidia

@@ -123,7 +123,7 @@ __global__ void __launch_bounds__(Kernel::kThreads, min_blocks<Kernel>())
 class CudaLaunch {
  public:
   static constexpr bool kOwnCompressor = true;  ///< rowwise_compress.cu
-  static constexpr bool kWritesCodes = true;    ///< rms_norm, inverse_rope: where linear takes them
+  static constexpr bool kWritesCodes = true;    ///< rms_norm, inverse_rope, index_query
   explicit CudaLaunch(const OpContext& context) : stream_(stream_of(context.stream)) {}
   /// An empty grid is no launch.
   template <typename Kernel>

@@ -71,6 +71,11 @@ __device__ __forceinline__ void mbarrier_arrive_if(uint32_t barrier, bool arrive
       "r"(static_cast<int>(arrives))
       : "memory");
 }
+/// 9.7.13.15.17 cp.async.mbarrier.arrive: arrives when all cp.async of this thread have landed.
+__device__ __forceinline__ void copy_async_arrive(uint32_t barrier) {
+  perhaps_late();
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
+}
 /// Arrives, and lets the phase end only when `bytes` of bulk copies have landed.
 __device__ __forceinline__ void mbarrier_arrive_expecting(uint32_t barrier, uint32_t bytes) {
   perhaps_late();
