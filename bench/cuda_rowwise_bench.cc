@@ -235,8 +235,11 @@ void bench_heads(Bench& bench, int64_t tokens) {
   }
   for (KvFormat format : {KvFormat::kIndexFp8, KvFormat::kIndexMxfp4}) {
     const bool fp4 = format == KvFormat::kIndexMxfp4;
+    const bool codes = !fp4 && bench.ops().index_takes_e4m3;
+    const DType out = codes ? DType::kF8E4M3 : DType::kBf16;
     bench.report(fp4 ? "index_query mxfp4, Hadamard" : "index_query fp8", tokens,
-                 tokens * kIndexHeads * (4 * kIndexDim + 6), [&](int) -> Bench::Call {
+                 tokens * kIndexHeads * ((2 + size_of(out)) * kIndexDim + 6),
+                 [&](int) -> Bench::Call {
                    const IndexQueryParams params{
                        .q = bench.tensor(DType::kBf16, {tokens, kIndexHeads, kIndexDim}),
                        .weights = bench.tensor(DType::kBf16, {tokens, kIndexHeads}),
@@ -244,7 +247,7 @@ void bench_heads(Bench& bench, int64_t tokens) {
                        .positions = bench.upload(step.positions),
                        .format = format,
                        .hadamard = fp4,
-                       .q_out = bench.tensor(DType::kBf16, {tokens, kIndexHeads, kIndexDim}),
+                       .q_out = bench.tensor(out, {tokens, kIndexHeads, kIndexDim}),
                        .weights_out = bench.tensor(DType::kF32, {tokens, kIndexHeads})};
                    return [=, &bench](const OpContext& c) { bench.ops().index_query(params, c); };
                  });

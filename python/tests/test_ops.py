@@ -322,6 +322,9 @@ def test_indexer(rng):
     positions = numpy.array([150, 90], numpy.int32)
     q_out, weights_out = numpy.zeros_like(q), numpy.zeros_like(weights)
     ops.index_query(q, weights, frequencies, positions, q_out, weights_out, format="index_f32")
+    codes = numpy.zeros(q.shape, numpy.uint8)  # of sm_90 only
+    with pytest.raises(dsv4.Error, match="q_out: this device"):
+        ops.index_query(q, weights, frequencies, positions, codes, weights_out)
     keys = rng.standard_normal((6, rows_per_block, dim)).astype(numpy.float32)
     cache = ops.Cache(keys, "index_f32", rows_per_block, dim)
     table = numpy.array([[4, 1, 3], [0, 5, 2]], numpy.int32)
