@@ -41,7 +41,8 @@ struct Query {
   uint32_t fragments[64];  // dims 256-511
 
   /// Asks for dims 256 `half`... of an item; heads that do not exist become zeros. By one thread,
-  /// when nobody reads what is there.
+  /// when nobody reads what is there. Where there are compressed rows, queries leave the L2 first:
+  /// rows are read by many tokens.
   __device__ __forceinline__ static void copy(const AttendSm90Args& args,
                                               SharedStorage<Traits>& shared,
                                               const BlockHeader& header, int half) {
@@ -50,8 +51,14 @@ struct Query {
     mbarrier_arrive_expecting(barrier, sizeof(shared.query));
 #pragma unroll 1
     for (int i = 0; i < Traits::kQueryPanels; ++i) {
-      copy_box(to + i * Traits::kPanelBytes, args.q_map, (half * Traits::kQueryPanels + i) * 128,
-               static_cast<int>(header.tile) * 64, header.token, barrier);
+      const uint32_t panel = to + i * Traits::kPanelBytes;
+      const int column = (half * Traits::kQueryPanels + i) * 128;
+      const int head = static_cast<int>(header.tile) * 64;
+      if (args.attend.compressed.kind != RowSource::kNone) {
+        copy_box_once(panel, args.q_map, column, head, header.token, barrier);
+      } else {
+        copy_box(panel, args.q_map, column, head, header.token, barrier);
+      }
     }
   }
   /// Fragments of an item for which `copy` has been called; `phase` is its number modulo 2.
