@@ -338,9 +338,10 @@ __device__ __forceinline__ void output_role(const AttendSm90Args& args,
       }
       if (half() == 1) walk.find_places(block);
       if (block > 0) end_store(block - 1);  // late: who waits for it does not walk
-      mbarrier_poll(shared_address(&shared.barriers.p_full), phase_of<1>(block));
+      // Before the wait, what can be known then: products begin as soon as P is there.
       const uint32_t flags = shared.walk.headers[block % Traits::kHeaderSlots].flags;
       last = __any_sync(~0u, (flags & kEnd) != 0);
+      mbarrier_poll(shared_address(&shared.barriers.p_full), phase_of<1>(block));
       if (kParts && last && thread_of_role() == 0 && (flags & kLaterPart) != 0) {
         prefetch_bytes(&args.first_parts[blockIdx.x].values[half()], sizeof(FirstPart) / 2);
       }
@@ -383,9 +384,9 @@ __device__ __forceinline__ void output_role(const AttendSm90Args& args,
         }
       }
       wgmma_wait<0>();
-      if (half() == 1) copy_async_wait<0>();  // of find_places
+      if (!last || half() == 0) release(block & 1);  // first: the loader waits for it
+      if (half() == 1) copy_async_wait<0>();         // of find_places
       mbarrier_arrive(shared_address(&shared.barriers.p_empty));
-      if (!last || half() == 0) release(block & 1);
     }
     const int stage = (block - 1) & 1;
     const BlockHeader item = read_header(shared.walk.headers[(block - 1) % Traits::kHeaderSlots]);
