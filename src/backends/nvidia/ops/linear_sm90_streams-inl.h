@@ -281,6 +281,7 @@ __global__ void __launch_bounds__(Sm90Streams<kDType, kN, kSplit>::kThreads, 1)
   using Tile = Sm90Streams<kDType, kN, kSplit>;
   extern __shared__ __align__(1024) std::byte raw[];
   auto& shared = *reinterpret_cast<Sm90StreamsShared<Tile>*>(raw);
+  sm90::start_next_kernel();  // it waits for this one's end before it reads
   if (threadIdx.x == 0) {
     for (int stream = 0; stream < Tile::kStreams; ++stream) {
       for (int s = 0; s < Tile::kStages; ++s) {
