@@ -6,12 +6,14 @@
 namespace dsv4::nvidia {
 
 /// 128 rows x kN tokens by two streams of two warpgroups, which take every other segment: four
-/// warps a scheduler hide what the expansion waits for.
-template <DType kDType, int kN, bool kSplit>
+/// warps a scheduler hide what the expansion waits for. Or 64 rows by four streams of one.
+/// A thread a stream asks for its copies.
+template <DType kDType, int kN, bool kSplit, int kRowsOfTile = 128>
 struct Sm90Streams {
-  static constexpr int kRows = 128;
-  static constexpr int kStreams = 2;
-  static constexpr int kWarps = 8;  ///< of a stream
+  static constexpr int kRows = kRowsOfTile;
+  static constexpr int kGroups = kRows / 64;  ///< warpgroups of a stream
+  static constexpr int kStreams = 4 / kGroups;
+  static constexpr int kWarps = 4 * kGroups;  ///< of a stream
   static constexpr int kMultiplyThreads = 512;
   static constexpr int kThreads = 640;  ///< one more warpgroup copies
   /// Out of 96 a thread, which is what a launch of so many threads gets.
@@ -21,29 +23,31 @@ struct Sm90Streams {
   static constexpr int kWBytes = kRows * 128;
   static constexpr int kXPanelBytes = kN * 128;
   static constexpr int kStageBytes = kWBytes + kPanels * kXPanelBytes;
-  static constexpr int kHalves = kDType == DType::kF8E4M3 && !kSplit ? 2 : 1;
-  static constexpr bool kReadsAhead = !kSplit;
+  /// Segments whose sums a stream holds at a time, and what their registers leave room for.
+  static constexpr int kOwnSegments = kSplit ? kLinearMaxSegments / 2 / kStreams : 1;
+  static constexpr bool kReadsAhead = kOwnSegments * kN <= 64;
+  static constexpr int kHalves = kDType == DType::kF8E4M3 && kReadsAhead ? 2 : 1;
   /// Sums of 64 rows on their way to the other stream, in the order of the registers, or out,
   /// [token][row]: 4 more floats spread the banks.
   static constexpr int kSumStride = 64 + 4;
   static constexpr int kSlotFloats = kN * kSumStride;
-  static constexpr int kBytesLeft = (227 << 10) - 2 * kSlotFloats * 4 - 256;
+  static constexpr int kBytesLeft = (227 << 10) - kGroups * kSlotFloats * 4 - 512;
   static constexpr int kStages =
       kBytesLeft / (kStreams * kStageBytes) < 6 ? kBytesLeft / (kStreams * kStageBytes) : 6;
   /// Where two blocks share K: parts of a tile's sums, in fours, and the tile on its way out.
   static constexpr int kFours = kRows * kN / 4;
   static constexpr int kTileStride = kRows + 4;
-  static_assert(kStages >= 2 && kFours * 4 <= 2 * kSlotFloats);
+  static_assert(kStages >= 2 && kFours * 4 <= kGroups * kSlotFloats);
   static_assert(4 * kFours * 16 + kN * kTileStride * 4 <= kStreams * kStages * kStageBytes);
 };
 
 template <typename Tile>
 struct Sm90StreamsShared {
   alignas(1024) std::byte ring[Tile::kStreams][Tile::kStages][Tile::kStageBytes];
-  alignas(16) float slots[2][Tile::kSlotFloats];
+  alignas(16) float slots[Tile::kGroups][Tile::kSlotFloats];
   uint64_t full[Tile::kStreams][Tile::kStages], empty[Tile::kStreams][Tile::kStages];
-  uint64_t turns[2][Tile::kStreams];  ///< a stream may touch a group's slot
-  uint64_t handed_over;               ///< the first block's sums have come
+  uint64_t turns[Tile::kGroups][Tile::kStreams];  ///< a stream may touch a group's slot
+  uint64_t handed_over;                           ///< the first block's sums have come
 };
 
 /// A block's segments of a tile: `count` from `first` on.
@@ -64,59 +68,47 @@ __device__ __forceinline__ Sm90Segments find_segments(const Sm90Work& work, int 
           .panel_end = work.panel_end};
 }
 
-/// Asks for the stages of a tile, in turns for one stream and the other; one thread calls. `first`
-/// as in copy_tile.
+/// Asks for the stages of a stream of a tile; one thread calls. `first` as in copy_tile.
 template <typename Tile, typename Shared, typename Place>
-__device__ __forceinline__ void copy_streams(const Sm90Work& work, const Sm90Segments& segments,
-                                             bool first, Shared& shared,
-                                             Place (&places)[Tile::kStreams]) {
+__device__ __forceinline__ void copy_stream(const Sm90Work& work, const Sm90Segments& segments,
+                                            int stream, bool first, Shared& shared, Place& place) {
   const Sm90Item& item = *work.item;
-  const auto ask_for_w = [&](int stream, int panel, int stage) {
-    const uint32_t full = sm80::shared_address(&shared.full[stream][stage]);
-    sm90::mbarrier_arrive_expecting(full, Tile::kStageBytes);
-    const uint32_t to = sm80::shared_address(shared.ring[stream][stage]);
-    const int byte = panel / Tile::kPanels * 128;
-    sm90::copy_box(to, item.w_map, byte, work.row0, full);
+  const uint32_t full = sm80::shared_address(shared.full[stream]);
+  const uint32_t empty = sm80::shared_address(shared.empty[stream]);
+  const uint32_t ring = sm80::shared_address(shared.ring[stream]);
+  const auto ask_for_w = [&](int panel, int stage) {
+    sm90::mbarrier_arrive_expecting(full + stage * 8, Tile::kStageBytes);
+    sm90::copy_box(ring + stage * Tile::kStageBytes, item.w_map, panel / Tile::kPanels * 128,
+                   work.row0, full + stage * 8);
   };
-  for (int s = 0; s < segments.count; s += Tile::kStreams) {
-    int panels[Tile::kStreams], ends[Tile::kStreams];
-#pragma unroll
-    for (int stream = 0; stream < Tile::kStreams; ++stream) {
-      const bool has = s + stream < segments.count;
-      panels[stream] = has ? segments.begin(s + stream) : 0;
-      ends[stream] = has ? segments.end(s + stream) : 0;
-    }
-    const int early = first && s == 0 ? Tile::kStages : 0;
-    if (early > 0) {
-      for (int i = 0; i < early; ++i) {
-#pragma unroll
-        for (int stream = 0; stream < Tile::kStreams; ++stream) {
-          const int panel = panels[stream] + i * Tile::kPanels;
-          if (panel < ends[stream]) ask_for_w(stream, panel, i);
-        }
+  int early = 0;
+  if (first) {
+    int panel = stream < segments.count ? segments.begin(stream) : 0;
+    const int end = stream < segments.count ? segments.end(stream) : 0;
+#pragma unroll 1
+    for (; early < Tile::kStages && panel < end; ++early, panel += Tile::kPanels)
+      ask_for_w(panel, early);
+    sm90::wait_for_kernels_before();
+  }
+#pragma unroll 1
+  for (int s = stream; s < segments.count; s += Tile::kStreams) {
+    const int end = segments.end(s);
+#pragma unroll 1
+    for (int panel = segments.begin(s); panel < end; panel += Tile::kPanels) {
+      if (early > 0) {
+        --early;
+      } else {
+        sm90::mbarrier_wait(empty + place.stage * 8, place.phase ^ 1);
+        ask_for_w(panel, place.stage);
       }
-      sm90::wait_for_kernels_before();
-    }
-    for (int i = 0; panels[0] < ends[0] || panels[1] < ends[1]; ++i) {
+      const uint32_t to = ring + place.stage * Tile::kStageBytes + Tile::kWBytes;
 #pragma unroll
-      for (int stream = 0; stream < Tile::kStreams; ++stream) {
-        if (panels[stream] >= ends[stream]) continue;
-        Place& place = places[stream];
-        if (i >= early) {
-          sm90::mbarrier_wait(sm80::shared_address(&shared.empty[stream][place.stage]),
-                              place.phase ^ 1);
-          ask_for_w(stream, panels[stream], place.stage);
-        }
-        const uint32_t full = sm80::shared_address(&shared.full[stream][place.stage]);
-        const uint32_t to = sm80::shared_address(shared.ring[stream][place.stage]) + Tile::kWBytes;
-#pragma unroll
-        for (int p = 0; p < Tile::kPanels; ++p) {
-          sm90::copy_box(to + p * Tile::kXPanelBytes, item.x_map, 0,
-                         static_cast<int>((panels[stream] + p) * item.x_rows) + work.token0, full);
-        }
-        place.advance();
-        panels[stream] += Tile::kPanels;
+      for (int p = 0; p < Tile::kPanels; ++p) {
+        sm90::copy_box(to + p * Tile::kXPanelBytes, item.x_map, 0,
+                       static_cast<int>((panel + p) * item.x_rows) + work.token0,
+                       full + place.stage * 8);
       }
+      place.advance();
     }
   }
 }
@@ -210,37 +202,43 @@ __device__ __forceinline__ void multiply_tiles(
 
 /// A tile whose eight segments two blocks share: the first adds up its four, the second takes their
 /// sum and adds its own.
-template <DType kDType, int kN>
-__device__ __forceinline__ void multiply_split(
-    const Sm90Work& work, const Sm90Segments& segments, int rank,
-    Sm90StreamsShared<Sm90Streams<kDType, kN, true>>& shared) {
-  using Tile = Sm90Streams<kDType, kN, true>;
-  constexpr int kThreads = Tile::kMultiplyThreads;
+template <typename Tile, DType kDType, int kN>
+__device__ __forceinline__ void multiply_split(const Sm90Work& work, const Sm90Segments& segments,
+                                               int rank, Sm90StreamsShared<Tile>& shared) {
+  constexpr int kThreads = Tile::kMultiplyThreads, kStreams = Tile::kStreams;
+  constexpr int kOwn = Tile::kOwnSegments;
   const auto thread = static_cast<int>(threadIdx.x);
-  const int group = uniform_warp() / 4 % 2, stream = uniform_warp() / 8;
+  const int group = uniform_warp() / 4 % Tile::kGroups, stream = uniform_warp() / Tile::kWarps;
   const int row = 64 * group;
   const Sm90Ring ring =
       make_ring<Tile>(shared.ring[stream], shared.full[stream], shared.empty[stream]);
   sm90::RingPlace<Tile::kStages> place;
-  const auto scales = [&](int s) {
-    return load_scales<kDType>(work.item->w, work.row0 + row, segments.begin(s));
-  };
-  const uint32_t scales_early = scales(stream), scales_late = scales(stream + 2);
-  float early[kN / 2], late[kN / 2];
-  multiply_panels<Tile, kDType, kN>(work, row, scales_early, segments.begin(stream),
-                                    segments.end(stream), ring, place, early);
-  multiply_panels<Tile, kDType, kN>(work, row, scales_late, segments.begin(stream + 2),
-                                    segments.end(stream + 2), ring, place, late);
+  uint32_t scales[kOwn];
+#pragma unroll
+  for (int i = 0; i < kOwn; ++i) {
+    scales[i] =
+        load_scales<kDType>(work.item->w, work.row0 + row, segments.begin(stream + i * kStreams));
+  }
+  float sums[kOwn][kN / 2];
+#pragma unroll
+  for (int i = 0; i < kOwn; ++i) {
+    const int s = stream + i * kStreams;
+    multiply_panels<Tile, kDType, kN>(work, row, scales[i], segments.begin(s), segments.end(s),
+                                      ring, place, sums[i]);
+  }
   const uint32_t handed_over = sm80::shared_address(&shared.handed_over);
   if (thread == 0 && rank == 1) sm90::mbarrier_arrive_expecting(handed_over, Tile::kFours * 16);
   sm90::barrier_sync(1, kThreads);  // the rings are empty: they take the sums
   float4* parts = reinterpret_cast<float4*>(shared.ring);  // [segment][group][kN / 8][thread]
-  float4* own = parts + stream * Tile::kFours + group * (Tile::kFours / 2) + thread % 128;
+  constexpr int kFoursOfGroup = Tile::kFours / Tile::kGroups;
+  float4* own = parts + stream * Tile::kFours + group * kFoursOfGroup + thread % 128;
 #pragma unroll
-  for (int i = 0; i < kN / 8; ++i) {
-    own[i * 128] = {early[4 * i], early[4 * i + 1], early[4 * i + 2], early[4 * i + 3]};
-    own[i * 128 + 2 * Tile::kFours] = {late[4 * i], late[4 * i + 1], late[4 * i + 2],
-                                       late[4 * i + 3]};
+  for (int s = 0; s < kOwn; ++s) {
+#pragma unroll
+    for (int i = 0; i < kN / 8; ++i) {
+      own[s * kStreams * Tile::kFours + i * 128] = {sums[s][4 * i], sums[s][4 * i + 1],
+                                                    sums[s][4 * i + 2], sums[s][4 * i + 3]};
+    }
   }
   sm90::barrier_sync(1, kThreads);
   if (rank == 0) {
@@ -265,7 +263,7 @@ __device__ __forceinline__ void multiply_split(
 #pragma unroll
     for (int s = 0; s < 4; ++s) sum = add_fours(sum, parts[i + s * Tile::kFours]);
     const int token = i / 128 % (kN / 8) * 8 + i % 4 * 2;
-    const int of_tile = i / (Tile::kFours / 2) * 64 + i / 32 % 4 * 16 + row_of_lane();
+    const int of_tile = i / kFoursOfGroup * 64 + i / 32 % 4 * 16 + row_of_lane();
     float* to = out + token * Tile::kTileStride + of_tile;
     to[0] = sum.x, to[Tile::kTileStride] = sum.y;
     to[8] = sum.z, to[Tile::kTileStride + 8] = sum.w;
@@ -275,10 +273,10 @@ __device__ __forceinline__ void multiply_split(
   sm90::cluster_wait();
 }
 
-template <DType kDType, int kN, bool kSplit>
-__global__ void __launch_bounds__(Sm90Streams<kDType, kN, kSplit>::kThreads, 1)
+template <DType kDType, int kN, bool kSplit, int kRows>
+__global__ void __launch_bounds__(Sm90Streams<kDType, kN, kSplit, kRows>::kThreads, 1)
     sm90_linear_streams(const __grid_constant__ Sm90Batch batch, int tiles) {
-  using Tile = Sm90Streams<kDType, kN, kSplit>;
+  using Tile = Sm90Streams<kDType, kN, kSplit, kRows>;
   extern __shared__ __align__(1024) std::byte raw[];
   auto& shared = *reinterpret_cast<Sm90StreamsShared<Tile>*>(raw);
   sm90::start_next_kernel();  // it waits for this one's end before it reads
@@ -300,12 +298,14 @@ __global__ void __launch_bounds__(Sm90Streams<kDType, kN, kSplit>::kThreads, 1)
   const int rank = kSplit ? static_cast<int>(sm90::cluster_rank()) : 0;
   if (threadIdx.x >= Tile::kMultiplyThreads) {
     take_copy_role<Tile>();
-    if (threadIdx.x == Tile::kMultiplyThreads) {
-      sm90::RingPlace<Tile::kStages> places[Tile::kStreams];
+    const int stream = uniform_warp() - Tile::kMultiplyThreads / 32;
+    if (stream < Tile::kStreams && threadIdx.x % 32 == 0) {
+      sm90::RingPlace<Tile::kStages> place;
       const auto first = static_cast<int>(blockIdx.x), step = static_cast<int>(gridDim.x);
       for (int tile = first; tile < tiles; tile += step) {
         const Sm90Work work = find_work<Tile, kN>(batch, kSplit ? tile / 2 : tile);
-        copy_streams<Tile>(work, find_segments<kSplit>(work, rank), tile == first, shared, places);
+        copy_stream<Tile>(work, find_segments<kSplit>(work, rank), stream, tile == first, shared,
+                          place);
       }
     }
     if constexpr (kSplit) {
@@ -317,7 +317,7 @@ __global__ void __launch_bounds__(Sm90Streams<kDType, kN, kSplit>::kThreads, 1)
   take_multiply_role<Tile>();
   if constexpr (kSplit) {
     const Sm90Work work = find_work<Tile, kN>(batch, static_cast<int>(blockIdx.x) / 2);
-    multiply_split<kDType, kN>(work, find_segments<true>(work, rank), rank, shared);
+    multiply_split<Tile, kDType, kN>(work, find_segments<true>(work, rank), rank, shared);
   } else {
     multiply_tiles<kDType, kN>(batch, tiles, shared);
   }

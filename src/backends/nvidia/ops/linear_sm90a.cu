@@ -7,7 +7,8 @@
 //           tile's segment of K; a cluster of blocks shares K, sums are exchanged through
 //           distributed shared memory and added in ascending order. Walk: a block = a tile, all
 //           segments; blocks stride over tiles. Streams (up to 128 tokens): the same with twice the
-//           warps, of which half work on the next segment; or two blocks a tile, half of K each
+//           warps, of which half work on the next segment; or two blocks a tile, half of K
+//           each, of 128 or 64 rows
 // Budget    few tokens: bytes of W at 4.27 TB/s = 16 B a clock and multiprocessor; expansion of FP8
 //           2 instructions a code: 0.25 of the issue slots at that rate. 128 x 64 tokens x 128
 //           columns: 512 clocks of the tensor cores, 430 issue slots a scheduler, 80 KB through
@@ -188,14 +189,14 @@ void launch_walk(Sm90Batch& batch, cudaStream_t stream) {
       stream, batch, tiles);
 }
 
-template <DType kDType, int kN, bool kSplit>
+template <DType kDType, int kN, bool kSplit, int kRows = 128>
 void launch_streams(Sm90Batch& batch, cudaStream_t stream) {
-  using Tile = Sm90Streams<kDType, kN, kSplit>;
+  using Tile = Sm90Streams<kDType, kN, kSplit, kRows>;
   constexpr int kBytes = static_cast<int>(sizeof(Sm90StreamsShared<Tile>));
   static_assert(kBytes <= 227 << 10);
   const int tiles = number_tiles<Tile, kN>(batch) * (kSplit ? 2 : 1);
   const int blocks = kSplit ? tiles : std::min(tiles, num_multiprocessors());
-  launch<sm90_linear_streams<kDType, kN, kSplit>>(
+  launch<sm90_linear_streams<kDType, kN, kSplit, kRows>>(
       {dim3(static_cast<unsigned>(blocks)), Tile::kThreads, kBytes, kSplit ? 2 : 1}, stream, batch,
       tiles);
 }
@@ -210,25 +211,35 @@ int64_t count_tiles(const Sm90Batch& batch, int tokens) {
   return tiles;
 }
 
+// `narrow`: 64 rows, where tiles are so few that half of the multiprocessors had no work.
+template <int kN>
+void launch_streams(Sm90Batch& batch, bool split, bool narrow, cudaStream_t stream) {
+  constexpr DType kFp8 = DType::kF8E4M3;
+  if (!split) {
+    launch_streams<kFp8, kN, false>(batch, stream);
+  } else if (narrow) {
+    launch_streams<kFp8, kN, true, 64>(batch, stream);
+  } else {
+    launch_streams<kFp8, kN, true>(batch, stream);
+  }
+}
+
 // With FP8 weights and up to 128 tokens; false: there are too few tiles for it, or so many that
 // tiles of 128 tokens, whose weights are expanded once, are faster.
 bool launch_streams_if_good(Sm90Batch& batch, int64_t most_tokens, bool eight_segments,
                             cudaStream_t stream) {
-  constexpr DType kFp8 = DType::kF8E4M3;
   const int multiprocessors = num_multiprocessors();
-  const int64_t tiles = count_tiles(batch, most_tokens <= 32 ? 32 : 64);
+  const int tokens = std::min(64, sm90_tile_tokens(most_tokens));
+  const int64_t tiles = count_tiles(batch, tokens);
   const bool split = eight_segments && 2 * tiles <= multiprocessors;
   if ((split ? 2 : 1) * tiles * 9 < 4 * multiprocessors || most_tokens > 128 ||
       (most_tokens > 64 && tiles > 2 * multiprocessors))
     return false;
-  // Smaller tiles expand the weights more often, on multiprocessors that had no work.
-  const bool small = most_tokens <= 32 || (split && 4 * tiles <= multiprocessors);
-  if (split) {
-    small ? launch_streams<kFp8, 32, true>(batch, stream)
-          : launch_streams<kFp8, 64, true>(batch, stream);
+  const bool narrow = split && 4 * tiles <= multiprocessors;
+  if (tokens == 32) {
+    launch_streams<32>(batch, split, narrow, stream);
   } else {
-    small ? launch_streams<kFp8, 32, false>(batch, stream)
-          : launch_streams<kFp8, 64, false>(batch, stream);
+    launch_streams<64>(batch, split, narrow, stream);
   }
   return true;
 }
