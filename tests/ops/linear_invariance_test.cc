@@ -13,9 +13,9 @@ namespace {
 struct Part {
   int64_t begin, count;
 };
-const std::vector<Part> kParts{{0, 200}, {0, 1},    {199, 1}, {29, 1},   {5, 2},
-                               {3, 8},   {12, 17},  {64, 16}, {100, 17}, {11, 40},
-                               {1, 64},  {30, 100}, {70, 129}};
+const std::vector<Part> kParts{{0, 200}, {0, 1},    {199, 1},  {29, 1},   {5, 2},
+                               {3, 8},   {12, 17},  {64, 16},  {100, 17}, {11, 40},
+                               {1, 64},  {30, 100}, {70, 129}, {40, 9}};
 const std::vector<Part> kEmulatedParts{{0, 80}, {79, 1}, {3, 8}, {20, 17}, {1, 64}};
 
 class LinearInvariance : public CandidateTest {

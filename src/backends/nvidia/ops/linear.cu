@@ -140,7 +140,7 @@ class Launches {
 
   bool takes_sm90(const LinearProblem& problem) const {
     return kernels_ >= LinearKernels::kSm90 && problem.x.dtype == DType::kBf16 &&
-           problem.x.shape[0] > kMaxStreamTokens && sm90_takes(problem.w);
+           problem.x.shape[0] >= sm90_fewest_tokens(problem.w.dtype) && sm90_takes(problem.w);
   }
 
   bool takes_split(const LinearProblem& problem) const {

@@ -45,6 +45,11 @@ struct Sm90Batch {
 /// FP8 with scale blocks of 128 columns x a multiple of 128 rows, or bf16; 16-byte aligned rows.
 bool sm90_takes(const Weight& weight);
 
+/// Fewer tokens stream (linear_stream.cu), with the same bits.
+constexpr int sm90_fewest_tokens(DType w) {
+  return (w == DType::kF8E4M3 ? 8 : kMaxStreamTokens) + 1;
+}
+
 /// Tokens of a tile where a call has `tokens`; x is prepared for whole tiles.
 int sm90_tile_tokens(int64_t tokens);
 constexpr int kSm90MaxTileTokens = 128;

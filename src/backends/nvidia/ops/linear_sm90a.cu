@@ -1,7 +1,7 @@
 // sm90_linear: products of many rows of bf16 x with FP8 or bf16 weights.
 //
 // Problem   out[m, n] = sum_k x[m, k] W[n, k], W expanded to bf16, scale included
-// Tiling    128 rows of W x kN tokens (32 .. 128). W is the A operand of wgmma from registers (64
+// Tiling    128 rows of W x kN tokens (16 .. 128). W is the A operand of wgmma from registers (64
 //           rows a warpgroup), where it is expanded; tokens are its N. A thread asks the copy
 //           engine for W as stored, 128 bytes a row, and for x as prepared. Segments: a block = a
 //           tile's segment of K; a cluster of blocks shares K, sums are exchanged through
@@ -236,7 +236,9 @@ bool launch_streams_if_good(Sm90Batch& batch, int64_t most_tokens, bool eight_se
       (most_tokens > 64 && tiles > 2 * multiprocessors))
     return false;
   const bool narrow = split && 4 * tiles <= multiprocessors;
-  if (tokens == 32) {
+  if (tokens == 16) {
+    launch_streams<16>(batch, split, narrow, stream);
+  } else if (tokens == 32) {
     launch_streams<32>(batch, split, narrow, stream);
   } else {
     launch_streams<64>(batch, split, narrow, stream);
@@ -272,13 +274,16 @@ void launch_best(Sm90Batch& batch, cudaStream_t stream) {
     }
     return launch_segments<kDType, 64>(batch, segments, stream);
   }
+  if constexpr (kDType == DType::kF8E4M3) {
+    if (tokens == 16) return launch_segments<kDType, 16>(batch, segments, stream);
+  }
   launch_segments<kDType, 32>(batch, segments, stream);
 }
 
 }  // namespace
 
 int sm90_tile_tokens(int64_t tokens) {
-  return tokens <= 32 ? 32 : tokens <= 64 ? 64 : 128;
+  return tokens <= 16 ? 16 : tokens <= 32 ? 32 : tokens <= 64 ? 64 : 128;
 }
 
 void launch_linear_sm90(DType w, Sm90Batch& batch, cudaStream_t stream) {
