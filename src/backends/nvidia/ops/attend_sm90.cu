@@ -419,9 +419,8 @@ int64_t attend_sm90_scratch_bytes(const ScratchLimits& limits, int64_t max_entri
   const int64_t max_blocks = ceil_div(max_entries, int64_t{kGrid.rows_per_block});
   if (limits.max_tokens == 0) return 0;
   // What few heads hand over, or what clusters exchange.
-  const int64_t shared =
-      Arena::kAlignment + std::max(attend_sm90_heads_max_hand_over_bytes(kMaxCtas),
-                                   kMaxCtas * int64_t{kClusterWeightBytes});
+  const int64_t shared = Arena::kAlignment + std::max(attend_sm90_heads_max_hand_over_bytes(),
+                                                      kMaxCtas * int64_t{kClusterWeightBytes});
   if (max_blocks <= kPartBlocks) return shared;
   // Of any call within the limits, also one with fewer chains and longer waves, or in parts.
   const int64_t of_token = ceil_div(max_blocks, int64_t{kGrid.blocks_per_chain})

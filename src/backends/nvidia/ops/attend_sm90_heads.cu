@@ -16,6 +16,9 @@ namespace {
 
 constexpr int kMergeThreads = 128;
 constexpr int kAtOnce = 4;  // results that a thread asks for together
+/// Most CTAs among which blocks are dealt out, for which scratch has room: multiprocessors of the
+/// largest Hopper chip. A device with more of them deals out items.
+constexpr int kMaxDealingCtas = 144;
 
 /// Results merged so far: two heads, two dims (x and z, y and w).
 struct MergedValues {
@@ -142,13 +145,13 @@ int64_t attend_sm90_heads_hand_over_bytes(const AttendArgs& args, int64_t num_it
   if (args.max_blocks == 0) return 0;
   const int num_ctas = num_multiprocessors();
   const int64_t idle = round_up(num_items, int64_t{num_ctas}) - num_items;
-  const bool deals = num_items > num_ctas && num_items <= sm90_attend_heads::kMaxDealtItems &&
-                     idle * 16 > num_items;
+  const bool deals = num_ctas <= kMaxDealingCtas && num_items > num_ctas &&
+                     num_items <= sm90_attend_heads::kMaxDealtItems && idle * 16 > num_items;
   return deals ? num_ctas * unfinished_bytes(attend_sm90_heads_tile(args)) : 0;
 }
 
-int64_t attend_sm90_heads_max_hand_over_bytes(int num_ctas) {
-  return num_ctas * unfinished_bytes(32);
+int64_t attend_sm90_heads_max_hand_over_bytes() {
+  return kMaxDealingCtas * unfinished_bytes(32);
 }
 
 int attend_sm90_heads_tile(const AttendArgs& args) {

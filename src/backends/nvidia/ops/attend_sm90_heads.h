@@ -33,8 +33,8 @@ struct HandOvers {
 
 /// Bytes of the UnfinishedItems that a call of so many items needs, or 0: items are dealt out.
 int64_t attend_sm90_heads_hand_over_bytes(const AttendArgs& args, int64_t num_items);
-/// The largest number of them.
-int64_t attend_sm90_heads_max_hand_over_bytes(int num_ctas);
+/// The largest number of them, on any device.
+int64_t attend_sm90_heads_max_hand_over_bytes();
 
 /// Launches the kernel, and the merge of chains; args.log2_tiles is 0. `unfinished`: see
 /// attend_sm90_heads_hand_over_bytes.

@@ -7,8 +7,12 @@
 // first one left (UnfinishedItem), so that no bit depends on the cut. No piece is shorter than an
 // item, so that the first blocks are done by the time that the others are wanted.
 //
-// A CTA waits for the one before it in the grid, which waits for nobody until it has handed over:
-// CTAs that start in order need not all run at once.
+// A CTA waits for the one before it in the grid, which waits for nobody until it has handed over.
+// So not all CTAs need run at once, but those before one that runs must have started. CUDA does not
+// promise that; every Hopper GPU so far starts CTAs of a grid without clusters by number. Numbers
+// drawn at the start instead would need a counter that begins at 0: scratch holds what the last
+// kernel left there, clearing it is a launch of a microsecond, and streams would share a counter
+// that belongs to the device.
 #pragma once
 #include "backends/nvidia/arch/sm80/instructions.h"
 #include "backends/nvidia/arch/sm90/memory.h"
