@@ -134,7 +134,7 @@ __device__ __forceinline__ void walk_role(const AttendSm90Args& args, SharedStor
     if ((block & 1) != role) continue;
     const int slot = block % kSlots;
     if (block >= kSlots) {
-      mbarrier_wait(shared_address(&shared.barriers.freed[slot]), phase_of<kSlots>(block) ^ 1);
+      mbarrier_poll(shared_address(&shared.barriers.freed[slot]), phase_of<kSlots>(block) ^ 1);
     }
     const bool has_rows = exists && inside < chain.count, window = inside < chain.window_blocks;
     const int first = first_place(args.attend, token, chain, inside);
@@ -202,7 +202,7 @@ __device__ __forceinline__ void query_role(const AttendSm90Args& args, const Han
         }
       }
       if (half == 0 && !first) {
-        mbarrier_wait(shared_address(&shared.barriers.query_empty[warp]), phase);
+        mbarrier_poll(shared_address(&shared.barriers.query_empty[warp]), phase);
         phase ^= 1;
       }
 #pragma unroll
@@ -331,7 +331,7 @@ __device__ __forceinline__ void output_role(const AttendSm90Args& args, const Ha
     sink = __ldg(args.attend.sink + my_head);
   }
   const auto wait_for = [&](int block) {
-    mbarrier_wait(shared_address(&shared.barriers.full[block & 1]), phase_of<2>(block));
+    mbarrier_poll(shared_address(&shared.barriers.full[block & 1]), phase_of<2>(block));
     return read_header(shared.headers[block % Traits::kHeaderSlots]);
   };
   for (int block = 0;; ++block) {
