@@ -241,16 +241,17 @@ __device__ __forceinline__ int part_of_thread(int warp, int lane) {
 }
 
 /// What is left of an item: all dims, warp by warp 16 of every 64, of all heads; `sink` is that of
-/// head lane % kHeads, `sum_of_part`: see part_of_thread. Gives back the second half of the tile.
+/// head lane % kHeads, `sum_of_part`: see part_of_thread. Gives back the last part of the tile.
 template <typename Traits>
 __device__ __forceinline__ void store_item(const AttendSm90Args& args,
                                            SharedStorage<Traits>& shared, const BlockHeader& header,
-                                           int stage, int warp, int lane, float sink,
+                                           int block, int warp, int lane, float sink,
                                            float sum_of_part,
                                            const float (&o)[8][Traits::kHeads / 2]) {
   constexpr int kHeads = Traits::kHeads, kFp8Panels = Traits::kFp8Panels;
   const AttendArgs& attend = args.attend;
-  const int quad = lane & 3, my_head = lane % kHeads;
+  const int stage = block & 1, quad = lane & 3, my_head = lane % kHeads;
+  const auto last = TilePart<Traits>::last_of(block);
   auto& parts = shared.item_sums(stage);
   if (kHeads == 32 || warp < 2) parts[part_of_thread<Traits>(warp, lane)][my_head] = sum_of_part;
   barrier_sync(kOutputBarrier, 128);  // and the tile has been used up
@@ -258,7 +259,7 @@ __device__ __forceinline__ void store_item(const AttendSm90Args& args,
       (parts[0][my_head] + parts[1][my_head]) + (parts[2][my_head] + parts[3][my_head]);
   const float max = shared.reference[stage][my_head];
   const bool any = sum != 0.f;  // or NaN
-  const uint32_t empty = shared_address(&shared.barriers.empty[stage][1]);
+  const uint32_t empty = shared_address(&shared.barriers.empty[last.slot]);
   if ((header.flags & kOnlyChain) == 0) {
     mbarrier_arrive(empty);
     const int64_t slot = static_cast<int64_t>(header.token) * attend.max_chains + header.chain;
@@ -282,8 +283,9 @@ __device__ __forceinline__ void store_item(const AttendSm90Args& args,
   for (int i = 0; i < kHeads / 4; ++i) {
     factors[i] = __shfl_sync(~0u, factor, i / 2 * 8 + 2 * quad + i % 2);
   }
-  // Through the second half of the tile: by head, 1 KB, 16-byte units mixed with the head.
-  const uint32_t staged = shared_address(shared.rows[stage][4]);
+  // Through the last part of the tile: by head, 1 KB, 16-byte units mixed with the head.
+  const uint32_t staged = shared_address(shared.rows[last.slot]);
+  static_assert(kHeads * 1024 <= sizeof(shared.rows[0]));
   const uint32_t to = staged + (lane >> 4) * 8192 + (lane & 7) * 1024 +
                       (((2 * warp + (lane >> 3 & 1)) ^ (lane & 7)) << 4);
 #pragma unroll
@@ -366,32 +368,45 @@ __device__ __forceinline__ void output_role(const AttendSm90Args& args, const Ha
           }
         }
       }
-      const uint64_t values =
-          swizzled_operand(shared_address(shared.rows[stage]), Traits::kPanelBytes, 1024);
       const uint64_t p = swizzled_operand(shared_address(shared.p[stage]), 16, 1024);
+      constexpr int kParts = Traits::kTileParts;
+      uint32_t empty[kParts];
       wgmma_fence();
 #pragma unroll
-      for (int panel = 0; panel < 8; ++panel) {
+      for (int part = 0; part < kParts; ++part) {
+        const TilePart<Traits> tile(block, part);
+        empty[part] = shared_address(&shared.barriers.empty[tile.slot]);
+        const uint64_t values =
+            swizzled_operand(shared_address(shared.rows[tile.slot]), Traits::kPanelBytes, 1024);
 #pragma unroll
-        for (int k = 0; k < 4; ++k) {
-          TransposedProduct<kHeads>::run(
-              o[panel], values + operand_offset(panel * Traits::kPanelBytes + k * 2048),
-              p + operand_offset(k * 32));
+        for (int panel = 0; panel < Traits::kPartPanels; ++panel) {
+#pragma unroll
+          for (int k = 0; k < 4; ++k) {
+            TransposedProduct<kHeads>::run(
+                o[part * Traits::kPartPanels + panel],
+                values + operand_offset(panel * Traits::kPanelBytes + k * 2048),
+                p + operand_offset(k * 32));
+          }
         }
-        if (panel % 4 == 3) wgmma_commit();
+        wgmma_commit();
+      }
+      if constexpr (kParts == 4) {
+        wgmma_wait<3>();
+        mbarrier_arrive(empty[0]);
+        wgmma_wait<2>();
+        mbarrier_arrive(empty[1]);
       }
       wgmma_wait<1>();
-      mbarrier_arrive(shared_address(&shared.barriers.empty[stage][0]));
+      mbarrier_arrive(empty[kParts - 2]);
       wgmma_wait<0>();
       if (__any_sync(~0u, (header.flags & kLastBlock) != 0)) break;
-      mbarrier_arrive(shared_address(&shared.barriers.empty[stage][1]));
+      mbarrier_arrive(empty[kParts - 1]);
       header = wait_for(++block);
     }
-    const int stage = block & 1;
     if (__any_sync(~0u, (header.flags & kHandedOver) != 0)) {
-      hand_over(hand_overs, shared, stage, kOutputBarrier, warp * 32 + lane, sum, o);
+      hand_over(hand_overs, shared, block, kOutputBarrier, warp * 32 + lane, sum, o);
     } else {
-      store_item(args, shared, header, stage, warp, lane, sink, sum, o);
+      store_item(args, shared, header, block, warp, lane, sink, sum, o);
     }
   }
 }
@@ -419,9 +434,8 @@ __device__ __forceinline__ void init_barriers(Barriers<Traits>& barriers) {
     mbarrier_init(shared_address(&barriers.query_empty[i]), 256);
     mbarrier_init(shared_address(&barriers.reference_known[i]), 128);
     mbarrier_init(shared_address(&barriers.full[i]), 128);
-    mbarrier_init(shared_address(&barriers.empty[i][0]), 128);
-    mbarrier_init(shared_address(&barriers.empty[i][1]), 128);
   }
+  for (uint64_t& empty : barriers.empty) mbarrier_init(shared_address(&empty), 128);
 }
 
 /// Into the L2, while the kernel before may still run, what is read first: numbers and list of the
@@ -495,11 +509,18 @@ namespace dsv4::nvidia {
 template <KvFormat kFormat, int kHeads>
 void launch_attend_sm90_heads(const AttendSm90Args& args, const HandOvers& hand_overs, int grid,
                               cudaStream_t stream) {
-  using Traits = sm90_attend_heads::Traits<kFormat, kHeads>;
-  launch<sm90_attend_heads::attend_kernel<Traits>>(
-      {dim3(static_cast<unsigned>(grid)), Traits::kThreads,
-       sizeof(sm90_attend_heads::SharedStorage<Traits>)},
-      stream, args, hand_overs);
+  const auto run = [&]<typename Traits>() {
+    launch<sm90_attend_heads::attend_kernel<Traits>>(
+        {dim3(static_cast<unsigned>(grid)), Traits::kThreads,
+         sizeof(sm90_attend_heads::SharedStorage<Traits>)},
+        stream, args, hand_overs);
+  };
+  if constexpr (kFormat == KvFormat::kFp8DsMla && kHeads == 16) {
+    if (args.attend.max_blocks == 0) {
+      return run.template operator()<sm90_attend_heads::Traits<kFormat, kHeads, true>>();
+    }
+  }
+  run.template operator()<sm90_attend_heads::Traits<kFormat, kHeads>>();
 }
 
 }  // namespace dsv4::nvidia

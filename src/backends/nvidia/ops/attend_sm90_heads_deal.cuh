@@ -171,17 +171,18 @@ __device__ __forceinline__ void store_values(float4* to, const float (&o)[8][kHe
   }
 }
 
-/// By the output role, with the sums of a stage's block, the last half of which it gives back;
+/// By the output role, with the sums of a block, the last part of whose tile it gives back;
 /// barrier_sync(barrier) is its own.
 template <typename Traits>
 __device__ __forceinline__ void hand_over(const HandOvers& hand_overs,
-                                          SharedStorage<Traits>& shared, int stage, int barrier,
+                                          SharedStorage<Traits>& shared, int block, int barrier,
                                           int thread, float sum,
                                           const float (&o)[8][Traits::kHeads / 2]) {
   constexpr int kHeads = Traits::kHeads;
   auto& item = unfinished_of<kHeads>(hand_overs, static_cast<int>(blockIdx.x));
-  if (thread < kHeads) __stcg(&item.reference[thread], shared.reference[stage][thread]);
-  mbarrier_arrive(shared_address(&shared.barriers.empty[stage][1]));
+  if (thread < kHeads) __stcg(&item.reference[thread], shared.reference[block & 1][thread]);
+  const auto last = TilePart<Traits>::last_of(block);
+  mbarrier_arrive(shared_address(&shared.barriers.empty[last.slot]));
   __stcg(&item.sums[thread], sum);
   store_values<kHeads>(&item.values[0][thread], o);
   barrier_sync(barrier, 128);

@@ -37,7 +37,7 @@ template <typename Traits>
 struct RowsOfWarp {
   uint32_t raw;     // slots of the warp
   uint32_t scales;  // of the warp
-  uint32_t tile;    // what this lane addresses of step 0 in panel 0 [store_matrix_4]
+  uint32_t tile;    // what this lane addresses of step 0 in panel 0 of slot 0 [store_matrix_4]
   int lane;
 
   static constexpr int kFp8Panels = Traits::kFp8Panels;
@@ -102,13 +102,12 @@ struct RowsOfWarp {
     return load_shared_2(scales + (lane >> 2) * 8 + r * 64);
   }
 
-  __device__ __forceinline__ uint32_t tile_of(int panel, int step) const {
-    return (tile ^ (step << 5)) + panel * Traits::kPanelBytes;
-  }
-  __device__ __forceinline__ void store(int panel, const uint32_t (&a)[16]) const {
+  /// Into a panel of a part of the tile, of which this lane addresses `part` [tile].
+  __device__ __forceinline__ static void store(uint32_t part, int panel, const uint32_t (&a)[16]) {
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
-      store_matrix_4(tile_of(panel, k), a[4 * k], a[4 * k + 1], a[4 * k + 2], a[4 * k + 3]);
+      store_matrix_4((part ^ (k << 5)) + panel * Traits::kPanelBytes, a[4 * k], a[4 * k + 1],
+                     a[4 * k + 2], a[4 * k + 3]);
     }
   }
 
@@ -309,12 +308,17 @@ __device__ __forceinline__ void rows_role(const AttendSm90Args& args, SharedStor
   constexpr int kHeads = Traits::kHeads, kSlots = Traits::kAddressSlots;
   constexpr int kRing = Traits::kRing;
   const int row = warp * 16 + (lane >> 2);  // and row + 8
-  const RowsOfWarp<Traits> rows{
-      shared_address(shared.raw[role][warp]), shared_address(shared.scales[role][warp]),
-      shared_address(shared.rows[role]) + (warp * 16 + (lane & 15)) * 128 +
-          (((lane >> 4) ^ (lane & 7)) << 4),
-      lane};
+  const RowsOfWarp<Traits> rows{shared_address(shared.raw[role][warp]),
+                                shared_address(shared.scales[role][warp]),
+                                shared_address(shared.rows) + (warp * 16 + (lane & 15)) * 128 +
+                                    (((lane >> 4) ^ (lane & 7)) << 4),
+                                lane};
   const uint64_t query = swizzled_operand(shared_address(shared.query), 16, 1024);
+  // Waits until the output role has used up the block, and all that it was told about it.
+  const auto wait_for_end_of = [&](int block) {
+    const auto last = TilePart<Traits>::last_of(block);
+    mbarrier_poll(shared_address(&shared.barriers.empty[last.slot]), last.before & 1);
+  };
   const auto addresses_of = [&](int block, RowAddress(&out)[2]) {
     mbarrier_poll(shared_address(&shared.barriers.known[block % kSlots]), phase_of<kSlots>(block));
     const uint32_t at = shared_address(&shared.addresses[block % kSlots][row]);
@@ -339,14 +343,11 @@ __device__ __forceinline__ void rows_role(const AttendSm90Args& args, SharedStor
     if (header.token < 0) {
       // The output role ends with this block, too. It has seen the one before, or it would miss a
       // phase.
-      if (block > 1) {
-        mbarrier_poll(shared_address(&shared.barriers.empty[role][1]), phase_of<2>(block) ^ 1);
-      }
+      if (block > 1) wait_for_end_of(block - 2);
       mbarrier_arrive(shared_address(&shared.barriers.full[role]));
       break;
     }
-    addresses_of(block + 2, addresses);
-    const auto next = rows.source_of(addresses);
+    auto next = here;
     copy_async_wait<kRing - 1>();
     __syncwarp();  // rows and scales come through other lanes
     const uint2 scales[2] = {rows.load_scales(0), rows.load_scales(1)};
@@ -370,9 +371,13 @@ __device__ __forceinline__ void rows_role(const AttendSm90Args& args, SharedStor
     float s[kHeads / 2];
 #pragma unroll
     for (float& x : s) x = 0.f;
-    uint32_t a[2][16];
+    uint32_t a[2][16], tile = 0;
 #pragma unroll
     for (int panel = 0; panel < 8; ++panel) {
+      if (panel == 8 - kRing) {
+        addresses_of(block + 2, addresses);
+        next = rows.source_of(addresses);
+      }
       if (panel < 7) {  // the next panel, while this one is converted
         copy_async_wait<kRing - 2>();
         __syncwarp();
@@ -381,12 +386,15 @@ __device__ __forceinline__ void rows_role(const AttendSm90Args& args, SharedStor
         __syncwarp();
       }
       rows.convert(panel, raw[panel & 1], scales, a[panel & 1]);
-      if (panel % 4 == 0 && block > 1) {
-        mbarrier_poll(shared_address(&shared.barriers.empty[role][panel / 4]),
-                      phase_of<2>(block) ^ 1);
+      if (panel % Traits::kPartPanels == 0) {
+        const TilePart<Traits> part(block, panel / Traits::kPartPanels);
+        tile = rows.tile + part.slot * sizeof(shared.rows[0]);
+        if (part.before > 0) {
+          mbarrier_poll(shared_address(&shared.barriers.empty[part.slot]), part.before & 1 ^ 1);
+        }
       }
       if (panel == 4) mbarrier_poll(shared_address(&query_full[1]), of_item);
-      rows.store(panel, a[panel & 1]);
+      rows.store(tile, panel % Traits::kPartPanels, a[panel & 1]);
       if (panel == 8 - kRing) rows.fetch_scales(addresses);
       // The copy of the panel kRing further on takes this one's place, which all lanes have read.
       if (panel < 8 - kRing) {
@@ -420,6 +428,8 @@ __device__ __forceinline__ void rows_role(const AttendSm90Args& args, SharedStor
         s[i + 2 * r] = s[i + 2 * r + 1] = here.valid[r] ? NAN : -INFINITY;
       }
     }
+    // With two tiles, the second one has been waited for.
+    if (Traits::kTileSlots > 2 * Traits::kTileParts && block > 1) wait_for_end_of(block - 2);
     share_maxima(shared, role, warp, lane, s);
     softmax(args, shared, block, header.flags, warp, lane, s);
     fence_proxy_async();
