@@ -1,7 +1,5 @@
-// Host side of sm90_attend, and the kernel that merges the chains of long lists.
+// Host side of sm90_attend: which kernel serves which tokens of a call.
 #include "backends/nvidia/ops/attend_sm90.h"
-
-#include <cuda_bf16.h>
 
 #include <algorithm>
 
@@ -16,126 +14,11 @@ namespace {
 
 constexpr int kTileHeads = 64;
 constexpr int kHeadDim = 512;
-constexpr int kTileThreads = 256;                                // of the two output roles
-constexpr int kThreadVectors = kTileHeads * kHeadDim / 4 / 256;  // float4 of a thread
 constexpr int64_t kChainBytes = kTileHeads * kHeadDim * 4;
 /// Most partial results of 64 heads at a time, 128 MiB of them; more tokens go in waves.
 constexpr int64_t kMaxChainResults = 1024;
 /// Most CTAs: multiprocessors of the largest Hopper chip.
 constexpr int kMaxCtas = 144;
-
-// sm90_merge_chains: the chains of one token and 64 heads, in ascending order; where results are
-// those of parts, `results_per_chain` of them make a chain first.
-//
-// Tiling    CTA = (token, tile, one of kSlices slices of the values); threads hold values as those
-// of
-//           the two output roles of sm90_attend do: thread, vector v -> heads row and row + 8, dims
-//           128 (thread / 128) ... (8 v + 2 (thread % 4)) of a half. What is read of kAtOnce chains
-//           is asked for together
-// Contract  tokens with one chain are left alone
-/// Results merged so far, of one thread: two heads.
-template <int kVectors>
-struct MergedRows {
-  float2 sums[2] = {{-INFINITY, 0.f}, {-INFINITY, 0.f}};  // maximum, sum
-  float4 values[kVectors] = {};
-
-  __device__ __forceinline__ void merge(const float2 (&more)[2],
-                                        const float4 (&more_values)[kVectors]) {
-    float by_total[2], by_chain[2];
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const MergeWeights merged = merge_sums(sums[h], more[h]);
-      by_total[h] = merged.by_total;
-      by_chain[h] = merged.by_chain;
-    }
-#pragma unroll
-    for (int v = 0; v < kVectors; ++v) {
-      values[v].x = merge_values(values[v].x, more_values[v].x, by_total[0], by_chain[0]);
-      values[v].y = merge_values(values[v].y, more_values[v].y, by_total[0], by_chain[0]);
-      values[v].z = merge_values(values[v].z, more_values[v].z, by_total[1], by_chain[1]);
-      values[v].w = merge_values(values[v].w, more_values[v].w, by_total[1], by_chain[1]);
-    }
-  }
-};
-
-template <int kSlices>
-__global__ void __launch_bounds__(kTileThreads)
-    merge_chains_kernel(const __grid_constant__ AttendSm90Args args) {
-  follow_kernels_before();
-  const AttendArgs& attend = args.attend;
-  const int token = static_cast<int>(blockIdx.x) >> args.log2_tiles;
-  const int tile = static_cast<int>(blockIdx.x) - (token << args.log2_tiles);
-  const TokenBlocks blocks = token_blocks(attend, token);
-  if (blocks.num_chains == 1) return;
-  constexpr int kVectors = kThreadVectors / kSlices;
-  constexpr int kAtOnce = kVectors == 1 ? 4 : 2;
-  const int thread = static_cast<int>(threadIdx.x), first = static_cast<int>(blockIdx.y) * kVectors;
-  const int row = (thread >> 5 & 3) * 16 + (thread & 31) / 4;
-  float sinks[2];
-#pragma unroll
-  for (int h = 0; h < 2; ++h) {
-    const int head = tile * kTileHeads + row + 8 * h;
-    sinks[h] =
-        attend.sink != nullptr && head < attend.num_heads ? __ldg(attend.sink + head) : -INFINITY;
-  }
-
-  MergedRows<kVectors> total, chain;
-#pragma unroll 1
-  for (int result0 = 0; result0 < blocks.num_chains; result0 += kAtOnce) {
-    float4 add[kAtOnce][kVectors];
-    float2 partial[kAtOnce][2];
-#pragma unroll
-    for (int c = 0; c < kAtOnce; ++c) {
-      const int result = result0 + c;
-      const bool exists = result < blocks.num_chains &&
-                          (result == 0 || chain_blocks(attend, blocks, result).count > 0);
-      const int64_t slot = static_cast<int64_t>(blockIdx.x) * attend.max_chains + result;
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        partial[c][h] = exists ? __ldcg(args.chains.sums + slot * kTileHeads + row + 8 * h)
-                               : make_float2(0.f, 0.f);
-      }
-      const float4* from =
-          args.chains.values + (slot * kThreadVectors + first) * kTileThreads + thread;
-#pragma unroll
-      for (int v = 0; v < kVectors; ++v) {
-        add[c][v] = exists ? __ldcg(from + v * kTileThreads) : make_float4(0.f, 0.f, 0.f, 0.f);
-      }
-    }
-#pragma unroll
-    for (int c = 0; c < kAtOnce; ++c) {
-      const int result = result0 + c;
-      if (result >= blocks.num_chains) break;
-      chain.merge(partial[c], add[c]);
-      if ((result + 1) % args.results_per_chain == 0 || result + 1 == blocks.num_chains) {
-        total.merge(chain.sums, chain.values);
-        chain = {};
-      }
-    }
-  }
-
-#pragma unroll
-  for (int h = 0; h < 2; ++h) {
-    const int head = tile * kTileHeads + row + 8 * h;
-    if (head >= attend.num_heads) continue;
-    const float2 sums = total.sums[h];
-    const bool any = sums.y != 0.f;
-    const float inverse = any ? inverse_denominator(sums.x, sums.y, sinks[h]) : 0.f;
-    uint16_t* out = attend.out + token * attend.out_token_stride + head * attend.out_head_stride +
-                    (thread >> 7) * 256 + (thread & 3) * 2;
-#pragma unroll
-    for (int v = 0; v < kVectors; ++v) {
-      const float4 of = total.values[v];
-      const __nv_bfloat162 pair =
-          __floats2bfloat162_rn((h == 0 ? of.x : of.z) * inverse, (h == 0 ? of.y : of.w) * inverse);
-      *reinterpret_cast<__nv_bfloat162*>(out + (first + v) * 8) = pair;
-    }
-    if (blockIdx.y == 0 && thread < 128 && (thread & 3) == 0 && attend.lse != nullptr) {
-      attend.lse[static_cast<int64_t>(token) * attend.num_heads + head] =
-          any ? log_sum_exp(sums.x, sums.y) : -INFINITY;
-    }
-  }
-}
 
 int ctas_of_two_parts() {
   return std::min(num_multiprocessors(), kMaxCtas);
@@ -388,16 +271,7 @@ void run_attend_sm90(const AttendParams& params, Kernels kernels, const OpContex
     }
     if (all.max_chains > 1) {
       choose_tokens(begin, count, 0);
-      // Finer where that fills multiprocessors that had nothing to do.
-      constexpr int kManySlices = 32, kSlices = 8;
-      const auto tiles = static_cast<unsigned>(count << log2_tiles);
-      if (static_cast<int>(tiles) * kSlices < num_multiprocessors()) {
-        nvidia::launch<merge_chains_kernel<kManySlices>>({dim3(tiles, kManySlices), kTileThreads},
-                                                         stream, args);
-      } else {
-        nvidia::launch<merge_chains_kernel<kSlices>>({dim3(tiles, kSlices), kTileThreads}, stream,
-                                                     args);
-      }
+      merge_chains_sm90(args, stream);
     }
   }
 }

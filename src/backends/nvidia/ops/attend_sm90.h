@@ -83,6 +83,8 @@ int64_t attend_sm90_scratch_bytes(const ScratchLimits& limits, int64_t max_entri
 /// Launches the kernel for one row format; `grid` CTAs. With kParts chains may have parts.
 template <KvFormat kFormat, bool kParts>
 void launch_attend_sm90(const AttendSm90Args& args, int grid, cudaStream_t stream);
+/// Merges the chains of tokens that have several (attend_sm90_merge.cu).
+void merge_chains_sm90(const AttendSm90Args& args, cudaStream_t stream);
 /// The same with kCtas (2, 4 or 8) CTAs an item (attend_sm90_cluster.cuh), for as many items as
 /// clusters can run at once: attend_sm90_clusters, asked of the device once.
 template <KvFormat kFormat, int kCtas>
