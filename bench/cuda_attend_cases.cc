@@ -293,7 +293,7 @@ int blocks_by_batch(const Problem& problem) {
   };
   constexpr Kernel kClusters[] = {{12, 6.2, 0.52}, {30, 6.9, 0.775}, {66, 7.5, 1.256}};
   constexpr Kernel kOneCta = {132, 12.5, 2.07};
-  constexpr double kMergeUs = 1.3, kChainUs = 0.25, kItemUs = 0.06;
+  constexpr double kMergeUs = 1.3, kChainUs = 0.25, kItemUs = 0.06, kCutBlocks = 4;
   const int64_t tiles = problem.tokens() * ceil_div(problem.heads, 64);
   const int64_t blocks = ceil_div(std::max(problem.which.entries, 1), 64);
   double best_us = HUGE_VAL;
@@ -306,7 +306,12 @@ int blocks_by_batch(const Problem& problem) {
     const auto* kernel = std::find_if(std::begin(kClusters), std::end(kClusters),
                                       [&](const Kernel& k) { return items <= k.items; });
     if (kernel == std::end(kClusters)) kernel = &kOneCta;
-    const auto rounds = static_cast<double>(ceil_div(items, kernel->items));
+    auto rounds = static_cast<double>(ceil_div(items, kernel->items));
+    if (kernel == &kOneCta && merged == 1 && problem.heads <= 64) {
+      // Items are cut where that spares more than it costs.
+      const auto share = static_cast<double>(items) / static_cast<double>(kernel->items);
+      rounds = std::min(rounds, share + kCutBlocks / static_cast<double>(length + kWindow / 64));
+    }
     double us = kernel->us + rounds * static_cast<double>(length + kWindow / 64) * kernel->block_us;
     if (merged > 1) {
       us +=

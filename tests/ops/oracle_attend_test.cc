@@ -173,6 +173,38 @@ TEST_P(OracleAttend, BitsAreThoseOfOtherKernels) {
   }
 }
 
+TEST_P(OracleAttend, BitsOfItemsThatAreCut) {
+  if (candidate().label() != "cuda_sm90" || !which().name.starts_with("csa_4heads")) {
+    GTEST_SKIP() << "a kernel that cuts them";
+  }
+  // A little more than a round of a GPU, or than two, of lists of one length and of many: against
+  // calls of a few tokens, which are not cut.
+  constexpr int kFew = 50;
+  AttendCase cut = which();
+  cut.topk = 640;
+  for (const auto& [heads, tokens_of_call] : {std::pair{40, 148}, std::pair{64, 290}}) {
+    cut.heads = heads;
+    cut.name = which().name + "_cut_" + std::to_string(heads);
+    for (bool even : {true, false}) {
+      std::vector<AttendToken> tokens;
+      for (int i = 0; i < tokens_of_call; ++i) {
+        tokens.push_back({i % 3, even ? 2700 : i % 5 == 4 ? i % 3 : 19 * (i % 150)});
+      }
+      const AttendResult all = run_attend(subject(), cut, tokens, {.only_own_rows = true});
+      const auto bytes = static_cast<int64_t>(all.out.size()) / tokens_of_call;
+      for (int first = 0; first < tokens_of_call; first += kFew) {
+        const auto begin = tokens.begin() + first;
+        const int count = std::min(kFew, tokens_of_call - first);
+        const AttendResult few = run_attend(subject(), cut, {begin, begin + count}, {});
+        ASSERT_TRUE(std::equal(few.out.begin(), few.out.end(), all.out.begin() + first * bytes))
+            << heads << " heads, tokens from " << first << " on";
+        ASSERT_TRUE(std::equal(few.lse.begin(), few.lse.end(), all.lse.begin() + first * heads))
+            << heads << " heads, tokens from " << first << " on";
+      }
+    }
+  }
+}
+
 TEST_P(OracleAttend, ShortListsAreTheSameEveryTime) {
   if (!which().name.starts_with("csa_heads") || is_emulated(candidate()) || is_slow()) {
     GTEST_SKIP() << "a few cases are enough, in a compiled kernel";

@@ -3,7 +3,6 @@
 
 #include <algorithm>
 
-#include "backends/nvidia/ops/attend_rows.cuh"
 #include "backends/nvidia/ops/attend_sm90_heads.h"
 #include "backends/nvidia/ops/launch.h"
 #include "backends/nvidia/ops/tensor_map.h"
@@ -20,7 +19,8 @@ constexpr int64_t kMaxChainResults = 1024;
 /// Most CTAs: multiprocessors of the largest Hopper chip.
 constexpr int kMaxCtas = 144;
 
-int ctas_of_two_parts() {
+// Those that leave something for later, or for each other.
+int persistent_ctas() {
   return std::min(num_multiprocessors(), kMaxCtas);
 }
 
@@ -55,8 +55,11 @@ AttendArgs tokens_of(const AttendArgs& args, int64_t begin, int64_t count) {
 template <KvFormat kFormat>
 void launch_items(const AttendSm90Args& args, cudaStream_t stream) {
   if (args.first_parts != nullptr) {
-    const int grid = std::min(args.num_items, ctas_of_two_parts());
+    const int grid = std::min(args.num_items, persistent_ctas());
     return launch_attend_sm90<kFormat, true>(args, grid, stream);
+  }
+  if (args.hand_overs != nullptr) {
+    return launch_attend_sm90<kFormat, false, true>(args, persistent_ctas(), stream);
   }
   if (args.num_items <= attend_sm90_clusters<kFormat, 8>()) {
     return launch_attend_sm90_cluster<kFormat, 8>(args, stream);
@@ -184,6 +187,19 @@ int64_t tokens_of_full_rounds(KvFormat format, int64_t count, int64_t items_of_t
   return count;
 }
 
+// Blocks of an item, at most, where they are dealt out instead of items, else 0: where that spares
+// multiprocessors more idle time than a hand-over takes. Not for so many rounds that it is little
+// of a call, nor for two tiles a token, which read its rows from the L2 at the same time.
+int32_t dealt_blocks(const AttendArgs& args) {
+  constexpr int kWindowBlocks = 2, kHandOver = 4, kMostRounds = 8;
+  const int64_t ctas = persistent_ctas(), items = args.num_tokens;
+  const int64_t blocks = args.max_blocks + kWindowBlocks;
+  if (args.num_heads > kTileHeads || args.max_chains > 1) return 0;
+  if (items <= ctas || items > kMostRounds * ctas) return 0;
+  const int64_t idle = round_up(items, ctas) - items;
+  return idle * blocks > kHandOver * ctas ? static_cast<int32_t>(blocks) : 0;
+}
+
 void run_attend_sm90(const AttendParams& params, Kernels kernels, const OpContext& context) {
   const AttendArgs call = attend_args(params);
   if (*attend_sm90_why_not(call) != '\0') return attend_sm80(params, context);
@@ -215,7 +231,11 @@ void run_attend_sm90(const AttendParams& params, Kernels kernels, const OpContex
   args.results_per_chain = call.blocks_per_chain / all.blocks_per_chain;
   if (few_heads == 0 && has_parts(all)) {
     args.part_rows = kPartBlocks * all.rows_per_block;
-    args.first_parts = context.scratch->take_array<FirstPart>(ctas_of_two_parts());
+    args.first_parts = context.scratch->take_array<FirstPart>(persistent_ctas());
+  }
+  if (few_heads == 0 && !has_parts(all)) args.dealt_blocks = dealt_blocks(all);
+  if (args.dealt_blocks > 0) {
+    args.hand_overs = context.scratch->take_array<HandOver>(persistent_ctas());
   }
   if (few_heads == 0) {
     args.weights = context.scratch->take_array<std::byte>(kMaxCtas * kClusterWeightBytes);
@@ -227,6 +247,7 @@ void run_attend_sm90(const AttendParams& params, Kernels kernels, const OpContex
     wave = std::max<int64_t>(1, rounds * num_multiprocessors() / items_of_token);
   }
 
+  if (args.hand_overs != nullptr) args.mark = next_mark();
   args.wide_rows = is_aligned_16(all);
   args.window_rows = FastDivisor(all.window.rows_per_block);
   args.window_columns = FastDivisor(all.window.columns);
@@ -255,7 +276,7 @@ void run_attend_sm90(const AttendParams& params, Kernels kernels, const OpContex
       continue;
     }
     const int64_t first =
-        args.first_parts != nullptr  // clusters take one part
+        args.first_parts != nullptr || args.dealt_blocks > 0  // clusters take one part
             ? count
             : tokens_of_full_rounds(format_of(all), count, items_of_token, blocks_of_item);
     int64_t before = 0;
@@ -292,9 +313,10 @@ int64_t attend_sm90_scratch_bytes(const ScratchLimits& limits, int64_t max_entri
   constexpr ReductionGrid kGrid;
   const int64_t max_blocks = ceil_div(max_entries, int64_t{kGrid.rows_per_block});
   if (limits.max_tokens == 0) return 0;
-  // What few heads hand over, or what clusters exchange.
-  const int64_t shared = Arena::kAlignment + std::max(attend_sm90_heads_max_hand_over_bytes(),
-                                                      kMaxCtas * int64_t{kClusterWeightBytes});
+  // What few heads hand over, or what CTAs hand over and clusters exchange.
+  const int64_t shared =
+      2 * Arena::kAlignment + std::max(attend_sm90_heads_max_hand_over_bytes(),
+                                       kMaxCtas * int64_t{kClusterWeightBytes + sizeof(HandOver)});
   if (max_blocks <= kPartBlocks) return shared;
   // Of any call within the limits, also one with fewer chains and longer waves, or in parts.
   const int64_t of_token = ceil_div(max_blocks, int64_t{kGrid.blocks_per_chain})

@@ -11,7 +11,8 @@
 //           Two stages, handed over by halves of their columns. Half of the query is read from
 //           shared memory, half lives in registers.
 //           Of a chain in two parts (attend_sm90.h, kParts) the values of the first one wait in
-//           the L2 for those of the second.
+//           the L2 for those of the second. Where items fill the CTAs badly, they are cut (kDealt,
+//           attend_sm90_deal.cuh).
 // Budget    a block and 64 heads: 2 x 1024 clocks of wgmma; shared memory 320 KB = 2560 clocks;
 //           584 B x 64 rows = 37 KB. Limits and measurements: docs/kernels/attend_sm90.md
 // Launch    min(items, SMs) CTAs of 512 threads, smem = sizeof(SharedStorage), 1 CTA/SM
@@ -102,7 +103,7 @@ __device__ __forceinline__ void start_scores(float (&s)[32], const Query<Traits>
   wgmma_commit();
 }
 
-template <typename Traits, bool kParts>
+template <typename Traits, bool kParts, bool kDealt>
 __device__ __forceinline__ void score_role(const AttendSm90Args& args,
                                            SharedStorage<Traits>& shared, int thread) {
   const int lane = thread & 31, warp = thread >> 5, quad = lane & 3;
@@ -122,6 +123,10 @@ __device__ __forceinline__ void score_role(const AttendSm90Args& args,
     const bool first_item = block == 0;
     mbarrier_poll(shared_address(&shared.barriers.query_full[0]), phase);
     float max[2] = {kNoMaximum, kNoMaximum}, sum[2] = {0.f, 0.f};
+    if constexpr (kDealt) {
+      const uint32_t flags = shared.walk.headers[block % Traits::kHeaderSlots].flags;
+      if (__any_sync(~0u, (flags & kTakenOver) != 0)) take_over_sums(args, max, sum);
+    }
     for (bool last = false; !last; ++block) {
       const int stage = block & 1;
       const uint64_t rows = swizzled_operand(shared_address(shared.rows[stage]), 16, 1024);
@@ -169,7 +174,11 @@ __device__ __forceinline__ void score_role(const AttendSm90Args& args,
       // Of an item of one part P goes first: factors are long code, needed when products end.
       const bool ends = last || (kParts && (flags & kEndOfPart) != 0);
       const auto finish = [&] {
-        finish_rows<Traits, kParts>(shared, flags, row, quad, sinks, max, sum);
+        if (kDealt && __any_sync(~0u, (flags & kHandedOver) != 0)) {
+          hand_over_sums(args, max, sum);
+        } else {
+          finish_rows<Traits, kParts>(shared, flags, row, quad, sinks, max, sum);
+        }
         max[0] = max[1] = kNoMaximum;
         sum[0] = sum[1] = 0.f;
       };
@@ -291,12 +300,12 @@ __device__ __forceinline__ void add_first_part(const FirstPart& first, int half,
 }
 
 /// O[64 x 256] of every item.
-template <typename Traits, bool kParts>
+template <typename Traits, bool kParts, bool kDealt>
 __device__ __forceinline__ void output_role(const AttendSm90Args& args,
                                             SharedStorage<Traits>& shared) {
   // Read anew wherever it is used: registers are short.
   const auto half = [] { return role_of_thread() - 1; };
-  const BlockWalk<Traits> walk{args, shared.walk};
+  const BlockWalk<Traits, kDealt> walk{args, shared.walk};
   // Votes, so that the compiler sees whole warps: else it doubles every shuffle of the epilogue.
   const auto exists = [&](int block) {
     return __any_sync(~0u, shared.walk.headers[block % Traits::kHeaderSlots].token >= 0);
@@ -344,6 +353,9 @@ __device__ __forceinline__ void output_role(const AttendSm90Args& args,
       mbarrier_poll(shared_address(&shared.barriers.p_full), phase_of<1>(block));
       if (kParts && last && thread_of_role() == 0 && (flags & kLaterPart) != 0) {
         prefetch_bytes(&args.first_parts[blockIdx.x].values[half()], sizeof(FirstPart) / 2);
+      }
+      if constexpr (kDealt) {
+        if (__any_sync(~0u, (flags & kTakenOver) != 0)) take_over_values(args, half(), o);
       }
       const float a0 = shared.alpha[row_of_thread()], a1 = shared.alpha[row_of_thread() + 8];
       if ((flags & kFirstBlock) == 0 && __any_sync(~0u, a0 != 1.f || a1 != 1.f)) {
@@ -419,6 +431,10 @@ __device__ __forceinline__ void output_role(const AttendSm90Args& args,
       // Nobody still waits for query_taken, of which the S role may now end the next phase.
       if (!kParts && half() == 0) barrier_sync(barrier, 128);
       give_back(stage);
+      if constexpr (kDealt) {
+        hand_over_values(args, half(), o);
+        continue;
+      }
       store_chain(args, item, half(), o);
     }
     // Here, while the output leaves: at the S role the next item would wait for it.
@@ -434,13 +450,13 @@ __device__ __forceinline__ void output_role(const AttendSm90Args& args,
   if (thread_of_role() == 0) store_wait_read();
 }
 
-template <typename Traits, bool kParts>
+template <typename Traits, bool kParts, bool kDealt>
 __global__ void __launch_bounds__(Traits::kThreads, 1)
     attend_kernel(const __grid_constant__ AttendSm90Args args) {
   extern __shared__ __align__(1024) uint8_t storage[];
   auto& shared = *reinterpret_cast<SharedStorage<Traits>*>(storage);
   const int role = __shfl_sync(~0u, threadIdx.x >> 7, 0);
-  const BlockWalk<Traits> walk{args, shared.walk};
+  const BlockWalk<Traits, kDealt> walk{args, shared.walk};
   if (role == 2) walk.prefetch_first();
   if (threadIdx.x == 0) {
     init_barriers(shared.barriers);
@@ -451,7 +467,7 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
   __syncthreads();
   if (role == 0) {
     decrease_registers<Traits::kScoreRegisters>();
-    score_role<Traits, kParts>(args, shared, thread_of_role());
+    score_role<Traits, kParts, kDealt>(args, shared, thread_of_role());
   } else if (role == 3) {
     decrease_registers<Traits::kLoaderRegisters>();
     if constexpr (Traits::kConverts) {
@@ -465,7 +481,7 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
     }
   } else {
     increase_registers<Traits::kOutputRegisters>();
-    output_role<Traits, kParts>(args, shared);
+    output_role<Traits, kParts, kDealt>(args, shared);
   }
 }
 
@@ -473,10 +489,10 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
 
 namespace dsv4::nvidia {
 
-template <KvFormat kFormat, bool kParts>
+template <KvFormat kFormat, bool kParts, bool kDealt>
 void launch_attend_sm90(const AttendSm90Args& args, int grid, cudaStream_t stream) {
   using Traits = sm90_attend::Traits<kFormat>;
-  launch<sm90_attend::attend_kernel<Traits, kParts>>(
+  launch<sm90_attend::attend_kernel<Traits, kParts, kDealt>>(
       {dim3(static_cast<unsigned>(grid)), Traits::kThreads,
        sizeof(sm90_attend::SharedStorage<Traits>)},
       stream, args);

@@ -45,6 +45,15 @@ struct FirstPart {
   float4 values[2][32][128];
 };
 
+/// What the CTA that begins an item leaves for the one that goes on with it
+/// (attend_sm90_deal.cuh): values as FirstPart has them, reference maxima and sums of the S role's
+/// threads, and marks that they are there: of either half of the values, and of the sums.
+struct HandOver {
+  float4 values[2][32][128];
+  float4 sums[128];
+  uint64_t marks[4];
+};
+
 /// Weights of two blocks.
 constexpr int kClusterWeightBytes = 2 * 4 * 2368;
 
@@ -66,6 +75,11 @@ struct AttendSm90Args {
   int32_t part_rows = 1 << 30;
   int32_t results_per_chain = 1;
   FirstPart* first_parts = nullptr;  ///< one a CTA
+  /// Where blocks are dealt out instead of items: one a CTA. Nobody clears that memory, `mark` is
+  /// the launch's own.
+  HandOver* hand_overs = nullptr;
+  uint64_t mark = 0;
+  int32_t dealt_blocks = 0;  ///< of an item, at most
 };
 
 /// Empty where the kernel takes the call, else why not. Looks at shapes, formats and strides alone.
@@ -80,8 +94,9 @@ void attend_sm90_many_heads(const AttendParams& params, const OpContext& context
 /// Scratch of a call with at most `max_entries` compressed rows a token, in default grids.
 int64_t attend_sm90_scratch_bytes(const ScratchLimits& limits, int64_t max_entries);
 
-/// Launches the kernel for one row format; `grid` CTAs. With kParts chains may have parts.
-template <KvFormat kFormat, bool kParts>
+/// Launches the kernel for one row format; `grid` CTAs. With kParts chains may have parts, with
+/// kDealt items are cut (`hand_overs`).
+template <KvFormat kFormat, bool kParts, bool kDealt = false>
 void launch_attend_sm90(const AttendSm90Args& args, int grid, cudaStream_t stream);
 /// Merges the chains of tokens that have several (attend_sm90_merge.cu).
 void merge_chains_sm90(const AttendSm90Args& args, cudaStream_t stream);

@@ -1,7 +1,9 @@
 // sm90_attend for bf16 rows.
 #include "backends/nvidia/ops/attend_sm90.cuh"
 
-template void dsv4::nvidia::launch_attend_sm90<dsv4::KvFormat::kBf16, false>(const AttendSm90Args&,
-                                                                             int, cudaStream_t);
-template void dsv4::nvidia::launch_attend_sm90<dsv4::KvFormat::kBf16, true>(const AttendSm90Args&,
-                                                                            int, cudaStream_t);
+template void dsv4::nvidia::launch_attend_sm90<dsv4::KvFormat::kBf16, false, false>(
+    const AttendSm90Args&, int, cudaStream_t);
+template void dsv4::nvidia::launch_attend_sm90<dsv4::KvFormat::kBf16, true, false>(
+    const AttendSm90Args&, int, cudaStream_t);
+template void dsv4::nvidia::launch_attend_sm90<dsv4::KvFormat::kBf16, false, true>(
+    const AttendSm90Args&, int, cudaStream_t);

@@ -1,7 +1,9 @@
 // sm90_attend for fp8 rows.
 #include "backends/nvidia/ops/attend_sm90.cuh"
 
-template void dsv4::nvidia::launch_attend_sm90<dsv4::KvFormat::kFp8, false>(const AttendSm90Args&,
-                                                                            int, cudaStream_t);
-template void dsv4::nvidia::launch_attend_sm90<dsv4::KvFormat::kFp8, true>(const AttendSm90Args&,
-                                                                           int, cudaStream_t);
+template void dsv4::nvidia::launch_attend_sm90<dsv4::KvFormat::kFp8, false, false>(
+    const AttendSm90Args&, int, cudaStream_t);
+template void dsv4::nvidia::launch_attend_sm90<dsv4::KvFormat::kFp8, true, false>(
+    const AttendSm90Args&, int, cudaStream_t);
+template void dsv4::nvidia::launch_attend_sm90<dsv4::KvFormat::kFp8, false, true>(
+    const AttendSm90Args&, int, cudaStream_t);

@@ -126,8 +126,9 @@ int64_t unfinished_bytes(int tile) {
   return static_cast<int64_t>(tile == 16 ? sizeof(UnfinishedItem<16>) : sizeof(UnfinishedItem<32>));
 }
 
-/// A number of 64 bits that no launch had before and that memory does not hold by chance: the
-/// finaliser of splitmix64, which maps no two numbers to one, nor any but 0 to 0.
+}  // namespace
+
+// The finaliser of splitmix64, which maps no two numbers to one, nor any but 0 to 0.
 uint64_t next_mark() {
   static std::atomic<uint64_t> launches{0};
   uint64_t x = launches.fetch_add(1, std::memory_order_relaxed) + 1;
@@ -135,8 +136,6 @@ uint64_t next_mark() {
   x = (x ^ x >> 27) * 0x94d049bb133111eb;
   return x ^ x >> 31;
 }
-
-}  // namespace
 
 int64_t attend_sm90_heads_hand_over_bytes(const AttendArgs& args, int64_t num_items) {
   // That costs a microsecond, in which the numbers of all items are read and added up, and what a

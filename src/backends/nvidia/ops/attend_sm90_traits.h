@@ -57,12 +57,24 @@ struct BlockHeader {
   uint32_t tile : 8, chain : 16, flags : 8;
 };
 enum BlockFlags : uint32_t {
-  kFirstBlock = 1,  // of the item
-  kLastBlock = 2,   // of the item
-  kOnlyChain = 4,   // the token has one chain: its output is final
-  kEndOfPart = 8,   // of the first of two parts of the item
-  kLaterPart = 16,  // of the second one
-  kOddItem = 32,    // phase of barriers that serve an item
+  kFirstBlock = 1,   // of the item
+  kLastBlock = 2,    // of the item
+  kOnlyChain = 4,    // the token has one chain: its output is final
+  kEndOfPart = 8,    // of the first of two parts of the item
+  kLaterPart = 16,   // of the second one
+  kOddItem = 32,     // phase of barriers that serve an item
+  kHandedOver = 64,  // blocks of the item after these are another CTA's
+  kTakenOver = 128,  // the first one here of an item whose blocks before it are another CTA's
+};
+
+/// What a CTA has of an item, where blocks are dealt out.
+enum ItemPart : int32_t { kWholeItem = 0, kItemHead = 1, kItemTail = 2 };
+/// A CTA's share then (attend_sm90_deal.cuh), in the order of the work.
+struct DealtShare {
+  int32_t head;                    // the item of which it has the first blocks, or -1
+  int32_t first, past;             // whole items
+  int32_t tail;                    // the item of which it has the last blocks, or -1
+  int32_t head_share, tail_share;  // CTA's shares of those items before the cuts
 };
 
 /// The item after the current one; its numbers are copied asynchronously, in this order.
@@ -83,8 +95,10 @@ struct WalkState {
   uint32_t later_part : 1;  // the first part of the item is over
   uint32_t compressed : 1;  // the source is the compressed rows
   uint32_t odd_item : 1;    // the first item is
+  uint32_t part : 2;        // ItemPart, where blocks are dealt out
   int32_t next_items;       // first item that no lane has looked at
   uint32_t pending;         // of the 32 before it: those that wait
+  DealtShare share;         // instead of `pending`; next_items: -1 for the head, then items
   ComingItem coming;
 };
 

@@ -5,7 +5,9 @@
 #include "backends/nvidia/arch/sm90/bulk.h"
 #include "backends/nvidia/arch/sm90/memory.h"
 #include "backends/nvidia/arch/sm90/sync.h"
+#include "backends/nvidia/ops/attend_rows.cuh"
 #include "backends/nvidia/ops/attend_sm90.h"
+#include "backends/nvidia/ops/attend_sm90_deal.cuh"
 #include "backends/nvidia/ops/attend_sm90_traits.h"
 
 namespace dsv4::nvidia::sm90_attend {
@@ -95,7 +97,7 @@ __device__ __forceinline__ void prefetch_lists(const AttendSm90Args& args, int t
 /// `fetch` runs in the warps of one output role and `resolve` in those of the other, which have
 /// time but no registers, so that all is kept in shared memory between calls. Warp w finds the rows
 /// of loader warp w, 16 of a block.
-template <typename Traits>
+template <typename Traits, bool kDealt>
 struct BlockWalk {
   const AttendSm90Args& args;
   WalkStorage<Traits>& shared;
@@ -104,12 +106,16 @@ struct BlockWalk {
   /// already: numbers and list of the first item, and its query.
   __device__ __forceinline__ void prefetch_first() const {
     const int thread = thread_of_role();
-    const int item = static_cast<int>(blockIdx.x);
-    const int rest = item - chain_of(item) * args.chain_items.divisor;
-    const int token = rest >> args.log2_tiles;
+    int item = static_cast<int>(blockIdx.x);
+    if constexpr (kDealt) {
+      const DealtShare share = dealt_share(args);
+      item = share.head >= 0 ? share.head : min(share.first, args.num_items - 1);
+    }
+    const TokenPlace place = place_of(item);
+    const int token = place.token;
     prefetch_lists(args, token, thread);
     if (writes()) {
-      const int head = (rest - (token << args.log2_tiles)) * 64, first = (thread >> 5) * 256;
+      const int head = place.tile * 64, first = (thread >> 5) * 256;
       prefetch_box(args.q_map, first, head, token);
       prefetch_box(args.q_map, first + 128, head, token);
     }
@@ -119,6 +125,11 @@ struct BlockWalk {
     if (writes()) {
       state() = {};
       state().next_items = static_cast<int>(blockIdx.x);
+      if constexpr (kDealt) {
+        const DealtShare share = dealt_share(args);
+        state().share = share;
+        state().next_items = share.head >= 0 ? -1 : share.first;
+      }
     }
     __syncwarp();
     look_ahead(state());
@@ -186,6 +197,10 @@ struct BlockWalk {
     WalkState& state = this->state();
     uint32_t flags = state.inside != 0 ? 0 : kFirstBlock;
     if (state.inside == 0) start_item(state);
+    if constexpr (kDealt) {
+      if (flags != 0 && state.part == kItemTail) flags = kTakenOver;
+      if (state.part == kItemHead) flags |= kHandedOver;
+    }
     const int first = state.first, token = state.token;
     const bool compressed = state.compressed != 0;
     const int row = first + row_of_block();
@@ -290,20 +305,28 @@ struct BlockWalk {
     if (writes()) {
       const ComingItem coming = this->coming();
       const bool exists = coming.item >= 0;
-      const int chain = exists ? chain_of(coming.item) : 0;
-      const int rest = coming.item - chain * args.chain_items.divisor;
-      const int token = exists ? rest >> args.log2_tiles : -1;
+      const int item = !exists ? 0 : kDealt ? coming.item & kItemBits : coming.item;
+      const TokenPlace place = place_of(item);
+      const int token = exists ? place.token : -1;
       int window_begin = coming.window_begin, window_end = coming.window_end;
-      if (!exists || chain > 0 || window_begin >= window_end) window_begin = window_end = 0;
+      if (!exists || place.chain > 0 || window_begin >= window_end) window_begin = window_end = 0;
       int begin = coming.entry_begin, end = coming.entry_end;
-      const bool only = clip_to_chain(chain, begin, end);
+      bool only = true;
+      if constexpr (kDealt) {
+        const int part = exists ? coming.item >> kItemShift : kWholeItem;
+        if (part != kWholeItem) clip_to_part(part, window_begin, window_end, begin, end);
+        state.part = static_cast<uint32_t>(part);
+        only = part != kItemHead;
+      } else {
+        only = clip_to_chain(place.chain, begin, end);
+      }
       if (!exists) begin = end = 0;
       state.token = token;
       state.seq = coming.seq;
       state.entry_begin = begin;
       state.entry_end = end;
-      state.chain = static_cast<uint32_t>(chain);
-      state.tile = static_cast<uint32_t>(rest - (token << args.log2_tiles));
+      state.chain = static_cast<uint32_t>(place.chain);
+      state.tile = static_cast<uint32_t>(place.tile);
       state.only_chain = only;
       state.odd_item ^= 1;
       const bool compressed = window_begin >= window_end;
@@ -317,20 +340,39 @@ struct BlockWalk {
   // Chooses the item after the current one and asks for its numbers.
   __device__ __forceinline__ void look_ahead(WalkState& state) const {
     const int lane = thread_of_role() & 31;
-    const int stride = static_cast<int>(gridDim.x);
-    uint32_t pending = state.pending;
+    [[maybe_unused]] const int stride = static_cast<int>(gridDim.x);
     int next_items = state.next_items;
-    __syncwarp();
-    while (pending == 0 && next_items < args.num_items) {
-      pending = __ballot_sync(~0u, has_work(next_items + lane * stride));
-      next_items += 32 * stride;
+    int item, coming_item;
+    if constexpr (kDealt) {
+      const DealtShare& share = state.share;
+      int part = kWholeItem;
+      item = -1;
+      if (next_items < 0) {
+        item = share.head;
+        part = kItemHead;
+      } else if (next_items < share.past) {
+        item = next_items;
+      } else if (next_items == share.past && share.tail >= 0) {
+        item = share.tail;
+        part = kItemTail;
+      }
+      coming_item = item < 0 ? -1 : item | part << kItemShift;
+      __syncwarp();
+      if (writes()) state.next_items = next_items < 0 ? share.first : next_items + 1;
+    } else {
+      uint32_t pending = state.pending;
+      __syncwarp();
+      while (pending == 0 && next_items < args.num_items) {
+        pending = __ballot_sync(~0u, has_work(next_items + lane * stride));
+        next_items += 32 * stride;
+      }
+      coming_item = item = pending == 0 ? -1 : next_items + (__ffs(pending) - 33) * stride;
+      if (writes()) {
+        state.next_items = next_items;
+        state.pending = pending & (pending - 1);
+      }
     }
-    const int item = pending == 0 ? -1 : next_items + (__ffs(pending) - 33) * stride;
-    if (writes()) {
-      state.next_items = next_items;
-      state.pending = pending & (pending - 1);
-    }
-    if (lane == 0) coming().item = item;
+    if (lane == 0) coming().item = coming_item;
     if (lane < 5) {
       const AttendArgs& attend = args.attend;
       const int32_t* from = attend.token_to_seq;
@@ -340,9 +382,7 @@ struct BlockWalk {
       if (lane == 4) from = attend.compressed.end;
       const bool valid = item >= 0 && from != nullptr;  // null: lists begin at 0, no rows end there
       int token = 0;
-      if (valid) {
-        token = (item - chain_of(item) * args.chain_items.divisor) >> args.log2_tiles;
-      }
+      if (valid) token = place_of(item).token;
       copy_async_4(shared_address(&coming().seq) + 4 * lane, from + token, valid ? 4 : 0);
     }
     copy_async_commit();
@@ -359,6 +399,14 @@ struct BlockWalk {
     clip_to_chain(chain, begin, end);
     return begin < end;
   }
+  struct TokenPlace {
+    int token, tile, chain;
+  };
+  __device__ __forceinline__ TokenPlace place_of(int item) const {
+    const int chain = chain_of(item), rest = item - chain * args.chain_items.divisor;
+    const int token = rest >> args.log2_tiles;
+    return {token, rest - (token << args.log2_tiles), chain};
+  }
   __device__ __forceinline__ int chain_of(int item) const {
     return args.chain_items.divide(item);
   }
@@ -371,6 +419,30 @@ struct BlockWalk {
     if (begin >= end) begin = end = 0;
     return only;
   }
+  // Of an item that is cut, its blocks before or behind the cut.
+  __device__ __forceinline__ void clip_to_part(int part, int& window_begin, int& window_end,
+                                               int& begin, int& end) const {
+    const DealtShare& share = state().share;
+    const int window_blocks = div_up(window_end - window_begin, 64), entry_block = begin / 64;
+    const int blocks = window_blocks + (begin < end ? div_up(end, 64) - entry_block : 0);
+    const bool head = part == kItemHead;
+    const int cut = blocks_before_cut(blocks, head ? share.head_share : share.tail_share,
+                                      static_cast<int>(gridDim.x));
+    const int cut_place = window_begin + cut * 64,
+              cut_entry = (entry_block + cut - window_blocks) * 64;
+    if (head) {
+      window_end = min(window_end, cut_place);
+      end = min(end, cut_entry);
+    } else {
+      window_begin = cut_place;
+      begin = max(begin, cut_entry);
+    }
+    if (window_begin >= window_end) window_begin = window_end = 0;
+    if (begin >= end) begin = end = 0;
+  }
+
+  // coming.item where blocks are dealt out: the item, and above it the part.
+  static constexpr int kItemShift = 28, kItemBits = (1 << kItemShift) - 1;
 };
 
 }  // namespace dsv4::nvidia::sm90_attend
