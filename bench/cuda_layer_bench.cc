@@ -87,19 +87,27 @@ struct Options {
   bool entries_end = false;
 };
 
+// Weights of a layer by formula, made once for all its batches.
+struct BenchWeights {
+  BenchWeights(const ModelConfig& config, const LayerKind& kind, Device& device, uint64_t seed)
+      : source(formula_source(expected_attention_tensors(config, kind, "bench."), seed,
+                              FormulaStorage::kReleased)),
+        weights(place_weights(bind_attention(*source, config, kind, "bench."), device, owned)) {}
+  std::unique_ptr<TensorSource> source;
+  std::vector<Buffer> owned;
+  AttentionWeights weights;
+};
+
 // One layer, its caches filled to `context` tokens of each of `batch` sequences.
 class BenchLayer {
  public:
   BenchLayer(const ModelConfig& config, const LayerKind& kind, const AttentionDescriptor& backend,
              Device& device, int64_t context, int batch, bool entries_end, Products products,
-             uint64_t seed)
-      : config_(config), device_(device) {
+             const AttentionWeights& weights, uint64_t seed)
+      : config_(config), device_(device), weights_(weights) {
     Numerics numerics = kServing;
     numerics.kv = backend.native_format;
     numerics.products = products;
-    source_ = formula_source(expected_attention_tensors(config_, kind, "bench."), seed,
-                             FormulaStorage::kReleased);
-    weights_ = place_weights(bind_attention(*source_, config_, kind, "bench."), device, owned_);
     layer_ = create_attention(backend, {.config = &config_,
                                         .kind = kind,
                                         .name = "bench",
@@ -194,8 +202,6 @@ class BenchLayer {
 
   ModelConfig config_;
   Device& device_;
-  std::unique_ptr<TensorSource> source_;
-  std::vector<Buffer> owned_;
   AttentionWeights weights_;
   std::unique_ptr<DeepseekV4Attention> layer_;
   std::unique_ptr<KvCachePool> pool_;
@@ -275,13 +281,16 @@ int run(const Options& options) {
     config.num_hidden_layers = 1;
     config.compress_ratios = {kind.compress_ratio};
     config.max_position_embeddings = std::max<int64_t>(config.max_position_embeddings, 1 << 21);
+    std::vector<std::unique_ptr<BenchWeights>> weights;
+    for (uint64_t i = 0; i < kLayers; ++i)
+      weights.push_back(std::make_unique<BenchWeights>(config, kind, *device, i + 1));
     for (int64_t context : options.contexts) {
       for (int batch : options.batches) {
         std::vector<std::unique_ptr<BenchLayer>> layers;
         for (uint64_t i = 0; i < kLayers; ++i) {
           layers.push_back(std::make_unique<BenchLayer>(config, kind, *backend, *device, context,
                                                         batch, options.entries_end, *products,
-                                                        i + 1));
+                                                        weights[i]->weights, i + 1));
         }
         const auto all = [&](const ForwardOptions& forward) {
           for (const auto& layer : layers) layer->forward(forward);
