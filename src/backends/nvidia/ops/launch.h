@@ -2,25 +2,38 @@
 //
 // On sm_90 and later a kernel starts before the one before it on the stream has ended, so that
 // launches cost little (programmatic dependent launch). Each begins with follow_kernels_before(),
-// or with its two halves (arch/sm90/sync.h) where something can be done in between; then what a
-// kernel reads is complete, also if it stems from kernels further back.
+// or with its two halves: products let the next kernel start first, and ask for weights, which no
+// kernel writes, before they wait. Then what a kernel reads is complete, also if it stems from
+// kernels further back: each of them has waited for those before it.
 #pragma once
 #include <array>
 #include <atomic>
 
 #include "backends/gpu/platform.h"
+#include "backends/nvidia/arch/sm90/sync.h"
 #include "backends/nvidia/ops/gpu_check.h"
 #include "ops/ops.h"
 
 namespace dsv4::nvidia {
 
-/// By all threads, before anything is read or written: waits for the end of the kernels before, and
-/// lets the next one start.
-__device__ __forceinline__ void follow_kernels_before() {
+/// Lets the next kernel start, as soon as all blocks have said so or ended.
+__device__ __forceinline__ void start_next_kernel() {
 #if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-  asm volatile("griddepcontrol.launch_dependents;");
+  sm90::start_next_kernel();
 #endif
+}
+/// By all threads that read or write what other kernels do: waits for the end of the kernels
+/// before.
+__device__ __forceinline__ void wait_for_kernels_before() {
+#if __CUDA_ARCH__ >= 900
+  sm90::wait_for_kernels_before();
+#endif
+}
+/// By all threads, before anything is read or written. In this order at most one kernel waits: more
+/// of them would take the room of those on other streams.
+__device__ __forceinline__ void follow_kernels_before() {
+  wait_for_kernels_before();
+  start_next_kernel();
 }
 
 /// A positive number that a device has, asked of it once: a query may not stand in a step.
@@ -67,7 +80,7 @@ struct LaunchShape {
   unsigned cluster = 1;      ///< blocks along x
 };
 
-/// Starts `kernel`, a function that begins with follow_kernels_before().
+/// Starts `kernel`, a function that begins with follow_kernels_before() or its halves.
 /// @throws Error kDeviceError: the launch is refused.
 template <auto kKernel, typename... Args>
 void launch(const LaunchShape& shape, cudaStream_t stream, const Args&... args) {

@@ -17,7 +17,8 @@ namespace {
 constexpr int kWarps = 8;
 
 __global__ void __launch_bounds__(kWarps * 32) linear_prepare(const PrepareParams params) {
-  follow_kernels_before();
+  start_next_kernel();  // it asks for W meanwhile
+  wait_for_kernels_before();
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int groups = (params.cols + kQuantiseGroup - 1) / kQuantiseGroup;
   const int64_t idx = int64_t{blockIdx.x} * kWarps + threadIdx.x / 32;
@@ -39,7 +40,8 @@ __global__ void __launch_bounds__(kWarps * 32) linear_prepare(const PrepareParam
 
 // x as three bf16 numbers: each is what the ones before leave, rounded.
 __global__ void __launch_bounds__(kWarps * 32) linear_split(const SplitParams params) {
-  follow_kernels_before();
+  start_next_kernel();  // it asks for W meanwhile
+  wait_for_kernels_before();
   const int64_t idx = int64_t{blockIdx.x} * (kWarps * 32) + threadIdx.x;
   const int64_t row = idx / params.cols;
   if (row >= params.rows) return;

@@ -34,9 +34,10 @@ __host__ __device__ constexpr int stream_scale_cols(int64_t cols, int block_cols
 }
 
 /// Shared memory: [warps][kWarpBytes], then [warps][16 * kM][stream_scale_cols]. kSplit: the kN
-/// tiles of tokens are the parts of x of 8 tokens, and their sums are added.
-template <DType kDType, int kM, int kN, int kDepth = 4, bool kSplit = false>
-__device__ __forceinline__ void stream_tile(const LinearTile& tile, std::byte* shared) {
+/// tiles of tokens are the parts of x of 8 tokens, and their sums are added. What the
+/// ring takes of W, which no kernel writes, is asked for before `wait()`.
+template <DType kDType, int kM, int kN, int kDepth = 4, bool kSplit = false, typename Wait>
+__device__ __forceinline__ void stream_tile(const LinearTile& tile, std::byte* shared, Wait wait) {
   using F = Format<kDType>;
   using Shape = StreamShape<kDType, kM, kN, kDepth>;
   constexpr int kStages = Shape::kStages;
@@ -77,7 +78,7 @@ __device__ __forceinline__ void stream_tile(const LinearTile& tile, std::byte* s
       x_ends[n] = token < tile.token_end ? 2 * w.cols : 0;
     }
     // Every lane copies what it alone will read: no barrier between copy and use.
-    const auto copy = [&](int chunk) {
+    const auto copy_w = [&](int chunk) {
       const uint32_t stage = ring + chunk % kStages * (Shape::kSlots * 512);
       const int byte = w_begin + chunk * 64;
 #pragma unroll
@@ -88,6 +89,9 @@ __device__ __forceinline__ void stream_tile(const LinearTile& tile, std::byte* s
                                   valid_bytes(w_ends[m][h], byte));
         }
       }
+    };
+    const auto copy_x = [&](int chunk) {
+      const uint32_t stage = ring + chunk % kStages * (Shape::kSlots * 512);
       const int col = k0 + chunk * Shape::kChunkCols + t * F::kLaneCols;
 #pragma unroll
       for (int n = 0; n < kN; ++n) {
@@ -101,8 +105,7 @@ __device__ __forceinline__ void stream_tile(const LinearTile& tile, std::byte* s
     };
 #pragma unroll
     for (int chunk = 0; chunk < kStages - 1; ++chunk) {
-      if (chunk < chunks) copy(chunk);
-      sm80::copy_async_commit();
+      if (chunk < chunks) copy_w(chunk);
     }
 
     // Scales of the whole segment, while the first chunks travel. Four lanes of a row share them.
@@ -138,11 +141,20 @@ __device__ __forceinline__ void stream_tile(const LinearTile& tile, std::byte* s
       }
       __syncwarp();
     }
+    wait();
+#pragma unroll
+    for (int chunk = 0; chunk < kStages - 1; ++chunk) {
+      if (chunk < chunks) copy_x(chunk);
+      sm80::copy_async_commit();
+    }
 
     float sums[kM][kN][4] = {};
     for (int chunk = 0; chunk < chunks; ++chunk) {
       sm80::copy_async_wait<kStages - 2>();
-      if (chunk + kStages - 1 < chunks) copy(chunk + kStages - 1);
+      if (chunk + kStages - 1 < chunks) {
+        copy_w(chunk + kStages - 1);
+        copy_x(chunk + kStages - 1);
+      }
       sm80::copy_async_commit();
       const uint32_t stage = ring + chunk % kStages * (Shape::kSlots * 512);
       uint4 codes[kM][2];
@@ -194,6 +206,7 @@ __device__ __forceinline__ void stream_tile(const LinearTile& tile, std::byte* s
       }
     }
   }
+  if (group >= groups) wait();  // warps without a segment write, too
   __syncthreads();
 
   // Segments in ascending order.

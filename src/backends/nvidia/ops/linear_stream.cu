@@ -7,7 +7,8 @@
 // Budget    bytes of W once at 4.27 TB/s: 16 B a clock and multiprocessor. Expansion takes 2.25
 //           (FP8), 2.6 (FP4) instructions a code: a third to two thirds of the issue slots at that
 //           rate; matrix instructions under a tenth. x is read from L2 once per 16 kM rows
-// Launch    grid sum of row tiles x token tiles, 256 threads, 2 or 3 blocks an SM
+// Launch    grid sum of row tiles x token tiles, 256 threads, 1 to 4 blocks an SM; may start before
+//           the kernel that prepares x has ended, and reads W meanwhile
 // Contract  W: tensor_cores_take(); x 16-byte aligned rows; x and W beyond their ends not read
 // Numerics  the order of linear.h
 #include "backends/nvidia/ops/launch.h"
@@ -23,28 +24,30 @@ template <int kM, int kN, int kDepth, int kBlocks>
 __global__ void __launch_bounds__(kStreamWarps * 32, kBlocks)
     linear_stream(const __grid_constant__ LinearBatch batch) {
   extern __shared__ __align__(128) std::byte shared[];
-  follow_kernels_before();
+  start_next_kernel();  // it waits for this one's end before it reads
   const auto block = static_cast<int>(blockIdx.x);
   const LinearItem& item = find_item(batch, block);
   const LinearTile tile = make_tile(item, block, stream_tile_rows(item.w.cols, kM), 8 * kN);
+  const auto wait = [] { wait_for_kernels_before(); };
   switch (item.w.dtype) {
     case DType::kBf16:
-      return stream_tile<DType::kBf16, kM, kN, kDepth>(tile, shared);
+      return stream_tile<DType::kBf16, kM, kN, kDepth>(tile, shared, wait);
     case DType::kF8E4M3:
-      return stream_tile<DType::kF8E4M3, kM, kN, kDepth>(tile, shared);
+      return stream_tile<DType::kF8E4M3, kM, kN, kDepth>(tile, shared, wait);
     default:
-      return stream_tile<DType::kF4E2M1, kM, kN, kDepth>(tile, shared);
+      return stream_tile<DType::kF4E2M1, kM, kN, kDepth>(tile, shared, wait);
   }
 }
 
 __global__ void __launch_bounds__(kStreamWarps * 32, 2)
     linear_stream_split(const __grid_constant__ LinearBatch batch) {
   extern __shared__ __align__(128) std::byte shared[];
-  follow_kernels_before();
+  start_next_kernel();  // it waits for this one's end before it reads
   const auto block = static_cast<int>(blockIdx.x);
   const LinearItem& item = find_item(batch, block);
   stream_tile<DType::kBf16, 1, 3, 4, true>(
-      make_tile(item, block, stream_tile_rows(item.w.cols, 1), 8), shared);
+      make_tile(item, block, stream_tile_rows(item.w.cols, 1), 8), shared,
+      [] { wait_for_kernels_before(); });
 }
 
 template <int kM, int kN, int kDepth>
@@ -91,11 +94,17 @@ void launch_linear_split(LinearBatch& batch, cudaStream_t stream) {
 void launch_linear_stream(LinearBatch& batch, int64_t max_tokens, cudaStream_t stream) {
   if (batch.count == 0) return;
   if (max_tokens <= 8) {
-    // Four blocks a multiprocessor of short rings, or two of long ones: there is less to expand and
-    // more to wait for in bf16.
-    bool bf16 = false;
-    for (int i = 0; i < batch.count; ++i) bf16 = bf16 || batch.items[i].w.dtype == DType::kBf16;
-    bf16 ? launch<1, 1, 6, 2>(batch, stream) : launch<1, 1, 3, 4>(batch, stream);
+    // Four blocks a multiprocessor of short rings, or two of long ones: where there are no more,
+    // and for bf16, of which there is less to expand and more to wait for.
+    bool long_rings = false;
+    int64_t blocks = 0;
+    for (int i = 0; i < batch.count; ++i) {
+      const LinearWeight& w = batch.items[i].w;
+      long_rings = long_rings || w.dtype == DType::kBf16;
+      blocks += ceil_div(w.rows, stream_tile_rows(w.cols, 1));
+    }
+    long_rings = long_rings || blocks <= 2 * num_multiprocessors();
+    long_rings ? launch<1, 1, 6, 2>(batch, stream) : launch<1, 1, 3, 4>(batch, stream);
   } else {
     launch<2, 2, 4, 1>(batch, stream);
   }

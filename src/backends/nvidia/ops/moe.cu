@@ -213,11 +213,11 @@ __global__ void __launch_bounds__(kStreamWarps * 32, kM == 1 ? 3 : 1)
       [&](const LinearTile& tile) {
         switch (tile.w->dtype) {
           case DType::kBf16:
-            return stream_tile<DType::kBf16, kM, kN, kStreamDepth<kM>>(tile, shared);
+            return stream_tile<DType::kBf16, kM, kN, kStreamDepth<kM>>(tile, shared, [] {});
           case DType::kF8E4M3:
-            return stream_tile<DType::kF8E4M3, kM, kN, kStreamDepth<kM>>(tile, shared);
+            return stream_tile<DType::kF8E4M3, kM, kN, kStreamDepth<kM>>(tile, shared, [] {});
           default:
-            return stream_tile<DType::kF4E2M1, kM, kN, kStreamDepth<kM>>(tile, shared);
+            return stream_tile<DType::kF4E2M1, kM, kN, kStreamDepth<kM>>(tile, shared, [] {});
         }
       });
 }
