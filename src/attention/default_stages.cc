@@ -47,8 +47,6 @@ void make_queries(const DeepseekV4Attention::Step& step, const DeepseekV4Attenti
     project(ops, context, layer.numerics, {problems.data(), indexer ? size_t{2} : size_t{1}});
   }
   StepScope observe(options, AttentionStep::kQnormRopeInsert);
-  if (step.branches != nullptr && !step.inserts_beside())
-    step.branches->join(step.stream, kInsertBranch);  // of the norm of kv
   ops.qnorm_rope_insert({.q = step.q,
                          .kv = step.kv,
                          .rope = layer.rope(),
@@ -111,17 +109,14 @@ void DeepseekV4Attention::prepare(Step& step) const {
   }
   {
     StepScope observe(options, AttentionStep::kNormQKv);
-    // Nothing needs kv before it is inserted.
-    OpContext beside = context;
-    if (step.branches != nullptr) beside.stream = step.branches->fork(step.stream, kInsertBranch);
-    ops().rms_norm(
-        {.x = step.kv, .weight = weights.kv_norm, .eps = config.rms_norm_eps, .out = step.kv},
-        beside);
+    const RmsNormParams norm_kv{
+        .x = step.kv, .weight = weights.kv_norm, .eps = config.rms_norm_eps, .out = step.kv};
     ops().rms_norm({.x = a,
                     .weight = weights.q_norm,
                     .eps = config.rms_norm_eps,
                     .out = step.qr,
-                    .scale = step.qr_scale},
+                    .scale = step.qr_scale,
+                    .beside = &norm_kv},
                    context);
   }
   // Indexer and selection want their queries first; the heads' follow beside them.

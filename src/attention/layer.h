@@ -14,8 +14,8 @@
 
 namespace dsv4 {
 
-/// Branches of a stream: the compressor beside prepare(); kv norm beside project_q, queries of the
-/// heads and insert beside select().
+/// Branches of a stream: the compressor beside prepare(); queries of the heads and insert beside
+/// select().
 constexpr int kCompressorBranch = 0, kInsertBranch = 1;
 static_assert(kInsertBranch < StreamBranches::kMaxBranches);
 

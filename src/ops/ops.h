@@ -79,7 +79,8 @@ struct RmsNormParams {
   ConstTensor weight;
   float eps;
   Tensor out;
-  RowScales scale{};  ///< of a kF8E4M3 out
+  RowScales scale{};                      ///< of a kF8E4M3 out
+  const RmsNormParams* beside = nullptr;  ///< a norm of other rows; one launch may do both
 };
 
 /// Row gather: out[i, :] = x[rows[i], :]; x [N, n], out [count, n], same dtype. rows [count] i32.

@@ -418,6 +418,23 @@ TEST_P(Fp8Product, CodesOfNormAndProduct) {
       run(ops_.rms_norm, norm, limits);
       expect_codes_of(memory().numbers(normed), codes);
       if (HasFatalFailure()) return;
+      // The same beside the norm of other rows.
+      const Codes again = room_for_codes(tokens, cols);
+      RmsNormParams other = norm;
+      other.x.shape[1] = other.weight.shape[0] = 128;
+      other.out = memory().tensor(DType::kBf16, {tokens, 128});
+      other.scale = {};
+      run(ops_.rms_norm, other, limits);
+      const auto bits = [&] { return memory().get(other.out.as<uint16_t>(), tokens * 128); };
+      const std::vector<uint16_t> alone = bits();
+      other.out = memory().tensor(DType::kBf16, {tokens, 128});
+      norm.out = again.rows;
+      norm.scale = again.scale;
+      norm.beside = &other;
+      run(ops_.rms_norm, norm, limits);
+      expect_codes_of(memory().numbers(normed), again);
+      if (HasFatalFailure()) return;
+      EXPECT_EQ(bits(), alone);
 
       // Two problems, whose outputs are the columns of one.
       constexpr int64_t kRows = 256, kOut = 2 * kRows;

@@ -111,6 +111,54 @@ TEST_P(RowwiseBits, RmsNorm) {
   }
 }
 
+// A pair of norms, in one launch where a kernel takes both, in two elsewhere.
+TEST_P(RowwiseBits, RmsNormBeside) {
+  struct Sizes {
+    int64_t first, second;
+  };
+  for (const Sizes n : {Sizes{1024, 512},
+                        {1536, 512},
+                        {1000, 70},
+                        {4096, 8},
+                        {512, 512},
+                        {64, 1024},
+                        {1001, 512}}) {
+    for (const int64_t tokens : {1, 9}) {
+      for (DType act : kActs) {
+        if (!takes(act)) continue;
+        for (DType out_type : kActs) {
+          for (int64_t gap : {0, 2, 3}) {
+            SCOPED_TRACE(::testing::Message()
+                         << n.first << " and " << n.second << " of " << tokens << " "
+                         << dtype_name(act) << " to " << dtype_name(out_type) << ", gap " << gap);
+            Random random(static_cast<uint64_t>(n.first + tokens));
+            const Vector x = rounded(act, normal_values(random, tokens * n.first, 2.0));
+            const Vector y = rounded(act, normal_values(random, tokens * n.second, 0.5));
+            const Vector w = rounded(act, normal_values(random, n.first, 1.0));
+            const Vector v = rounded(act, normal_values(random, n.second, 1.0));
+            expect_same([&](Side& side) {
+              const Tensor out =
+                  side.strided(out_type, {tokens, n.first}, Vector(x.size(), 0.0), gap);
+              const Tensor in_place = side.strided(act, {tokens, n.second}, y, gap);
+              const RmsNormParams beside{.x = in_place,
+                                         .weight = side.memory.tensor(act, {n.second}, v),
+                                         .eps = 1e-6f,
+                                         .out = in_place};
+              side.run(side.subject.ops->rms_norm,
+                       {.x = side.strided(act, {tokens, n.first}, x, gap),
+                        .weight = side.memory.tensor(act, {n.first}, w),
+                        .eps = 1e-5f,
+                        .out = out,
+                        .beside = &beside});
+              return std::vector<Bytes>{side.bytes(out), side.bytes(in_place)};
+            });
+          }
+        }
+      }
+    }
+  }
+}
+
 struct HeadShape {
   int64_t heads, dim;
   int rope_dim;

@@ -57,14 +57,15 @@ DSV4_DEVICE void store_codes_of_norm(const RmsNormArgs& args, int64_t row_idx,
 }
 
 /// Rows of at most 64 kVectors elements: a group each. Out: values, or with uint8_t their codes.
-template <typename X, typename Out, int kVectors, Access kAccess>
+template <typename X, typename Out, int kVectors, Access kAccess, int kBlockThreads = 128>
 struct RmsNormRows {
   using Params = RmsNormArgs;
-  static constexpr int kThreads = 128;
+  static constexpr int kThreads = kBlockThreads;
   static constexpr int kBlockRows = kThreads / kGroupLanes;
 
-  DSV4_DEVICE static void run(const Params& args) {
-    const int64_t row_idx = block_idx() * kBlockRows + group_idx();
+  DSV4_DEVICE static void run(const Params& args) { run(args, block_idx()); }
+  DSV4_DEVICE static void run(const Params& args, int64_t block) {
+    const int64_t row_idx = block * kBlockRows + group_idx();
     if (row_idx >= args.rows) return;
     const int count = args.count;
     auto row =
@@ -88,6 +89,7 @@ struct RmsNormRows {
 template <typename X, typename Out, int kVectors, Access kAccess>
 struct RmsNormBlock {
   using Params = RmsNormArgs;
+  using Elem = X;
   static constexpr int kThreads = 256;
   static constexpr int kMinBlocks = kVectors <= 8 ? 5 : 1;
   static constexpr int kBlockRows = 1;
@@ -99,9 +101,9 @@ struct RmsNormBlock {
     float square[kMaxElems];
   };
 
-  DSV4_DEVICE static void run(const Params& args) {
+  DSV4_DEVICE static void run(const Params& args) { run(args, block_idx()); }
+  DSV4_DEVICE static void run(const Params& args, int64_t row_idx) {
     DSV4_SHARED(Shared, shared);
-    const int64_t row_idx = block_idx();
     const int count = args.count;
     auto row = load_row<kVectors, kAccess, kGroups>(
         static_cast<const X*>(args.x) + row_idx * args.x_stride, count);
@@ -145,6 +147,26 @@ struct RmsNormBlock {
     } else {
       store_row<kAccess, kGroups>(static_cast<Out*>(args.out) + row_idx * args.out_stride, count,
                                   row);
+    }
+  }
+};
+
+/// Two norms that need nothing of each other: the first blocks are of the first one.
+template <typename First, typename Second>
+struct RmsNormPair {
+  struct Params {
+    RmsNormArgs first, second;
+    int32_t first_blocks;
+  };
+  static constexpr int kThreads = First::kThreads;
+  static constexpr int kMinBlocks = 4;
+  static_assert(Second::kThreads == kThreads);
+
+  DSV4_DEVICE static void run(const Params& args) {
+    if (block_idx() < args.first_blocks) {
+      First::run(args.first, block_idx());
+    } else {
+      Second::run(args.second, block_idx() - args.first_blocks);
     }
   }
 };

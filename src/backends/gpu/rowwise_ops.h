@@ -175,31 +175,86 @@ void with_entry_rows(const CacheView& view, F f) {
 
 // ---- operations
 
+inline RmsNormArgs rms_norm_args(const RmsNormParams& params) {
+  return {.x = params.x.data,
+          .x_stride = params.x.strides[0],
+          .weight = params.weight.data,
+          .weight_is_bf16 = is_bf16(params.weight),
+          .out = params.out.data,
+          .out_stride = params.out.strides[0],
+          .rows = static_cast<int32_t>(params.x.shape[0]),
+          .count = static_cast<int32_t>(params.x.shape[1]),
+          .eps = params.eps,
+          .scale = params.scale.data,
+          .scale_stride = params.scale.stride};
+}
+inline bool has_aligned_rows(const RmsNormParams& params) {
+  return params.x.shape[1] % 2 == 0 && has_aligned_pairs(params.x) &&
+         has_aligned_pairs(params.weight) && has_aligned_pairs(params.out);
+}
+template <typename Launch>
+bool writes_codes(const RmsNormParams& params) {
+  if (params.out.dtype != DType::kF8E4M3) return false;
+  const int64_t count = params.x.shape[1];
+  DSV4_CHECK(requires { Launch::kWritesCodes; } && is_bf16(params.x) && has_aligned_rows(params) &&
+             count % 128 == 0 && count <= 4096);
+  return true;
+}
+
+/// Both norms of a layer's prepare() in one launch: long rows, and short ones of the same type.
+/// @return whether they are such.
+template <typename Launch>
+bool rms_norm_pair(const RmsNormParams& first, const RmsNormParams& second, const Launch& launch) {
+  const int64_t count = first.x.shape[1];
+  const DType act = second.x.dtype;
+  constexpr Access kPairs = Access::kPairs;
+  constexpr int kShort = Row<8>::kMaxElems;
+  if (count <= kShort || count > 4096 || second.x.shape[1] > kShort || first.x.dtype != act ||
+      second.out.dtype != act || !has_aligned_rows(first) || !has_aligned_rows(second))
+    return false;
+  const auto run = [&]<typename First>(First) {
+    using Act = typename First::Elem;
+    using Second = RmsNormRows<Act, Act, 8, kPairs, First::kThreads>;
+    const int64_t first_blocks = ceil_div(first.x.shape[0], int64_t{First::kBlockRows});
+    launch.template run<RmsNormPair<First, Second>>(
+        first_blocks + ceil_div(second.x.shape[0], int64_t{Second::kBlockRows}),
+        {rms_norm_args(first), rms_norm_args(second), static_cast<int32_t>(first_blocks)});
+  };
+  if constexpr (requires { Launch::kWritesCodes; }) {
+    if (writes_codes<Launch>(first)) {
+      if (count <= 1024) {
+        run(RmsNormBlock<Bf16, uint8_t, 2, kPairs>{});
+      } else {
+        run(RmsNormBlock<Bf16, uint8_t, 8, kPairs>{});
+      }
+      return true;
+    }
+  }
+  if (first.out.dtype != act) return false;
+  with_act<Launch>(act, [&]<typename Act>(Act) {
+    if (count <= 1024) return run(RmsNormBlock<Act, Act, 2, kPairs>{});
+    run(RmsNormBlock<Act, Act, 8, kPairs>{});
+  });
+  return true;
+}
+
 template <typename Launch>
 void rms_norm(const RmsNormParams& params, const OpContext& context) {
   if (context.scratch->measuring()) return;
   const Launch launch(context);
-  const int64_t rows = params.x.shape[0], count = params.x.shape[1];
-  const RmsNormArgs args{.x = params.x.data,
-                         .x_stride = params.x.strides[0],
-                         .weight = params.weight.data,
-                         .weight_is_bf16 = is_bf16(params.weight),
-                         .out = params.out.data,
-                         .out_stride = params.out.strides[0],
-                         .rows = static_cast<int32_t>(rows),
-                         .count = static_cast<int32_t>(count),
-                         .eps = params.eps,
-                         .scale = params.scale.data,
-                         .scale_stride = params.scale.stride};
-  const bool aligned = count % 2 == 0 && has_aligned_pairs(params.x) &&
-                       has_aligned_pairs(params.weight) && has_aligned_pairs(params.out);
+  if (params.beside != nullptr) {
+    if (rms_norm_pair<Launch>(params, *params.beside, launch)) return;
+    rms_norm<Launch>(*params.beside, context);
+  }
+  const RmsNormArgs args = rms_norm_args(params);
+  const int64_t count = args.count;
+  const bool aligned = has_aligned_rows(params);
   constexpr Access kPairs = Access::kPairs;
   const auto run = [&]<typename Kernel>(Kernel) {
-    launch.template run<Kernel>(ceil_div(rows, int64_t{Kernel::kBlockRows}), args);
+    launch.template run<Kernel>(ceil_div(int64_t{args.rows}, int64_t{Kernel::kBlockRows}), args);
   };
   if constexpr (requires { Launch::kWritesCodes; }) {
-    if (params.out.dtype == DType::kF8E4M3) {
-      DSV4_CHECK(params.x.dtype == DType::kBf16 && aligned && count % 128 == 0 && count <= 4096);
+    if (writes_codes<Launch>(params)) {
       if (count <= Row<8>::kMaxElems) return run(RmsNormRows<Bf16, uint8_t, 8, kPairs>{});
       if (count <= 1024) return run(RmsNormBlock<Bf16, uint8_t, 2, kPairs>{});
       return run(RmsNormBlock<Bf16, uint8_t, 8, kPairs>{});

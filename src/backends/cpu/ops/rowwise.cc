@@ -15,6 +15,7 @@ void rms_norm(const RowKernels& kernels, const RmsNormParams& params, const OpCo
                        cols, params.eps, row_at(params.out, t), params.out.dtype);
     }
   });
+  if (params.beside != nullptr) rms_norm(kernels, *params.beside, context);
 }
 
 void embed(const RowKernels& kernels, const EmbedParams& params, const OpContext& context) {
