@@ -220,6 +220,51 @@ TEST_P(RowwiseBits, QnormRopeInsert) {
   }
 }
 
+// Blocks of several rounds of heads, the last one short, and kv without a block of its own.
+TEST_P(RowwiseBits, QnormRopeInsertManyTokens) {
+  struct Case {
+    int64_t tokens, heads, dim;
+  };
+  for (const Case& shape : {Case{150, 19, 512}, Case{520, 9, 96}, Case{64, 64, 512}}) {
+    if (emulated() && shape.dim != 96) continue;
+    SCOPED_TRACE(::testing::Message()
+                 << shape.tokens << " x " << shape.heads << " x " << shape.dim);
+    const KvFormat format = shape.dim == 512 ? KvFormat::kFp8DsMla : KvFormat::kBf16;
+    Random random(8);
+    const Vector q =
+        rounded(DType::kBf16, normal_values(random, shape.tokens * shape.heads * shape.dim, 3.0));
+    const Vector kv = rounded(DType::kBf16, normal_values(random, shape.tokens * shape.dim, 1.0));
+    std::vector<int32_t> positions;
+    std::vector<int64_t> slots;
+    for (int64_t t = 0; t < shape.tokens; ++t) {
+      positions.push_back(static_cast<int32_t>(37 * t));
+      slots.push_back(t % 5 == 3 ? -1 : shape.tokens - 1 - t);
+    }
+    expect_same([&](Side& side) {
+      PagedCache cache(side.memory, format, static_cast<int>(shape.dim), 64, 9);
+      const Tensor device_q =
+          side.memory.tensor(DType::kBf16, {shape.tokens, shape.heads, shape.dim}, q);
+      const Tensor device_kv = side.memory.tensor(DType::kBf16, {shape.tokens, shape.dim}, kv);
+      ScratchLimits limits;
+      limits.max_tokens = shape.tokens;
+      limits.num_heads = static_cast<int>(shape.heads);
+      limits.head_dim = static_cast<int>(shape.dim);
+      side.run(side.subject.ops->qnorm_rope_insert,
+               {.q = device_q,
+                .kv = device_kv,
+                .rope = {side.memory.put(frequencies(64)), 64},
+                .eps = 1e-6f,
+                .positions = side.memory.put(positions),
+                .slot_mapping = side.memory.put(slots),
+                .window = cache.view()},
+               limits);
+      return std::vector<Bytes>{side.bytes(device_q), side.bytes(device_kv),
+                                side.memory.get(reinterpret_cast<const uint8_t*>(cache.view().base),
+                                                cache.view().block_stride_bytes * 9)};
+    });
+  }
+}
+
 TEST_P(RowwiseBits, InverseRope) {
   for (const HeadShape& shape : {HeadShape{1, 512, 64}, HeadShape{3, 96, 32},
                                  HeadShape{65, 512, 64}, HeadShape{2, 1000, 6}}) {

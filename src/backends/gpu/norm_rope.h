@@ -12,9 +12,9 @@
 //           rotary pair and its angle belong to one lane, and 64 values of a scale are one vector
 //           of the group
 // Budget    bytes in + bytes out; a token of 64 heads x 512 bf16: 2 x 64 KiB (+ 1 KiB kv, 584 B)
-// Launch    rms_norm: 4 rows a block, or one; heads: blocks of 8 groups for one token, which
-//           share its angles (RopeTable), `units_per_block` heads each; few heads a block: one more
-//           block for kv
+// Launch    rms_norm: 4 rows a block, or one; two norms may share a launch. Heads: blocks of 8
+//           groups for one token, which share its angles (RopeTable), `units_per_block` heads each;
+//           where there is room for it in the same turn, one more block for kv
 // Contract  rotary dims and rows even; any alignment (a row that is not aligned to pairs goes by
 //           elements); bits depend on the row alone
 // Numerics  f32, products and sums rounded separately, in the CPU's order; one rounding to the
@@ -269,7 +269,10 @@ struct QnormRopeInsert {
       part = load_row<kOwn, kAccess, kGroups>(kv, count);
       slot = args.slots[mine.token];
     }
+    // While one group computes the angles the others norm their first row.
     table.fill<kThreads>(args.rope, args.positions[mine.token], 1.0f);
+    const auto norm = [&] { scale_row(row, inverse_rms(sum_squares(row), count, args.eps)); };
+    norm();
     block_sync();
     if (has_kv) {
       rotate_tail<kGroups>(part, count, pairs, angle_of);
@@ -282,11 +285,12 @@ struct QnormRopeInsert {
       }
     }
     while (h < mine.end) {
-      scale_row(row, inverse_rms(sum_squares(row), count, args.eps));
       rotate_tail(row, count, pairs, angle_of);
       store_row<kAccess>(head(args, mine.token, h), count, row);
       h += kGroups;
-      if (h < mine.end) row = load_row<kVectors, kAccess>(head(args, mine.token, h), count);
+      if (h >= mine.end) break;
+      row = load_row<kVectors, kAccess>(head(args, mine.token, h), count);
+      norm();
     }
   }
 };

@@ -27,6 +27,9 @@ namespace dsv4::gpu {
 // Blocks that fill every GPU: some 16 each on the largest, whose 132 to 304 processors hold 8 of
 // them. More work than that goes to longer blocks.
 constexpr int64_t kFullGrid = 4096;
+/// Blocks of QnormRopeInsert that run at once on the smallest of them: the few of a second turn
+/// would take as long as the first.
+constexpr int64_t kHeadsGrid = kFullGrid / 8;
 /// Blocks of CompressPoolTiles, of which a processor holds 4 that live long.
 constexpr int64_t kPoolGrid = kFullGrid / 4;
 /// Up to here CompressEntries holds the pooled rows of an entry in registers.
@@ -57,8 +60,9 @@ inline bool is_bf16(const ConstTensor& tensor) {
 }
 
 /// Whole tokens to a block where there are many, else as few as its groups.
-inline TokenUnits cut_tokens(int64_t tokens, int64_t units, int64_t groups) {
-  const int64_t blocks_wanted = std::max<int64_t>(1, kFullGrid / std::max<int64_t>(1, tokens));
+inline TokenUnits cut_tokens(int64_t tokens, int64_t units, int64_t groups,
+                             int64_t grid = kFullGrid) {
+  const int64_t blocks_wanted = std::max<int64_t>(1, grid / std::max<int64_t>(1, tokens));
   const int64_t per_block = round_up(std::max<int64_t>(1, ceil_div(units, blocks_wanted)), groups);
   return {static_cast<int32_t>(tokens), static_cast<int32_t>(units),
           static_cast<int32_t>(per_block), static_cast<int32_t>(ceil_div(units, per_block))};
@@ -298,8 +302,10 @@ void qnorm_rope_insert(const QnormRopeInsertParams& params, const OpContext& con
       with_row_form<8, kAny>(head_dim, aligned, [&](auto vectors, auto access) {
         using Kernel =
             QnormRopeInsert<Act, Rows, decltype(vectors)::value, decltype(access)::value>;
-        args.cut = cut_tokens(q.shape[0], q.shape[1], Kernel::kGroups);
-        args.kv_is_a_part = args.cut.units_per_block == Kernel::kGroups;
+        const int64_t tokens = q.shape[0];
+        args.cut = cut_tokens(tokens, q.shape[1], Kernel::kGroups,
+                              tokens <= kHeadsGrid ? kHeadsGrid : kFullGrid);
+        args.kv_is_a_part = blocks_of(args.cut) + tokens <= kHeadsGrid;
         if (args.kv_is_a_part) ++args.cut.blocks_per_token;
         launch.template run<Kernel>(blocks_of(args.cut), args);
       });
