@@ -533,7 +533,12 @@ TEST_P(RowwiseBits, CompressManySequences) {
                             Case{2, false, 96, KvFormat::kIndexFp8, 70, 200},
                             Case{12, false, 512, KvFormat::kFp8DsMla, 70, 60},
                             Case{12, false, 512, KvFormat::kFp8DsMla, 600, 2},
-                            Case{12, true, 96, KvFormat::kBf16, 70, 60}}) {
+                            Case{12, true, 96, KvFormat::kBf16, 70, 60},
+                            // At most one token each: the launch that pools writes the ring.
+                            Case{4, true, 512, KvFormat::kFp8DsMla, 1500, 1},
+                            Case{4, true, 128, KvFormat::kIndexFp8, 1500, 1},
+                            Case{12, false, 512, KvFormat::kFp8DsMla, 600, 1},
+                            Case{12, true, 96, KvFormat::kBf16, 70, 1}}) {
     SCOPED_TRACE(::testing::Message() << "ratio " << which.ratio << " width " << which.width
                                       << " sequences " << which.seqs);
     const int64_t half = (which.overlap ? 2 : 1) * which.width;
@@ -570,7 +575,8 @@ TEST_P(RowwiseBits, CompressManySequences) {
           side.memory.tensor(DType::kF32, {which.seqs * ring, 2 * half}, state_rows);
       RatioPlan of_ratio{which.ratio, side.memory.put(slots), nullptr, nullptr};
       PlanView plan;
-      plan.num_tokens = plan.max_query_len = static_cast<int32_t>(tokens);  // as in recorded steps
+      plan.num_tokens = static_cast<int32_t>(tokens);
+      plan.max_query_len = which.longest == 1 ? 1 : plan.num_tokens;  // as in recorded steps
       plan.num_seqs = which.seqs;
       plan.query_start = side.memory.put(query_start);
       plan.context_len = side.memory.put(context_len);

@@ -93,21 +93,17 @@ DSV4_DEVICE T load_fresh(const void* from) {
   return __ldcg(static_cast<const T*>(from));
 }
 
-/// Does the ring keep the row of a token? It keeps the last ones of each sequence. Padding tokens
-/// claim sequence 0 but lie after its last one.
-DSV4_DEVICE bool is_kept(const CompressArgs& args, int64_t token, int32_t sequence) {
-  const int64_t sequence_end = args.query_start[sequence + 1];
-  return token < sequence_end && sequence_end - token <= args.ring_rows;
+/// The row of the ring that takes the row of a token of this position.
+DSV4_DEVICE float* ring_row(const CompressArgs& args, int32_t state_slot, int32_t position) {
+  return gpu::ring_of(args, state_slot) + int64_t{position % args.ring_rows} * args.state_row_elems;
 }
-/// By kLanes lanes, of which this is `lane`. `before_stores` is called when rows are on their way.
-template <int kLanes, typename BeforeStores>
-DSV4_DEVICE void keep_row(const CompressArgs& args, int64_t token, int32_t position,
-                          int32_t state_slot, int lane, BeforeStores before_stores) {
-  constexpr int kBatch = 8;
+/// By kLanes lanes, of which this is `lane`, kBatch times 16 bytes each at once. `ring_row_of` says
+/// where to once rows are on their way, or null: nowhere.
+template <int kLanes, int kBatch, typename RingRowOf>
+DSV4_DEVICE void keep_row(const CompressArgs& args, int64_t token, int32_t position, int lane,
+                          RingRowOf ring_row_of) {
   const float* gates = args.gates + token * args.gates_stride;
   const float* ape = args.ape + int64_t{position % args.ratio} * args.ape_stride;
-  float* state =
-      gpu::ring_of(args, state_slot) + int64_t{position % args.ring_rows} * args.state_row_elems;
   const int half = args.half();
   for (int first = 4 * lane; first < half; first += kBatch * 4 * kLanes) {
     float4 value[kBatch], score[kBatch];
@@ -121,24 +117,38 @@ DSV4_DEVICE void keep_row(const CompressArgs& args, int64_t token, int32_t posit
       score[i].x = score[i].x + add.x, score[i].y = score[i].y + add.y;
       score[i].z = score[i].z + add.z, score[i].w = score[i].w + add.w;
     }
-    before_stores();
+    float* const to = ring_row_of();
+    if (to == nullptr) return;
     DSV4_UNROLL
     for (int i = 0; i < kBatch; ++i) {
       const int c = first + i * 4 * kLanes;
       if (c >= half) continue;
-      gpu::store_as(state + c, value[i]);
-      gpu::store_as(state + half + c, score[i]);
+      gpu::store_as(to + c, value[i]);
+      gpu::store_as(to + half + c, score[i]);
     }
   }
 }
-/// Of a block that looks at tokens one by one.
+
+/// Where every sequence has one token: where its row goes. Padding tokens claim sequence 0 but lie
+/// after its one: nowhere.
+struct KeptToken {
+  int32_t position, state_slot, sequence_end;
+
+  DSV4_DEVICE static KeptToken of(const CompressArgs& args, int64_t token) {
+    const int32_t sequence = args.token_to_seq[token];
+    return {args.positions[token], args.state_slot[sequence], args.query_start[sequence + 1]};
+  }
+  DSV4_DEVICE float* to(const CompressArgs& args, int64_t token) const {
+    return token < sequence_end ? ring_row(args, state_slot, position) : nullptr;
+  }
+};
+/// All channels of tokens, which a block looks at one by one.
 template <int kThreads>
-DSV4_DEVICE void keep_rows(const CompressArgs& args, int64_t begin, int64_t end) {
+DSV4_DEVICE void keep_tokens(const CompressArgs& args, int64_t begin, int64_t end) {
+  DSV4_UNROLL_BY(1)
   for (int64_t t = begin; t < end; ++t) {
-    const int32_t sequence = args.token_to_seq[t], position = args.positions[t];
-    const int32_t state_slot = args.state_slot[sequence];
-    if (is_kept(args, t, sequence))
-      keep_row<kThreads>(args, t, position, state_slot, thread_idx(), [] {});
+    const KeptToken token = KeptToken::of(args, t);
+    keep_row<kThreads, 2>(args, t, token.position, thread_idx(), [&] { return token.to(args, t); });
   }
 }
 

@@ -10,7 +10,8 @@
 //           CompressNarrow
 //           many (ratio 128): CompressPool, 32 channels a block; a lane has 32 rows of its channel
 //           in registers, sums go from group to group; CompressFinish: a block per entry
-//           ring rows: a group of CompressFinish each
+//           ring rows: a group of CompressFinish each; where every sequence has one token, blocks
+//           that pool keep the channels of theirs
 // Budget    per entry: pooled_tokens x 2 x width x 4 B (ratio 4: 32 KiB, ratio 128: 512 KiB); per
 //           pooled value some 35 instructions, of which 25 are its exponential: 16,384 tokens at
 //           ratio 4 are 134 MB and 20 us of all issue slots
@@ -93,7 +94,7 @@ struct CompressEntries {
         Finish::run(args, entry.token, slot, weights, finish);
       }
     }
-    if (args.keeps_rows) keep_rows<kThreads>(args, begin, limit);
+    if (args.keeps_rows) keep_tokens<kThreads>(args, begin, limit);
   }
 
   DSV4_DEVICE static void fetch_rows(const CompressArgs& args, const Entry& entry, int channel,
@@ -208,7 +209,25 @@ struct CompressPool {
         add_tile(args, entry, tile, largest, channel + group_lane(), shared, score, value);
       }
     }
-    if (args.keeps_rows && channel == 0) keep_rows<kThreads>(args, begin, limit);
+    if (args.keeps_rows) keep_channels(args, begin, limit, channel + group_lane());
+  }
+
+  /// A channel of tokens that the ring keeps, a token a group.
+  DSV4_DEVICE static void keep_channels(const CompressArgs& args, int64_t begin, int64_t end,
+                                        int channel) {
+    DSV4_UNROLL_BY(1)
+    for (int64_t t = begin + group_idx(); t < end; t += kGroups) {
+      const KeptToken token = KeptToken::of(args, t);
+      const float* ape = args.ape + int64_t{token.position % args.ratio} * args.ape_stride;
+      DSV4_UNROLL_BY(1)
+      for (int c = channel; c < args.half(); c += args.width) {
+        const float* gates = args.gates + t * args.gates_stride + c;
+        const float value = gates[0], score = gates[args.half()] + ape[c];
+        float* const to = token.to(args, t);
+        if (to == nullptr) break;
+        to[c] = value, to[args.half() + c] = score;
+      }
+    }
   }
 
   DSV4_DEVICE static bool has_ape(const CompressArgs& args) {
@@ -379,8 +398,11 @@ struct CompressFinish {
     const auto state_slot = load_fresh<int32_t>(args.state_slot + sequence);
     const int64_t token = load_fresh<int32_t>(args.query_start + sequence + 1) - 1 - back;
     if (token < load_fresh<int32_t>(args.query_start + sequence)) return;
-    keep_row<kGroupLanes>(args, token, load_fresh<int32_t>(args.positions + token), state_slot,
-                          group_lane(), [] { follow_kernels_before(); });
+    const auto position = load_fresh<int32_t>(args.positions + token);
+    keep_row<kGroupLanes, 8>(args, token, position, group_lane(), [&] {
+      follow_kernels_before();
+      return ring_row(args, state_slot, position);
+    });
   }
 };
 
