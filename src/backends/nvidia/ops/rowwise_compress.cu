@@ -357,12 +357,13 @@ struct CompressFinish {
   using Shared = typename Finish::Shared;
 
   DSV4_DEVICE static void run(const CompressArgs& args, Shared& shared) {
+    start_next_kernel();
     if (block_idx() < args.entry_blocks) {
       finish_entries(args, shared);
     } else {
       keep_last_rows(args);
     }
-    follow_kernels_before();
+    wait_for_kernels_before();
   }
 
   DSV4_DEVICE static void finish_entries(const CompressArgs& args, Shared& shared) {
@@ -380,7 +381,7 @@ struct CompressFinish {
       const int64_t token = begin + i;
       block_sync();  // the entry before has been read
       Finish::prepare(args, shuffle(position, i), shared);
-      follow_kernels_before();
+      wait_for_kernels_before();
       gpu::store_row<Access::kPairs, kGroups>(shared.pooled, args.width,
                                               gpu::load_row<kOwn, Access::kPairs, kGroups>(
                                                   args.pooled + token * args.width, args.width));
@@ -400,7 +401,7 @@ struct CompressFinish {
     if (token < load_fresh<int32_t>(args.query_start + sequence)) return;
     const auto position = load_fresh<int32_t>(args.positions + token);
     keep_row<kGroupLanes, 8>(args, token, position, group_lane(), [&] {
-      follow_kernels_before();
+      wait_for_kernels_before();
       return ring_row(args, state_slot, position);
     });
   }
