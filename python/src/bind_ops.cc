@@ -242,6 +242,8 @@ void bind_ops(nb::module_& ops) {
           "out = x w^T, summed in f32 in one order for every number of rows.\n\n"
           "x      [M, cols] bf16 or f32\n"
           "w      [rows, cols] bf16, f32 or FP8 E4M3, or [rows, cols / 2] FP4 pairs (uint8)\n"
+          "       (constant: sm_90 may read it while earlier calls are under way, so none of\n"
+          "       them may write it)\n"
           "out    [M, rows] bf16 or f32, written\n"
           "scale  UE8M0 bytes of an FP8 w [rows / 128, cols / 128] or FP4 w [rows, cols / 32]\n"
           "quantise_input  x to E4M3 per row and 128 columns first");

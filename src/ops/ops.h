@@ -53,7 +53,7 @@ constexpr int64_t row_scale_stride(int64_t rows) {
 /// would make of the result in bf16 (numerics.md 4).
 struct LinearProblem {
   ConstTensor x;
-  Weight w;
+  Weight w;  ///< constant: may be read while operations before this one are under way
   Tensor out;
   RowScales x_scale{};    ///< where x is kF8E4M3 (Ops::takes_e4m3)
   RowScales out_scale{};  ///< where out is kF8E4M3, too: codes that the next product reads
