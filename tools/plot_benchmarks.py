@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Draws saved benchmark output as SVG, with nothing but Python.
 
-  tools/plot_benchmarks.py docs/benchmarks/2026-11-26-h100
+  tools/plot_benchmarks.py docs/benchmarks/2026-11-27-h200
 
 reads pair64.json (cuda_pair_bench --heads 64 --json) and layer.json (cuda_layer_bench --json) of that folder and writes
 attend.svg, time against batch of dsv4, FlashMLA and the physical floor, and layer.svg, the parts of one layer's decode step,
