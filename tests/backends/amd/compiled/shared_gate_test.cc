@@ -60,6 +60,8 @@ constexpr const char* kRoot = "v_sqrt_f32";
 TEST_P(SharedKernels, RowwiseKeepsItsBudgets) {
   const uint32_t table = sizeof(gpu::RopeTable);
   const std::vector<KernelBudget> budgets{
+      {"RmsNormPair<RmsNormBlock<Bf16, Bf16, 2", 64, 4096, {{kBarrier, 2}, {kShuffle, 20}}, 8},
+      {"RmsNormPair", 96, 16384, {{kBarrier, 2}, {kShuffle, 20}}, 2},
       {"RmsNormRows", 64, 0, {{kShuffle, 10}, {kDivision, 2}, {kRoot}}, 8},
       {"RmsNormBlock<Bf16, Bf16, 2", 64, 4096, {{kBarrier, 2}, {kShuffle, 10}}, 8},
       {"RmsNormBlock<Bf16, float, 2", 64, 4096, {{kBarrier, 2}, {kShuffle, 10}}, 8},

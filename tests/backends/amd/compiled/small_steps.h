@@ -56,6 +56,28 @@ Bytes small_rms_norm(DeviceMemory& memory, const Subject& subject) {
   return bytes_of(memory, out);
 }
 
+/// Rows of kCount, and beside them rows of 512.
+template <int64_t kCount>
+Bytes small_rms_norm_pair(DeviceMemory& memory, const Subject& subject) {
+  constexpr int64_t kBeside = 512;
+  const Tensor out = memory.tensor(DType::kBf16, {2, kCount});
+  const Tensor beside_out = memory.tensor(DType::kBf16, {3, kBeside});
+  const RmsNormParams beside{.x = some_tensor(memory, DType::kBf16, {3, kBeside}),
+                             .weight = some_tensor(memory, DType::kBf16, {kBeside}),
+                             .eps = 1e-6f,
+                             .out = beside_out};
+  run_small(subject, subject.ops->rms_norm,
+            {.x = some_tensor(memory, DType::kBf16, {2, kCount}),
+             .weight = some_tensor(memory, DType::kBf16, {kCount}),
+             .eps = 1e-6f,
+             .out = out,
+             .beside = &beside});
+  Bytes bytes = bytes_of(memory, out);
+  const Bytes more = bytes_of(memory, beside_out);
+  bytes.insert(bytes.end(), more.begin(), more.end());
+  return bytes;
+}
+
 /// q, kv and the page, in this order.
 inline Bytes small_insert(DeviceMemory& memory, const Subject& subject) {
   constexpr int64_t kTokens = 3, kHeads = 9;
@@ -207,6 +229,8 @@ inline std::vector<SmallStep> small_steps() {
       {"rms_norm_1024", small_rms_norm<1024>},
       {"rms_norm_4096", small_rms_norm<4096>},
       {"rms_norm_7168", small_rms_norm<7168>},
+      {"rms_norm_1024_beside", small_rms_norm_pair<1024>},
+      {"rms_norm_4096_beside", small_rms_norm_pair<4096>},
       {"qnorm_rope_insert", small_insert},
       {"inverse_rope", small_inverse_rope},
       {"index_query", small_index_query},
