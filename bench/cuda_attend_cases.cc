@@ -307,7 +307,7 @@ int blocks_by_batch(const Problem& problem) {
                                       [&](const Kernel& k) { return items <= k.items; });
     if (kernel == std::end(kClusters)) kernel = &kOneCta;
     auto rounds = static_cast<double>(ceil_div(items, kernel->items));
-    if (kernel == &kOneCta && merged == 1 && problem.heads <= 64) {
+    if (kernel == &kOneCta && items > kernel->items && merged == 1 && problem.heads <= 64) {
       // Items are cut where that spares more than it costs.
       const auto share = static_cast<double>(items) / static_cast<double>(kernel->items);
       rounds = std::min(rounds, share + kCutBlocks / static_cast<double>(length + kWindow / 64));

@@ -434,8 +434,9 @@ __device__ __forceinline__ void output_role(const AttendSm90Args& args,
       if constexpr (kDealt) {
         hand_over_values(args, half(), o);
         continue;
+      } else {
+        store_chain(args, item, half(), o);
       }
-      store_chain(args, item, half(), o);
     }
     // Here, while the output leaves: at the S role the next item would wait for it.
     if (half() == 0 && (thread_of_role() & 3) == 0) {
@@ -453,6 +454,7 @@ __device__ __forceinline__ void output_role(const AttendSm90Args& args,
 template <typename Traits, bool kParts, bool kDealt>
 __global__ void __launch_bounds__(Traits::kThreads, 1)
     attend_kernel(const __grid_constant__ AttendSm90Args args) {
+  static_assert(!(kParts && kDealt));
   extern __shared__ __align__(1024) uint8_t storage[];
   auto& shared = *reinterpret_cast<SharedStorage<Traits>*>(storage);
   const int role = __shfl_sync(~0u, threadIdx.x >> 7, 0);

@@ -7,9 +7,9 @@
 // know: a list is cut at that share of its own blocks.
 //
 // A CTA waits for the one before it in the grid, which waits for nobody until it has handed over:
-// CTAs that start in order need not all run at once. Marks of a launch say that a hand-over is
-// there; who has waited for one takes it away, so that a captured launch finds none of its last
-// run.
+// not all CTAs need run at once, but those before one that runs must have started (why that holds:
+// attend_sm90_heads_deal.cuh). Marks of a launch say that a hand-over is there; who has waited for
+// one takes it away, so that a captured launch finds none of its last run.
 #pragma once
 #include "backends/nvidia/arch/sm90/memory.h"
 #include "backends/nvidia/arch/sm90/sync.h"
@@ -20,9 +20,10 @@ namespace dsv4::nvidia::sm90_attend {
 
 using namespace sm90;  // NOLINT: kernel code, not included by others
 
-/// Of `blocks` blocks those that come before a cut at `share` num_ctas-ths.
+/// Of `blocks` blocks those that come before a cut at `share` num_ctas-ths. Never all of them: sums
+/// that are complete must not go through a further block, even one without rows.
 __device__ __forceinline__ int blocks_before_cut(int blocks, int share, int num_ctas) {
-  return min(blocks, (blocks * share + num_ctas / 2) / num_ctas);
+  return max(0, min(blocks - 1, (blocks * share + num_ctas / 2) / num_ctas));
 }
 
 /// This CTA's share.

@@ -194,10 +194,9 @@ __device__ __forceinline__ void store_maxima(float* to, const float (&x)[kHeads 
   }
 }
 
-/// Sums of weights, in the order of block_weights (attend_sm90.cuh), where a thread has rows 2 j, 2
-/// j
-/// + 1 of every 8: x are those over rows lane / 4 and lane / 4 + 8 of the warp's; pairs of rows are
-/// added up here, into to[j], and warps by the output role.
+/// Sums of weights, in the order of block_weights (attend_sm90_softmax.cuh), where a thread has
+/// rows 2 j and 2 j + 1 of every 8: x are those over rows lane / 4 and lane / 4 + 8 of the warp's;
+/// pairs of rows are added up here, into to[j], and warps by the output role.
 template <int kHeads>
 __device__ __forceinline__ void store_sums(float (&to)[4][kHeads], const float (&x)[kHeads / 4],
                                            int lane) {
@@ -428,7 +427,7 @@ __device__ __forceinline__ void rows_role(const AttendSm90Args& args, SharedStor
         s[i + 2 * r] = s[i + 2 * r + 1] = here.valid[r] ? NAN : -INFINITY;
       }
     }
-    // With two tiles, the second one has been waited for.
+    // With two tiles, this block's last part lies where that of block - 2 lay: waited for above.
     if (Traits::kTileSlots > 2 * Traits::kTileParts && block > 1) wait_for_end_of(block - 2);
     share_maxima(shared, role, warp, lane, s);
     softmax(args, shared, block, header.flags, warp, lane, s);

@@ -6,7 +6,7 @@
 
 namespace dsv4::nvidia::sm90_attend_heads {
 
-/// `kWindowsAlone`: for calls whose items are windows of two or three blocks.
+/// `kWindowsAlone`: for calls without compressed rows, whose items are a few blocks.
 template <KvFormat kFormatOfRows, int kHeadsOfTile, bool kWindowsAlone = false>
 struct Traits {
   static_assert(kHeadsOfTile == 16 || (kHeadsOfTile == 32 && kFormatOfRows != KvFormat::kBf16));

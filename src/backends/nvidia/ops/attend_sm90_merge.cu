@@ -3,8 +3,7 @@
 //
 // Problem   a result is a maximum, a sum and 512 values of every head (ChainResults); merge_chains
 //           (attend_rows.cuh) one by one, then out = values / denominator
-// Tiling    CTA = (token, tile, one of kSlices slices of the values), 256 threads, which hold
-// values
+// Tiling    CTA = (token, tile, one of kSlices slices of the values), 256 threads. They hold values
 //           as those of the two output roles of sm90_attend do: thread, vector v -> heads row and
 //           row + 8, dims 128 (thread / 128) ... (8 v + 2 (thread % 4)) of a half. Of kBatch
 //           results the first 64 threads find the weights, of a head each, while values are on
@@ -12,8 +11,8 @@
 // Budget    64 x 512 values of a result, from the L2
 // Launch    (tokens x tiles, kSlices) CTAs
 // Contract  tokens with one chain are left alone. Numbers of tokens and sinks do not stem from the
-//           kernel before; who wrote them had ended when that one let this one start, so that they
-//           are read before it ends
+//           kernel before; who wrote them had ended when that one let this one start, because it
+//           waits first (follow_kernels_before), so that they are read before it ends
 // Numerics  f32; the same order of operations whatever the slices
 #include <cuda_bf16.h>
 

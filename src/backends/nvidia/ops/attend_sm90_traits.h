@@ -57,9 +57,9 @@ struct BlockHeader {
   uint32_t tile : 8, chain : 16, flags : 8;
 };
 enum BlockFlags : uint32_t {
-  kFirstBlock = 1,   // of the item
-  kLastBlock = 2,    // of the item
-  kOnlyChain = 4,    // the token has one chain: its output is final
+  kFirstBlock = 1,   // of the item; not of a part that is taken over
+  kLastBlock = 2,    // of the item, or of what this CTA has of it
+  kOnlyChain = 4,    // the output is final: of the token's only chain, and not handed over
   kEndOfPart = 8,    // of the first of two parts of the item
   kLaterPart = 16,   // of the second one
   kOddItem = 32,     // phase of barriers that serve an item
@@ -74,7 +74,7 @@ struct DealtShare {
   int32_t head;                    // the item of which it has the first blocks, or -1
   int32_t first, past;             // whole items
   int32_t tail;                    // the item of which it has the last blocks, or -1
-  int32_t head_share, tail_share;  // CTA's shares of those items before the cuts
+  int32_t head_share, tail_share;  // num_ctas-ths of those items before the cuts
 };
 
 /// The item after the current one; its numbers are copied asynchronously, in this order.
@@ -90,7 +90,7 @@ struct WalkState {
   int32_t entry_begin, entry_end;  // compressed rows of the item
   int32_t token, seq;
   uint32_t chain : 16, tile : 8;
-  uint32_t only_chain : 1;  // of its token
+  uint32_t only_chain : 1;  // kOnlyChain
   uint32_t inside : 1;      // the item has more blocks
   uint32_t later_part : 1;  // the first part of the item is over
   uint32_t compressed : 1;  // the source is the compressed rows

@@ -92,7 +92,8 @@ __device__ __forceinline__ void prefetch_lists(const AttendSm90Args& args, int t
 
 /// The blocks of this CTA's items in order: `fetch` reads where the rows of the next block lie, the
 /// `resolve` after it turns that into addresses. Items lie chain by chain, so that chains that most
-/// tokens lack come last; lanes look at 32 items at once and pass over those without rows.
+/// tokens lack come last; lanes look at 32 items at once and pass over those without rows. With
+/// kDealt they are those of dealt_share.
 ///
 /// `fetch` runs in the warps of one output role and `resolve` in those of the other, which have
 /// time but no registers, so that all is kept in shared memory between calls. Warp w finds the rows
@@ -315,6 +316,7 @@ struct BlockWalk {
       if constexpr (kDealt) {
         const int part = exists ? coming.item >> kItemShift : kWholeItem;
         if (part != kWholeItem) clip_to_part(part, window_begin, window_end, begin, end);
+        if (begin >= end) begin = end = 0;
         state.part = static_cast<uint32_t>(part);
         only = part != kItemHead;
       } else {
@@ -438,7 +440,6 @@ struct BlockWalk {
       begin = max(begin, cut_entry);
     }
     if (window_begin >= window_end) window_begin = window_end = 0;
-    if (begin >= end) begin = end = 0;
   }
 
   // coming.item where blocks are dealt out: the item, and above it the part.

@@ -32,7 +32,7 @@ __device__ __forceinline__ void copy_box(uint32_t to, const CUtensorMap& map, in
       "l"(&map), "r"(barrier), "r"(x), "r"(y), "r"(z)
       : "memory");
 }
-/// The same; its lines are the first to leave the L2.
+/// The same with a policy made for it (createpolicy): its lines are the first to leave the L2.
 __device__ __forceinline__ void copy_box_once(uint32_t to, const CUtensorMap& map, int x, int y,
                                               int z, uint32_t barrier) {
   asm volatile(
