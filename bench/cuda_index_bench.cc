@@ -393,7 +393,7 @@ void bench_logits(Bench& bench, std::span<const LogitsCase> cases, const char* t
                            .max_entries = which.entries};
       const double us = bench.time(sets, launch, ops.scratch_bytes(limits));
       const double bytes = static_cast<double>(which.batch * which.entries * layout.row_bytes() +
-                                               q_bytes + out_bytes);
+                                               (handed ? q_bytes / 2 : q_bytes) + out_bytes);
       const double flops = 2.0 * kHeads * kDim * static_cast<double>(tokens * which.entries);
       const double floor_us = std::max({bytes / kBytesPerUs, flops / kFp8FlopsPerUs, 2.8});
       std::printf("%-40s %-10s %8.1f %10.1f %8.0f %8.0f %6.2f %6.2f\n", name_of_case.c_str(),

@@ -48,7 +48,7 @@ struct CacheSpec {
 struct CacheView {
   std::byte* base = nullptr;
   int64_t block_stride_bytes = 0;
-  int32_t num_blocks = 0;
+  int32_t num_blocks = 0;  ///< tables hold smaller ones: others are refused or read as zeros
   int32_t rows_per_block = 0;
   KvFormat format = KvFormat::kFp8DsMla;
   int32_t row_elems = 0;

@@ -166,6 +166,9 @@ void index_query(nb::handle q, nb::handle weights, nb::handle frequencies, nb::h
                            {tokens, heads, dim}),
       .weights_out = call.output(weights_out, "weights_out", {DType::kF32}, {tokens, heads})};
   check_index_codes(call, params.q_out, "q_out");
+  if (params.q_out.dtype == DType::kF8E4M3 && params.format != KvFormat::kIndexFp8) {
+    fail(ErrorCode::kInvalidArgument, "q_out: codes are of format index_fp8, not ", format);
+  }
   call.run(&Ops::index_query, "index_query", params,
            {.max_tokens = tokens,
             .index_heads = static_cast<int>(heads),

@@ -80,7 +80,7 @@ struct RmsNormParams {
   float eps;
   Tensor out;
   RowScales scale{};                      ///< of a kF8E4M3 out
-  const RmsNormParams* beside = nullptr;  ///< a norm of other rows; one launch may do both
+  const RmsNormParams* beside = nullptr;  ///< another norm, independent; its own `beside` is null
 };
 
 /// Row gather: out[i, :] = x[rows[i], :]; x [N, n], out [count, n], same dtype. rows [count] i32.

@@ -196,12 +196,10 @@ inline bool has_aligned_rows(const RmsNormParams& params) {
   return params.x.shape[1] % 2 == 0 && has_aligned_pairs(params.x) &&
          has_aligned_pairs(params.weight) && has_aligned_pairs(params.out);
 }
-template <typename Launch>
-bool writes_codes(const RmsNormParams& params) {
+inline bool writes_codes(const RmsNormParams& params) {
   if (params.out.dtype != DType::kF8E4M3) return false;
   const int64_t count = params.x.shape[1];
-  DSV4_CHECK(requires { Launch::kWritesCodes; } && is_bf16(params.x) && has_aligned_rows(params) &&
-             count % 128 == 0 && count <= 4096);
+  DSV4_CHECK(is_bf16(params.x) && has_aligned_rows(params) && count % 128 == 0 && count <= 4096);
   return true;
 }
 
@@ -225,7 +223,7 @@ bool rms_norm_pair(const RmsNormParams& first, const RmsNormParams& second, cons
         {rms_norm_args(first), rms_norm_args(second), static_cast<int32_t>(first_blocks)});
   };
   if constexpr (requires { Launch::kWritesCodes; }) {
-    if (writes_codes<Launch>(first)) {
+    if (writes_codes(first)) {
       if (count <= 1024) {
         run(RmsNormBlock<Bf16, uint8_t, 2, kPairs>{});
       } else {
@@ -258,7 +256,7 @@ void rms_norm(const RmsNormParams& params, const OpContext& context) {
     launch.template run<Kernel>(ceil_div(int64_t{args.rows}, int64_t{Kernel::kBlockRows}), args);
   };
   if constexpr (requires { Launch::kWritesCodes; }) {
-    if (writes_codes<Launch>(params)) {
+    if (writes_codes(params)) {
       if (count <= Row<8>::kMaxElems) return run(RmsNormRows<Bf16, uint8_t, 8, kPairs>{});
       if (count <= 1024) return run(RmsNormBlock<Bf16, uint8_t, 2, kPairs>{});
       return run(RmsNormBlock<Bf16, uint8_t, 8, kPairs>{});

@@ -1,8 +1,10 @@
-// Indexer scores: how the matrix kernels hold keys and queries.
+// Indexer scores: sizes that the matrix kernels share, and how sm80_index_logits holds keys and
+// queries.
 //
-// A key tile is rows x 128 dims, the left operand of a matrix instruction, and never passes through
-// shared memory: lane (g, t) = (lane / 4, lane % 4) of a warp loads 32 dims of its rows g, g + 8,
-// ... straight from the page, in pieces of 16 bytes so that four lanes read 64 bytes in a row:
+// A key tile of sm80 is rows x 128 dims, the left operand of a matrix instruction, and never passes
+// through shared memory: lane (g, t) = (lane / 4, lane % 4) of a warp loads 32 dims of its rows g,
+// g + 8, ... straight from the page, in pieces of 16 bytes so that four lanes read 64 bytes in a
+// row:
 //   FP8     dims [16 t, 16 t + 16) and [64 + 16 t, 64 + 16 t + 16)
 //   MXFP4   dims [32 t, 32 t + 32), which share a scale
 // An instruction wants other dims in its lanes, but a dot product does not mind the order of its

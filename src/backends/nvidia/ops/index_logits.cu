@@ -188,9 +188,16 @@ std::span<const Candidate> index_logits_candidates() {
          ops.index_logits = index_logits_sm90;
          ops.index_takes_e4m3 = true;
        }},
-      {"index_logits", "sm80", needs_sm80, [](Ops& ops) { ops.index_logits = index_logits_sm80; }},
+      {"index_logits", "sm80", needs_sm80,
+       [](Ops& ops) {
+         ops.index_logits = index_logits_sm80;
+         ops.index_takes_e4m3 = false;
+       }},
       {"index_logits", "reference", needs_sm80,
-       [](Ops& ops) { ops.index_logits = index_logits_reference; }},
+       [](Ops& ops) {
+         ops.index_logits = index_logits_reference;
+         ops.index_takes_e4m3 = false;
+       }},
   };
   return list;
 }

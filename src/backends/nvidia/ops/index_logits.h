@@ -28,7 +28,7 @@ struct IndexLogitsArgs {
   int64_t logits_stride;
   /// A group of tokens is in shared memory at once; `splits` CTAs share the keys of a group.
   int32_t group_tokens, splits;
-  uint32_t per_cta = 0;  ///< sm90: 2^32 / CTAs, rounded up
+  uint32_t per_cta = 0;  ///< sm90: 2^32 / CTAs, and 1 more (at most 2^32 - 1)
   uint32_t nothing = 0;  ///< sm90: stays 0, which the compiler does not know
 };
 

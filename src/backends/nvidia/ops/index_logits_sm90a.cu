@@ -11,11 +11,13 @@
 // Budget    decode: 132 B a key, 528 clocks a tile and multiprocessor at 4.2 TB/s; 99 KiB in
 //           flight. Tile and item: 256 clocks of the matrix unit; 258 of shared memory (128 for
 //           queries, 64 for keys, 66 for their arrival), about 200 issue slots of each scheduler
-// Launch    grid min(multiprocessors, most tiles), 640 threads, smem = sizeof(Storage), 1 CTA/SM;
-//           before it a small kernel where queries are bf16: E4M3 codes of them
+// Launch    grid min(multiprocessors, a quarter of the tiles, or up to 32 of few), 640 threads,
+//           smem = sizeof(Storage), 1 CTA/SM; before it a small kernel where queries are bf16:
+//           their codes
 // Contract  dim 128, heads 1..64, pages and queries aligned to 16 bytes; rows of a page a multiple
 //           of 64, or a divisor of it from 4 on (else, and for MXFP4 keys, sm80_index_logits runs).
-//           All rows of a page are fetched, or all of a tile, also past `end`
+//           All rows of a page are fetched, or all of a tile, also past `end`; blocks are below
+//           cache.num_blocks
 // Numerics  products of E4M3 are exact; the matrix unit adds them up with about 14 bits (bound:
 //           tests/ops/oracle_index_test.cc). Heads 2t, 2t + 1, 8 + 2t, ... of lane t ascending by
 //           fma, lanes (0 + 1) + (2 + 3), times k_scale. Nothing depends on tile, item or CTA. NaN

@@ -2,9 +2,11 @@
 //
 // On sm_90 and later a kernel starts before the one before it on the stream has ended, so that
 // launches cost little (programmatic dependent launch). Each begins with follow_kernels_before(),
-// or with its two halves: products let the next kernel start first, and ask for weights, which no
-// kernel writes, before they wait. Then what a kernel reads is complete, also if it stems from
-// kernels further back: each of them has waited for those before it.
+// or with its two halves. Products let the next kernel start first, and ask for weights, which no
+// kernel writes, before they wait. The compressor's second launch does so, too, and reads what its
+// first one does not write: that one has waited before it let it start, and must go on doing so.
+// After the wait what a kernel reads is complete, also if it stems from kernels further back: each
+// of them has waited for those before it.
 #pragma once
 #include <array>
 #include <atomic>
@@ -29,8 +31,8 @@ __device__ __forceinline__ void wait_for_kernels_before() {
   sm90::wait_for_kernels_before();
 #endif
 }
-/// By all threads, before anything is read or written. In this order at most one kernel waits: more
-/// of them would take the room of those on other streams.
+/// By all threads, before anything is written, or read that a kernel may still write. In this order
+/// at most one kernel waits: more of them would take the room of those on other streams.
 __device__ __forceinline__ void follow_kernels_before() {
   wait_for_kernels_before();
   start_next_kernel();

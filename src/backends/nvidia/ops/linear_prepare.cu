@@ -3,7 +3,7 @@
 // Problem   out[r, :] = x[r, :], through E4M3 and back per 128 columns where `quantise`
 // Tiling    a warp per 128 columns of a row, 4 columns a lane
 // Budget    4 B a column at the bandwidth of L2: x was just written
-// Launch    grid rows * groups / 8, 256 threads
+// Launch    grid rows * groups / 8, 256 threads; lets the product start at once: it reads W
 // Contract  any alignment; columns beyond the end are neither read nor written
 // Numerics  exact: code * scale is a bf16 number
 #include "backends/nvidia/ops/launch.h"

@@ -1,5 +1,5 @@
-// Products of up to 128 tokens on sm_90 whose tiles keep the device busy: two streams of warpgroups
-// a block. Included by kernels only; see linear_sm90a.cu.
+// Products of up to 128 tokens on sm_90 whose tiles keep the device busy: two or four streams of
+// warpgroups a block. Included by kernels only; see linear_sm90a.cu.
 #pragma once
 #include "backends/nvidia/ops/linear_sm90-inl.h"
 

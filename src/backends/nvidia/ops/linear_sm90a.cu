@@ -1,7 +1,8 @@
 // sm90_linear: products of many rows of bf16 x with FP8 or bf16 weights.
 //
 // Problem   out[m, n] = sum_k x[m, k] W[n, k], W expanded to bf16, scale included
-// Tiling    128 rows of W x kN tokens (16 .. 128). W is the A operand of wgmma from registers (64
+// Tiling    128 (or 64) rows of W x kN tokens (16 .. 128). W is the A operand of wgmma from
+// registers (64
 //           rows a warpgroup), where it is expanded; tokens are its N. A thread asks the copy
 //           engine for W as stored, 128 bytes a row, and for x as prepared. Segments: a block = a
 //           tile's segment of K; a cluster of blocks shares K, sums are exchanged through

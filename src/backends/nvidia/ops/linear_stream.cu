@@ -3,7 +3,7 @@
 // Problem   out[m, n] = sum_k x[m, k] W[n, k], m <= 16 (kMaxStreamTokens; more in token tiles)
 // Tiling    block = 8 warps; a warp = one segment of K (linear.h) x 16 kM rows of W x 8 kN tokens;
 //           with S segments, 8 / S groups of rows. Each lane copies the 16-byte pieces that it
-//           alone reads into a ring of 4 stages: no barrier until the segments are added
+//           alone reads into a ring of 3 to 6 stages: no barrier until the segments are added
 // Budget    bytes of W once at 4.27 TB/s: 16 B a clock and multiprocessor. Expansion takes 2.25
 //           (FP8), 2.6 (FP4) instructions a code: a third to two thirds of the issue slots at that
 //           rate; matrix instructions under a tenth. x is read from L2 once per 16 kM rows
@@ -95,15 +95,17 @@ void launch_linear_stream(LinearBatch& batch, int64_t max_tokens, cudaStream_t s
   if (batch.count == 0) return;
   if (max_tokens <= 8) {
     // Four blocks a multiprocessor of short rings, or two of long ones: where there are no more,
-    // and for bf16, of which there is less to expand and more to wait for.
-    bool long_rings = false;
+    // and for bf16, of which there is less to expand and more to wait for. Long ones of FP4 would
+    // fill a multiprocessor, or not fit.
+    bool long_rings = false, fp4 = false;
     int64_t blocks = 0;
     for (int i = 0; i < batch.count; ++i) {
       const LinearWeight& w = batch.items[i].w;
       long_rings = long_rings || w.dtype == DType::kBf16;
+      fp4 = fp4 || w.dtype == DType::kF4E2M1;
       blocks += ceil_div(w.rows, stream_tile_rows(w.cols, 1));
     }
-    long_rings = long_rings || blocks <= 2 * num_multiprocessors();
+    long_rings = !fp4 && (long_rings || blocks <= 2 * num_multiprocessors());
     long_rings ? launch<1, 1, 6, 2>(batch, stream) : launch<1, 1, 3, 4>(batch, stream);
   } else {
     launch<2, 2, 4, 1>(batch, stream);

@@ -347,7 +347,8 @@ struct CompressPool {
 /// What is left after the launch that pools. Blocks [0, entry_blocks): entries of `pooled`. The
 /// others: ring rows, a group each, counted from the last token of a sequence. The launch that
 /// pools has waited for those before it, so that what it does not write is read without waiting for
-/// it.
+/// it. It lets the next kernel start at once: that one waits for this one's end, and so for the
+/// launch that pools.
 template <typename CacheRows, int kVectors>
 struct CompressFinish {
   static constexpr int kThreads = kVectors == 2 ? 64 : 128;

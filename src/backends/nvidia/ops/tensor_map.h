@@ -8,8 +8,8 @@ namespace dsv4::nvidia {
 
 /// A matrix of bytes, `row_bytes` of each of `rows` rows that lie `row_stride` bytes apart, read in
 /// boxes of 128 bytes x `box_rows`; zeros outside. `swizzle`: 16-byte unit u of the box's row r
-/// arrives at u ^ (r & 7). `data` and `row_stride` are multiples of 16. A host call without
-/// synchronisation.
+/// arrives at u ^ (r & 7), where r counts from a multiple of 1024 bytes. `data` and `row_stride`
+/// are multiples of 16. A host call without synchronisation.
 CUtensorMap byte_map(const void* data, int64_t row_stride, int64_t rows, int64_t row_bytes,
                      int box_rows, bool swizzle);
 

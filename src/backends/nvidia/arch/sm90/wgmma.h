@@ -119,32 +119,6 @@ __device__ __forceinline__ uint64_t fp8_operand(uint32_t address) {
   return swizzled_operand(address, 16, 1024);
 }
 
-/// d[64, 64] = (accumulate ? d : 0) + a[64, 32] b[64, 32]^T in E4M3. Lane (g, t) = (lane / 4, lane
-/// % 4) of warp w holds a of rows 16 w + g (a0, a2) and 16 w + g + 8 (a1, a3), columns 4 t.. (a0,
-/// a1) and 16 + 4 t.. (a2, a3); d[4 n ..] = (row g: columns 8 n + 2 t, + 1), (row g + 8: the same).
-__device__ __forceinline__ void wgmma_64x64x32_e4m3(float (&d)[32], uint32_t a0, uint32_t a1,
-                                                    uint32_t a2, uint32_t a3, uint64_t b,
-                                                    bool accumulate) {
-  asm volatile(
-      "{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n64k32.f32.e4m3.e4m3 {" DSV4_REGS32
-      "}, {%32, %33, %34, %35}, %36, p, 1, 1;\n}\n"
-      : DSV4_ACC32(d, 0)
-      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(static_cast<int>(accumulate)));
-}
-
-/// As above for 128 rows of b: d[64, 128], columns 64.. in d[32..].
-__device__ __forceinline__ void wgmma_64x128x32_e4m3(float (&d)[64], uint32_t a0, uint32_t a1,
-                                                     uint32_t a2, uint32_t a3, uint64_t b,
-                                                     bool accumulate) {
-  asm volatile(
-      "{\n.reg .pred p;\nsetp.ne.b32 p, %69, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n128k32.f32.e4m3.e4m3 {" DSV4_REGS64
-      "}, {%64, %65, %66, %67}, %68, p, 1, 1;\n}\n"
-      : DSV4_ACC32(d, 0), DSV4_ACC32(d, 32)
-      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(static_cast<int>(accumulate)));
-}
-
 // ---- bf16, any number of columns
 
 /// d[64, kN] += a[64, 16] b[kN, 16]^T; a in registers and d as wgmma_64x64_registers has them
