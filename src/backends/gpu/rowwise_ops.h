@@ -222,21 +222,18 @@ bool rms_norm_pair(const RmsNormParams& first, const RmsNormParams& second, cons
         first_blocks + ceil_div(second.x.shape[0], int64_t{Second::kBlockRows}),
         {rms_norm_args(first), rms_norm_args(second), static_cast<int32_t>(first_blocks)});
   };
+  const auto run_block = [&]<typename X, typename Out>(X, Out) {
+    if (count <= 1024) return run(RmsNormBlock<X, Out, 2, kPairs>{});
+    run(RmsNormBlock<X, Out, 8, kPairs>{});
+  };
   if constexpr (requires { Launch::kWritesCodes; }) {
     if (writes_codes(first)) {
-      if (count <= 1024) {
-        run(RmsNormBlock<Bf16, uint8_t, 2, kPairs>{});
-      } else {
-        run(RmsNormBlock<Bf16, uint8_t, 8, kPairs>{});
-      }
+      run_block(Bf16{}, uint8_t{});
       return true;
     }
   }
   if (first.out.dtype != act) return false;
-  with_act<Launch>(act, [&]<typename Act>(Act) {
-    if (count <= 1024) return run(RmsNormBlock<Act, Act, 2, kPairs>{});
-    run(RmsNormBlock<Act, Act, 8, kPairs>{});
-  });
+  with_act<Launch>(act, [&]<typename Act>(Act type) { run_block(type, type); });
   return true;
 }
 

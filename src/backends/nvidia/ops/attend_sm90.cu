@@ -2,6 +2,7 @@
 #include "backends/nvidia/ops/attend_sm90.h"
 
 #include <algorithm>
+#include <atomic>
 
 #include "backends/nvidia/ops/attend_sm90_heads.h"
 #include "backends/nvidia/ops/launch.h"
@@ -16,12 +17,10 @@ constexpr int kHeadDim = 512;
 constexpr int64_t kChainBytes = kTileHeads * kHeadDim * 4;
 /// Most partial results of 64 heads at a time, 128 MiB of them; more tokens go in waves.
 constexpr int64_t kMaxChainResults = 1024;
-/// Most CTAs: multiprocessors of the largest Hopper chip.
-constexpr int kMaxCtas = 144;
 
 // Those that leave something for later, or for each other.
 int persistent_ctas() {
-  return std::min(num_multiprocessors(), kMaxCtas);
+  return std::min(num_multiprocessors(), kMaxPersistentCtas);
 }
 
 int log2_tiles_of(int num_heads) {
@@ -238,7 +237,7 @@ void run_attend_sm90(const AttendParams& params, Kernels kernels, const OpContex
     args.hand_overs = context.scratch->take_array<HandOver>(persistent_ctas());
   }
   if (few_heads == 0) {
-    args.weights = context.scratch->take_array<std::byte>(kMaxCtas * kClusterWeightBytes);
+    args.weights = context.scratch->take_array<std::byte>(kMaxPersistentCtas * kClusterWeightBytes);
   }
   if (context.scratch->measuring() || all.num_tokens == 0) return;
   if (wave < all.num_tokens && wave * items_of_token >= num_multiprocessors()) {
@@ -309,22 +308,32 @@ void attend_sm90_many_heads(const AttendParams& params, const OpContext& context
   run_attend_sm90(params, Kernels::kManyHeads, context);
 }
 
+// The finaliser of splitmix64, which maps no two numbers to one, nor any but 0 to 0.
+uint64_t next_mark() {
+  static std::atomic<uint64_t> launches{0};
+  uint64_t x = launches.fetch_add(1, std::memory_order_relaxed) + 1;
+  x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9;
+  x = (x ^ x >> 27) * 0x94d049bb133111eb;
+  return x ^ x >> 31;
+}
+
 int64_t attend_sm90_scratch_bytes(const ScratchLimits& limits, int64_t max_entries) {
   constexpr ReductionGrid kGrid;
   const int64_t max_blocks = ceil_div(max_entries, int64_t{kGrid.rows_per_block});
   if (limits.max_tokens == 0) return 0;
   // What few heads hand over, or what CTAs hand over and clusters exchange.
   const int64_t shared =
-      2 * Arena::kAlignment + std::max(attend_sm90_heads_max_hand_over_bytes(),
-                                       kMaxCtas * int64_t{kClusterWeightBytes + sizeof(HandOver)});
+      2 * Arena::kAlignment +
+      std::max(attend_sm90_heads_max_hand_over_bytes(),
+               kMaxPersistentCtas * int64_t{kClusterWeightBytes + sizeof(HandOver)});
   if (max_blocks <= kPartBlocks) return shared;
   // Of any call within the limits, also one with fewer chains and longer waves, or in parts.
   const int64_t of_token = ceil_div(max_blocks, int64_t{kGrid.blocks_per_chain})
                            << log2_tiles_of(limits.num_heads);
   int64_t results = std::min(limits.max_tokens * of_token, std::max(kMaxChainResults, of_token));
-  results = std::max<int64_t>(results, kMaxCtas);
-  return results * (kChainBytes + kTileHeads * 8) + kMaxCtas * int64_t{sizeof(FirstPart)} +
-         3 * Arena::kAlignment + shared;
+  results = std::max<int64_t>(results, kMaxPersistentCtas);
+  return results * (kChainBytes + kTileHeads * 8) +
+         kMaxPersistentCtas * int64_t{sizeof(FirstPart)} + 3 * Arena::kAlignment + shared;
 }
 
 }  // namespace dsv4::nvidia

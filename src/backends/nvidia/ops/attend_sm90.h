@@ -54,6 +54,13 @@ struct HandOver {
   uint64_t marks[4];
 };
 
+/// A mark of 64 bits that no launch had before and that memory does not hold by chance.
+uint64_t next_mark();
+
+/// Most CTAs that leave something for later or for each other, for which scratch has room:
+/// multiprocessors of the largest Hopper chip.
+constexpr int kMaxPersistentCtas = 144;
+
 /// Weights of two blocks.
 constexpr int kClusterWeightBytes = 2 * 4 * 2368;
 

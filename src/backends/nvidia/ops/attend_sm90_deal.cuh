@@ -55,11 +55,7 @@ __device__ __forceinline__ void mark_hand_over(uint64_t* to, uint64_t mark, int 
   if ((threadIdx.x & 127) == 0) store_release_64(to, mark);
 }
 __device__ __forceinline__ void wait_for_hand_over(uint64_t* at, uint64_t mark, int barrier) {
-  if ((threadIdx.x & 127) == 0) {
-    while (load_acquire_64(at) != mark) {
-    }
-    *at = 0;
-  }
+  if ((threadIdx.x & 127) == 0) take_mark(at, mark);
   barrier_sync(barrier, 128);
 }
 

@@ -4,7 +4,6 @@
 #include <cuda_bf16.h>
 
 #include <algorithm>
-#include <atomic>
 
 #include "backends/nvidia/ops/attend_rows.cuh"
 #include "backends/nvidia/ops/attend_sm90_heads_traits.h"
@@ -16,9 +15,6 @@ namespace {
 
 constexpr int kMergeThreads = 128;
 constexpr int kAtOnce = 4;  // results that a thread asks for together
-/// Most CTAs among which blocks are dealt out, for which scratch has room: multiprocessors of the
-/// largest Hopper chip. A device with more of them deals out items.
-constexpr int kMaxDealingCtas = 144;
 
 /// Results merged so far: two heads, two dims (x and z, y and w).
 struct MergedValues {
@@ -128,15 +124,6 @@ int64_t unfinished_bytes(int tile) {
 
 }  // namespace
 
-// The finaliser of splitmix64, which maps no two numbers to one, nor any but 0 to 0.
-uint64_t next_mark() {
-  static std::atomic<uint64_t> launches{0};
-  uint64_t x = launches.fetch_add(1, std::memory_order_relaxed) + 1;
-  x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9;
-  x = (x ^ x >> 27) * 0x94d049bb133111eb;
-  return x ^ x >> 31;
-}
-
 int64_t attend_sm90_heads_hand_over_bytes(const AttendArgs& args, int64_t num_items) {
   // That costs a microsecond, in which the numbers of all items are read and added up, and what a
   // cut costs: too much for windows alone, or where multiprocessors are idle for less than 6% of a
@@ -144,13 +131,14 @@ int64_t attend_sm90_heads_hand_over_bytes(const AttendArgs& args, int64_t num_it
   if (args.max_blocks == 0) return 0;
   const int num_ctas = num_multiprocessors();
   const int64_t idle = round_up(num_items, int64_t{num_ctas}) - num_items;
-  const bool deals = num_ctas <= kMaxDealingCtas && num_items > num_ctas &&
+  // A device with more multiprocessors than scratch has room for deals out items.
+  const bool deals = num_ctas <= kMaxPersistentCtas && num_items > num_ctas &&
                      num_items <= sm90_attend_heads::kMaxDealtItems && idle * 16 > num_items;
   return deals ? num_ctas * unfinished_bytes(attend_sm90_heads_tile(args)) : 0;
 }
 
 int64_t attend_sm90_heads_max_hand_over_bytes() {
-  return kMaxDealingCtas * unfinished_bytes(32);
+  return kMaxPersistentCtas * unfinished_bytes(32);
 }
 
 int attend_sm90_heads_tile(const AttendArgs& args) {

@@ -31,9 +31,6 @@ struct HandOvers {
   uint64_t mark = 0;
 };
 
-/// A mark of 64 bits that no launch had before and that memory does not hold by chance.
-uint64_t next_mark();
-
 /// Bytes of the UnfinishedItems that a call of so many items needs, or 0: items are dealt out.
 int64_t attend_sm90_heads_hand_over_bytes(const AttendArgs& args, int64_t num_items);
 /// The largest number of them, on any device.

@@ -194,11 +194,7 @@ template <typename Traits>
 __device__ __forceinline__ void wait_for_item(const HandOvers& hand_overs, int lane,
                                               float (&reference)[Traits::kHeads]) {
   auto& item = unfinished_of<Traits::kHeads>(hand_overs, static_cast<int>(blockIdx.x) - 1);
-  if (lane == 0) {
-    while (load_acquire_64(&item.mark) != hand_overs.mark) {
-    }
-    item.mark = 0;
-  }
+  if (lane == 0) take_mark(&item.mark, hand_overs.mark);
   __syncwarp();
   if (lane < Traits::kHeads) reference[lane] = __ldcg(&item.reference[lane]);
 }

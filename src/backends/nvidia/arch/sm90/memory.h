@@ -28,6 +28,12 @@ __device__ __forceinline__ uint64_t load_acquire_64(const uint64_t* from) {
   asm volatile("ld.acquire.gpu.global.b64 %0, [%1];" : "=l"(value) : "l"(from) : "memory");
   return value;
 }
+/// By one thread: waits until another CTA has released `mark` there, and takes it away.
+__device__ __forceinline__ void take_mark(uint64_t* at, uint64_t mark) {
+  while (load_acquire_64(at) != mark) {
+  }
+  *at = 0;
+}
 /// 16 bytes of memory that nobody writes during the kernel; stays where it is in program order.
 __device__ __forceinline__ void load_global_constant_16(const void* pointer, uint32_t* to) {
   asm volatile("ld.global.nc.v4.b32 {%0, %1, %2, %3}, [%4];"
