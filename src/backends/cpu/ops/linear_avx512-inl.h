@@ -90,6 +90,7 @@ DSV4_INLINE Fp8Table load_table(const Fp8Tables& tables, uint8_t scale) {
 DSV4_INLINE void fp8_to_bf16(__m512i codes, const Fp8Table& table, __m512i& first,
                              __m512i& second) {
   constexpr int kOrAnd = 0xf8;  // a | (b & c)
+  asm("" : "+v"(codes));  // permutes overwrite an operand: g++ would load the codes for each again
   __m512i high = _mm512_permutex2var_epi8(table.high_0, codes, table.high_1);
   const __m512i low = _mm512_permutex2var_epi8(table.low_0, codes, table.low_1);
   high = _mm512_ternarylogic_epi32(high, codes, _mm512_set1_epi8(-128), kOrAnd);

@@ -19,9 +19,10 @@ namespace {
 
 // Bytes of 128 columns of the widest weight, f32.
 constexpr int kMaxGroupBytes = kLinearGroup * 4;
-constexpr int64_t kPrefetchBytes = 1024;
+constexpr int64_t kPrefetchBytes = 2048;
 
-// ---- one kind of weight each: `Row` points into a row of W, `add` adds 128 columns of kRows rows
+// ---- one kind of weight each: `add` adds 128 columns of kRows rows. From kPrefetchRows rows of x
+// on, a step takes long enough for the hardware prefetcher to fall behind.
 
 /// What a kind sees of kRows rows and M rows of x. `x` points to the group, rows `x_stride` apart.
 template <int kRows, int M>
@@ -41,6 +42,7 @@ using Accumulators = __m512[kRows][M];
 struct Fp8Kind {
   template <int M>
   static constexpr int kRows = M > 4 ? 2 : 4;
+  static constexpr int kPrefetchRows = 1;
   static constexpr int kBitsPerColumn = 8;
   static constexpr int kXBytes = 2 * kPairVectors;
   const Fp8Tables* tables = &fp8_tables();
@@ -66,7 +68,8 @@ struct Fp8Kind {
 
 struct Fp4Kind {
   template <int M>
-  static constexpr int kRows = M == 1 || M > 4 ? 2 : 4;
+  static constexpr int kRows = M > 4 ? 2 : 4;
+  static constexpr int kPrefetchRows = 1;
   static constexpr int kBitsPerColumn = 4;
   static constexpr int kXBytes = 2 * kPairVectors;
   __m512i table = fp4_table();
@@ -94,6 +97,7 @@ struct Fp4Kind {
 struct Bf16Kind {
   template <int M>
   static constexpr int kRows = M > 4 ? 2 : 4;
+  static constexpr int kPrefetchRows = 3;
   static constexpr int kBitsPerColumn = 16;
   static constexpr int kXBytes = 2 * kPairVectors;
 
@@ -118,6 +122,7 @@ template <bool kWeightIsBf16>
 struct F32Kind {
   template <int M>
   static constexpr int kRows = 4;
+  static constexpr int kPrefetchRows = 3;
   static constexpr int kBitsPerColumn = kWeightIsBf16 ? 16 : 32;
   static constexpr int kXBytes = 4;
 
@@ -146,18 +151,16 @@ struct F32Kind {
 
 // ---- the loop over rows, blocks and groups
 
-/// Scale bytes of one row of W.
-struct ScaleRow {
-  const uint8_t* first = nullptr;
-  int shift = 0;  ///< log2 of the columns per scale byte
-  const uint8_t* at(int64_t k) const { return first + (k >> shift); }
-};
+/// Scale bytes of a row of W; null where it has none.
+const uint8_t* scale_row(const Weight& w, int64_t row) {
+  if (w.dtype == DType::kF4E2M1) return w.scale + row * w.scale_stride;
+  return w.dtype == DType::kF8E4M3 ? w.scale + row / w.block_rows * w.scale_stride : nullptr;
+}
 
-ScaleRow scale_row(const Weight& w, int64_t row) {
-  if (w.dtype == DType::kF4E2M1) return {w.scale + row * w.scale_stride, 5};
-  if (w.dtype != DType::kF8E4M3) return {};
-  return {w.scale + row / w.block_rows * w.scale_stride,
-          __builtin_ctz(static_cast<unsigned>(w.block_cols))};
+/// log2 of the columns of a scale byte; without scales, every column's index is 0.
+int scale_shift(const Weight& w) {
+  if (w.dtype == DType::kF4E2M1) return 5;
+  return w.dtype == DType::kF8E4M3 ? std::countr_zero(static_cast<uint32_t>(w.block_cols)) : 63;
 }
 
 template <typename Kind, int M>
@@ -171,11 +174,12 @@ __attribute__((noinline)) void stream(const LinearTile& tile) {
   const int64_t full_cols = w.cols / kLinearGroup * kLinearGroup;
   const int64_t tail_cols = w.cols - full_cols;
   const int64_t stripe = ceil_div(tile.n_end - tile.n_begin, R);
+  const int shift = scale_shift(w);
 
   for (int64_t i = 0; i < stripe; ++i) {
     int64_t rows[R];
     const std::byte* from[R];
-    ScaleRow scales[R];
+    const uint8_t* scales[R];
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
       rows[r] = std::min(tile.n_begin + r * stripe + i, tile.n_end - 1);
@@ -197,12 +201,12 @@ __attribute__((noinline)) void stream(const LinearTile& tile) {
       const int64_t full_end = std::min(k0 + block, full_cols);
       for (int64_t k = k0; k < full_end; k += kLinearGroup) {
         group.x = x_block + (k - k0) * Kind::kXBytes;
+        const int64_t scale_idx = k >> shift;
 #pragma GCC unroll 4
         for (int r = 0; r < R; ++r) {
           group.w[r] = from[r] + k * Kind::kBitsPerColumn / 8;
-          group.scale[r] = scales[r].at(k);
-          // Four rows of x take long enough for the hardware prefetcher to fall asleep.
-          if constexpr (M >= 3) {
+          group.scale[r] = scales[r] + scale_idx;
+          if constexpr (M >= Kind::kPrefetchRows) {
             for (int64_t line = 0; line < kGroupBytes; line += 64)
               _mm_prefetch(group.w[r] + line + kPrefetchBytes, _MM_HINT_T0);
           }
@@ -220,7 +224,8 @@ __attribute__((noinline)) void stream(const LinearTile& tile) {
                       static_cast<size_t>(tail_cols * Kind::kBitsPerColumn / 8));
           if (w.scale != nullptr) {
             const int64_t count = Kind::kBitsPerColumn == 4 ? ceil_div(tail_cols, 32) : 1;
-            std::memcpy(tail_scales[r], scales[r].at(full_cols), static_cast<size_t>(count));
+            std::memcpy(tail_scales[r], scales[r] + (full_cols >> shift),
+                        static_cast<size_t>(count));
           }
           group.w[r] = tail[r];
           group.scale[r] = tail_scales[r];
