@@ -1,11 +1,11 @@
 // A device whose memory is the host's: what the CPU and the executor of GPU kernels share.
 #pragma once
-#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <string>
 
 #include "core/fail.h"
+#include "core/host_memory.h"
 #include "core/thread_pool.h"
 #include "dsv4/device.h"
 
@@ -17,8 +17,8 @@ class HostDevice : public Device {
 
   Buffer allocate(int64_t bytes) final {
     DSV4_CHECK(bytes >= 0);
-    void* data = nullptr;
-    if (posix_memalign(&data, kAlignment, static_cast<size_t>(std::max<int64_t>(bytes, 1))) != 0) {
+    void* data = allocate_host_memory(bytes);
+    if (data == nullptr) {
       fail(ErrorCode::kOutOfMemory, id().str(), ": ", bytes, " bytes could not be allocated");
     }
     return Buffer(data, bytes, [](void* pointer) { std::free(pointer); });
@@ -44,7 +44,6 @@ class HostDevice : public Device {
   }
 
  private:
-  static constexpr size_t kAlignment = 256;
   static void copy(void* to, const void* from, int64_t bytes) {
     if (bytes > 0) std::memcpy(to, from, static_cast<size_t>(bytes));
   }

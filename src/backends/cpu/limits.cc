@@ -7,6 +7,8 @@
 #include <memory>
 #include <vector>
 
+#include "core/host_memory.h"
+
 namespace dsv4::cpu {
 namespace {
 
@@ -60,9 +62,9 @@ DeviceLimits measure_limits(ThreadPool& pool) {
     out.bf16_flops_per_second = peak_of(pool, peak_bf16_avx512bf16, 64);
   }
 #endif
-  constexpr int64_t kBytes = int64_t{256} << 20;  // far beyond the last-level cache
-  const std::unique_ptr<void, decltype(&std::free)> memory(std::aligned_alloc(1 << 21, kBytes),
-                                                           std::free);
+  // A last-level cache of 32 MiB keeps a tenth of 256 MiB from round to round.
+  constexpr int64_t kBytes = int64_t{1} << 30;
+  const std::unique_ptr<void, decltype(&std::free)> memory(allocate_host_memory(kBytes), std::free);
   if (memory == nullptr) return out;
   std::memset(memory.get(), 1, kBytes);
   const int threads = pool.num_threads();
