@@ -102,11 +102,13 @@ class Attend {
     group_heads_ = kernel_.group_heads;
     const int64_t groups = ceil_div(heads_, group_heads_);
     if (chains > 1) {
-      // The most groups that leave every thread two partial chains of a wave.
-      for (groups_per_item_ = kMaxItemGroups; groups_per_item_ > 1; groups_per_item_ /= 2) {
-        if (groups % groups_per_item_ != 0) continue;
-        const int64_t items = tokens * (groups / groups_per_item_);
-        if (items * std::min(chains, wave_chains(items)) >= 2 * threads_) break;
+      int64_t least = std::numeric_limits<int64_t>::max();
+      for (int per_item = kMaxItemGroups; per_item >= 1; per_item /= 2) {
+        if (groups % per_item != 0) continue;
+        const int64_t cost = spread_cost(tokens * (groups / per_item), per_item, chains);
+        if (cost >= least) continue;
+        least = cost;
+        groups_per_item_ = per_item;
       }
     } else {
       const int64_t most = std::min<int64_t>(kMaxItemGroups, groups);
@@ -121,8 +123,16 @@ class Attend {
     items_per_token_ = ceil_div(heads_, groups_per_item_ * group_heads_);
   }
   // Chains of an item that a wave of spread chains holds.
-  int64_t wave_chains(int64_t items) const {
-    return ceil_div(int64_t{kPartialsPerThread} * threads_, items * groups_per_item_);
+  int64_t wave_chains(int64_t items, int per_item) const {
+    return ceil_div(int64_t{kPartialsPerThread} * threads_, items * per_item);
+  }
+  // Time of spread chains, in chains that the busiest thread runs: to dequantise a block takes an
+  // eighth of what a group does with it.
+  int64_t spread_cost(int64_t items, int per_item, int64_t chains) const {
+    const int64_t width = wave_chains(items, per_item);
+    const int64_t rounds = chains / width * ceil_div(items * width, threads_) +
+                           ceil_div(items * (chains % width), threads_);
+    return rounds * (8 * per_item + 1);
   }
 
   AttendScratch block_scratch(int thread_idx, std::byte*& rest) const {
@@ -287,7 +297,7 @@ class Attend {
   // Few items, several chains: waves of (item, chain) in parallel, each followed by merging in
   // ascending order. A wave is as wide as the partial states that scratch holds.
   void run_spread(int64_t items, int64_t chains) const {
-    const int64_t width = wave_chains(items), per_item = groups_per_item_;
+    const int64_t width = wave_chains(items, groups_per_item_), per_item = groups_per_item_;
     const int64_t o_elems = layout_.o_bytes() / 4;
     Arena& arena = *context_.scratch;
     // States are [item][chain of the wave][group], groups [item][group].
