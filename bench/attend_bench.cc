@@ -3,7 +3,7 @@
 //   attend_bench [--threads N] [--candidate NAME] [--filter TEXT] [--seconds S] [--clock wall|cpu]
 //
 // FLOP counts unmasked rows only: 4 x heads x rows x head_dim.
-#include "bench/attend_bench.h"
+#include "bench/cpu_bench.h"
 
 #include <cmath>
 #include <random>
@@ -52,7 +52,7 @@ CacheView make_cache(KvFormat format, int64_t rows, std::mt19937& random) {
   view.row_elems = kDim;
   view.num_blocks = static_cast<int32_t>((rows + kRows - 1) / kRows);
   view.block_stride_bytes = upstream_page_bytes(format, kRows, kDim);
-  view.base = huge_bytes(view.block_stride_bytes * view.num_blocks);
+  view.base = zeroed_bytes(view.block_stride_bytes * view.num_blocks);
   std::uniform_real_distribution<float> uniform(-1, 1);
   std::vector<float> values(kDim);
   for (int64_t slot = 0; slot < int64_t{view.num_blocks} * kRows; ++slot) {
@@ -99,8 +99,8 @@ void run(const Shape& shape, const Candidate& candidate, const Options& options,
 
   const DType act = exact ? DType::kF32 : DType::kBf16;
   const int64_t elems = tokens * heads * kDim;
-  std::byte* q = huge_bytes(elems * size_of(act));
-  std::byte* out = huge_bytes(elems * size_of(act));
+  std::byte* q = zeroed_bytes(elems * size_of(act));
+  std::byte* out = zeroed_bytes(elems * size_of(act));
   std::uniform_real_distribution<float> uniform(-1.5f, 1.5f);
   for (int64_t i = 0; i < elems; ++i) {
     const float v = uniform(random);

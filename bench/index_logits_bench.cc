@@ -4,7 +4,7 @@
 //                      [--clock wall|cpu]
 //
 // FLOP: 2 x heads x keys x dim per token.
-#include "bench/attend_bench.h"
+#include "bench/cpu_bench.h"
 
 #include <random>
 
@@ -49,7 +49,7 @@ void run(const Shape& shape, const Candidate& candidate, const Options& options,
   cache.row_elems = kDim;
   cache.num_blocks = end.back() / kRows + 1;
   cache.block_stride_bytes = upstream_page_bytes(shape.format, kRows, kDim);
-  cache.base = huge_bytes(cache.block_stride_bytes * cache.num_blocks);
+  cache.base = zeroed_bytes(cache.block_stride_bytes * cache.num_blocks);
   std::uniform_real_distribution<float> uniform(-1, 1);
   std::vector<float> values(kDim);
   for (int64_t slot = 0; slot < int64_t{cache.num_blocks} * kRows; ++slot) {
@@ -62,7 +62,7 @@ void run(const Shape& shape, const Candidate& candidate, const Options& options,
 
   const bool exact = shape.format == KvFormat::kIndexF32;
   const DType act = exact ? DType::kF32 : DType::kBf16;
-  std::byte* q = huge_bytes(tokens * kHeads * kDim * size_of(act));
+  std::byte* q = zeroed_bytes(tokens * kHeads * kDim * size_of(act));
   for (int64_t i = 0; i < tokens * kHeads * kDim; ++i) {
     float v = e4m3_to_f32(f32_to_e4m3(448 * uniform(random)));
     if (shape.format == KvFormat::kIndexMxfp4) v = e2m1_to_f32(f32_to_e2m1(6 * uniform(random)));
@@ -75,7 +75,7 @@ void run(const Shape& shape, const Candidate& candidate, const Options& options,
   std::vector<float> weights(static_cast<size_t>(tokens * kHeads));
   for (float& w : weights) w = uniform(random);
   const int64_t width = end.back();
-  std::byte* logits = huge_bytes(std::max<int64_t>(1, tokens * width) * 4);
+  std::byte* logits = zeroed_bytes(std::max<int64_t>(1, tokens * width) * 4);
 
   IndexLogitsParams params{};
   params.q = ConstTensor(q, act, {tokens, kHeads, kDim});

@@ -2,41 +2,18 @@
 // x, the arithmetic peak for many. Stream and kernel alternate, because a shared machine changes
 // from minute to minute; medians, 10th and 90th percentiles.
 //
-//   linear_bench [--threads N] [--candidate NAME] [--filter TEXT] [--peak GFLOPS] [--clock
-//   wall|cpu]
-//
-// --peak is the bf16 peak of one thread (VDPBF16PS: 64 operations a cycle); f32 has half of it.
-// --clock cpu (with --threads 1) counts CPU time: for machines that others use.
-#include <sys/mman.h>
-#include <time.h>
+//   linear_bench [--threads N] [--candidate NAME] [--filter TEXT] [--seconds S] [--clock wall|cpu]
+#include "bench/cpu_bench.h"
 
-#include <algorithm>
-#include <cstdio>
-#include <cstring>
 #include <random>
-#include <string>
-#include <vector>
 
-#include "backends/cpu/candidates.h"
-#include "core/fail.h"
 #include "core/numbers.h"
-#include "core/thread_pool.h"
 
-namespace dsv4::cpu {
+namespace dsv4::cpu::bench {
 namespace {
 
-constexpr int64_t kColdBytes = int64_t{384} << 20;  // beyond every cache of today
-constexpr double kSeconds = 0.6;                    // of one case
+constexpr int64_t kColdBytes = int64_t{384} << 20;  // of weights: beyond every cache of today
 constexpr int kMinRounds = 7;
-
-// Wall clock; with one thread on a busy machine, the thread's own time says more.
-clockid_t bench_clock = CLOCK_MONOTONIC;
-
-double now() {
-  timespec time;
-  clock_gettime(bench_clock, &time);
-  return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
-}
 
 struct Shape {
   const char* name;
@@ -84,55 +61,22 @@ constexpr Shape kShapes[] = {
     {"hyper-connection", kF32, kF32, 2048, 24, 16384, 1},
 };
 
-// Memory in huge pages where the system gives them.
-std::byte* huge_bytes(int64_t bytes) {
-  void* data = mmap(nullptr, static_cast<size_t>(bytes), PROT_READ | PROT_WRITE,
-                    MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (data == MAP_FAILED) fail(ErrorCode::kOutOfMemory, "linear_bench: ", bytes, " bytes");
-  madvise(data, static_cast<size_t>(bytes), MADV_HUGEPAGE);
-  return static_cast<std::byte*>(data);
-}
-
-using Words = uint64_t __attribute__((vector_size(64), aligned(8), may_alias));
-
-// Reads [begin, end) in vectors as wide as the compiler has: the yardstick must not be the
-// bottleneck. Two accumulators keep the additions off the critical path.
-uint64_t read_stream(const std::byte* begin, const std::byte* end) {
-  Words a{}, b{};
-  for (; begin + 128 <= end; begin += 128) {
-    a ^= *reinterpret_cast<const Words*>(begin);
-    b ^= *reinterpret_cast<const Words*>(begin + 64);
-  }
-  a ^= b;
-  return a[0] ^ a[1] ^ a[2] ^ a[3] ^ a[4] ^ a[5] ^ a[6] ^ a[7];
-}
-
-struct Percentiles {
-  double best, p10, median, p90;
-};
-Percentiles percentiles(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  const auto at = [&](double q) { return values[static_cast<size_t>(q * (values.size() - 1))]; };
-  return {at(0), at(0.1), at(0.5), at(0.9)};
-}
-
 class Bench {
  public:
-  Bench(int threads, const std::string& candidate, double peak)
-      : pool_(threads), threads_(threads), peak_(peak) {
+  explicit Bench(const Options& options) : options_(options), machine_(options) {
     const Candidate* chosen = nullptr;
     for (const Candidate& c : linear_candidates()) {
-      if (candidate.empty() ? c.why_not().empty() && chosen == nullptr : c.name == candidate)
+      if (options.candidate.empty() ? c.why_not().empty() && chosen == nullptr
+                                    : c.name == options.candidate)
         chosen = &c;
     }
     if (chosen == nullptr || !chosen->why_not().empty()) {
-      fail(ErrorCode::kInvalidArgument, "linear_bench: no usable candidate \"", candidate, "\"",
-           chosen == nullptr ? "" : ": ", chosen == nullptr ? "" : chosen->why_not());
+      fail(ErrorCode::kInvalidArgument, "linear_bench: no usable candidate \"", options.candidate,
+           "\"", chosen == nullptr ? "" : ": ", chosen == nullptr ? "" : chosen->why_not());
     }
     chosen->install(ops_);
-    std::printf("candidate %s, %d threads, peak %.0f GFLOP/s bf16 per thread\n",
-                std::string(chosen->name).c_str(), threads, peak);
-    weights_ = huge_bytes(kColdBytes);
+    std::printf("candidate %s, %d threads\n", std::string(chosen->name).c_str(), options.threads);
+    weights_ = zeroed_bytes(kColdBytes);
     std::mt19937_64 random(1);
     for (int64_t i = 0; i < kColdBytes; i += 8) {
       // No NaN in any type, bf16 below 2; FP8 as trained weights are: hardly a zero or subnormal.
@@ -162,9 +106,9 @@ class Bench {
     ScratchLimits limits;
     limits.max_tokens = s.m;
     limits.max_cols = s.k;
-    limits.num_threads = threads_;
+    limits.num_threads = options_.threads;
     const int64_t scratch_bytes = linear_scratch_bytes(limits);
-    std::byte* scratch = huge_bytes(scratch_bytes);
+    std::byte* scratch = zeroed_bytes(scratch_bytes);
 
     std::vector<LinearProblem> problems(s.problems);
     const auto call = [&](int64_t idx) {
@@ -188,106 +132,79 @@ class Bench {
       }
       Arena arena(scratch, scratch_bytes);
       ops_.linear({.problems = problems, .quantise_input = s.x == kBf16 && s.w != kBf16},
-                  {.stream = {&pool_}, .scratch = &arena, .ops = &ops_});
+                  {.stream = machine_.stream(), .scratch = &arena, .ops = &ops_});
     };
     call(0);  // warm: tables, page faults
     const bool streaming = s.m <= 8;
-    std::vector<double> kernel_us, stream_us;
-    const double start = now();
-    for (int64_t idx = 0;
-         now() - start < kSeconds || static_cast<int>(kernel_us.size()) < kMinRounds;) {
-      const double t0 = now();
+    const bool f32 = s.x == kF32 || s.w == kF32;
+    std::vector<double> kernel_s, stream_bytes_s, peak;
+    const double start = now(options_);
+    for (int64_t idx = 0; now(options_) - start < options_.seconds ||
+                          static_cast<int>(kernel_s.size()) < kMinRounds;) {
       // A round streams at least 64 MiB, so that the clock and the pool do not matter.
       const int64_t round = std::clamp<int64_t>((int64_t{64} << 20) / call_bytes, 1, calls);
-      if (streaming) {
-        if (idx + round > calls) idx = 0;
-        // Other bytes than the kernel is about to read: what remains in the cache helps neither.
-        const int64_t other = idx + round <= calls / 2 ? calls - round : 0;
-        stream(weights_ + other * call_bytes, round * call_bytes);
-      }
-      const double t1 = now();
-      if (streaming) {
-        for (int64_t i = 0; i < round; ++i) call(idx++);
-        kernel_us.push_back((now() - t1) / static_cast<double>(round) * 1e6);
-      } else {
-        if (idx == calls) idx = 0;
-        call(idx++);
-        kernel_us.push_back((now() - t1) * 1e6);
-      }
-      stream_us.push_back((t1 - t0) / static_cast<double>(round) * 1e6);
+      if (streaming) stream_bytes_s.push_back(machine_.stream_bytes_s());
+      peak.push_back(machine_.peak_flops(f32));
+      if (idx + round > calls) idx = 0;
+      const double begin = now(options_);
+      for (int64_t i = 0; i < round; ++i) call(idx++);
+      kernel_s.push_back((now(options_) - begin) / static_cast<double>(round));
     }
     std::vector<double> shares;
-    for (size_t i = 0; i < kernel_us.size(); ++i) shares.push_back(stream_us[i] / kernel_us[i]);
-    report(s, call_bytes, percentiles(kernel_us), percentiles(stream_us), percentiles(shares),
-           streaming);
-    munmap(scratch, static_cast<size_t>(scratch_bytes));
+    for (size_t i = 0; i < stream_bytes_s.size(); ++i)
+      shares.push_back(static_cast<double>(call_bytes) / kernel_s[i] / stream_bytes_s[i]);
+    report(s, call_bytes, kernel_s, stream_bytes_s, shares, peak);
+    std::free(scratch);
   }
 
  private:
-  void stream(const std::byte* data, int64_t bytes) {
-    const int64_t part = bytes / threads_ / 4096 * 4096;
-    std::vector<uint64_t> sums(threads_);
-    pool_.run(threads_,
-              [&](int64_t t) { sums[t] = read_stream(data + t * part, data + (t + 1) * part); });
-    volatile uint64_t sink = sums[0];
-    (void)sink;
-  }
-
-  // "best" compares the least disturbed rounds of each: what an idle machine would show.
-  void report(const Shape& s, int64_t bytes, const Percentiles& us, const Percentiles& stream,
-              const Percentiles& share, bool streaming) {
+  void report(const Shape& s, int64_t bytes, const std::vector<double>& kernel_s,
+              const std::vector<double>& stream_bytes_s, const std::vector<double>& shares,
+              const std::vector<double>& peak) {
     const double flops = 2.0 * static_cast<double>(s.m * s.n * s.k) * s.problems;
-    const double peak = peak_ * threads_ * (s.x == kF32 || s.w == kF32 ? 0.5 : 1.0);
+    const Percentiles time = percentiles(kernel_s), limit = percentiles(peak);
     std::printf("%-16s %4s x %.7s M=%4d %5dx%5d x%2d %8.0f us [%.0f %.0f..%.0f]", s.name,
                 dtype_name(s.x), dtype_name(s.w), static_cast<int>(s.m), static_cast<int>(s.n),
-                static_cast<int>(s.k), s.problems, us.median, us.best, us.p10, us.p90);
-    if (streaming) {
-      const double gigabytes = static_cast<double>(bytes) * 1e-3;
-      std::printf(" %5.1f GB/s, stream %.1f, share %.2f [%.2f..%.2f], best %.1f / %.1f = %.2f",
-                  gigabytes / us.median, gigabytes / stream.median, share.median, share.p10,
-                  share.p90, gigabytes / us.best, gigabytes / stream.best, stream.best / us.best);
+                static_cast<int>(s.k), s.problems, 1e6 * time.median, 1e6 * time.best,
+                1e6 * time.p10, 1e6 * time.p90);
+    if (!shares.empty()) {
+      const Percentiles share = percentiles(shares), stream = percentiles(stream_bytes_s);
+      std::printf(" %5.1f GB/s, stream %.1f, share %.2f [%.2f..%.2f]",
+                  static_cast<double>(bytes) * 1e-9 / time.median, stream.median * 1e-9,
+                  share.median, share.p10, share.p90);
     }
-    std::printf(", %4.0f GFLOP/s = %2.0f%%, best %.0f = %2.0f%%\n", flops / us.median * 1e-3,
-                flops / us.median * 1e-1 / peak, flops / us.best * 1e-3,
-                flops / us.best * 1e-1 / peak);
+    std::printf(" %4.0f GFLOP/s", flops / time.median * 1e-9);
+    if (limit.median > 0)
+      std::printf(" = %2.0f%% of %.0f", 100 * flops / time.median / limit.median,
+                  limit.median * 1e-9);
+    std::printf("\n");
     std::fflush(stdout);
   }
 
-  ThreadPool pool_;
-  int threads_;
-  double peak_;
+  const Options& options_;
+  Machine machine_;
   Ops ops_;
   std::byte* weights_;
   std::vector<uint8_t> scales_;
 };
 
 int bench_main(int argc, char** argv) {
-  int threads = 2;
-  double peak = 236;
-  std::string candidate, filter;
-  for (int i = 1; i + 1 < argc; i += 2) {
-    const std::string option = argv[i], value = argv[i + 1];
-    if (option == "--threads") threads = std::stoi(value);
-    if (option == "--candidate") candidate = value;
-    if (option == "--filter") filter = value;
-    if (option == "--peak") peak = std::stod(value);
-    if (option == "--clock" && value == "cpu") bench_clock = CLOCK_THREAD_CPUTIME_ID;
-  }
-  Bench bench(threads, candidate, peak);
+  const Options options = parse(argc, argv);
+  Bench bench(options);
   for (const Shape& shape : kShapes) {
     const std::string key =
         concat(shape.name, " ", dtype_name(shape.x), " ", dtype_name(shape.w), " M=", shape.m, ".");
-    if (key.find(filter) != std::string::npos) bench.run(shape);
+    if (key.find(options.filter) != std::string::npos) bench.run(shape);
   }
   return 0;
 }
 
 }  // namespace
-}  // namespace dsv4::cpu
+}  // namespace dsv4::cpu::bench
 
 int main(int argc, char** argv) {
   try {
-    return dsv4::cpu::bench_main(argc, argv);
+    return dsv4::cpu::bench::bench_main(argc, argv);
   } catch (const std::exception& error) {
     std::fprintf(stderr, "%s\n", error.what());
     return 1;

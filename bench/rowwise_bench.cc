@@ -8,7 +8,7 @@
 #include <functional>
 #include <random>
 
-#include "bench/attend_bench.h"
+#include "bench/cpu_bench.h"
 #include "core/numbers.h"
 
 namespace dsv4::cpu::bench {
@@ -20,7 +20,7 @@ constexpr int32_t kRopeDim = 64, kRatio = 4, kFirstPosition = 32768;
 
 Tensor random_tensor(DType dtype, std::initializer_list<int64_t> shape) {
   Tensor out(nullptr, dtype, shape);
-  out.data = huge_bytes(out.num_bytes());
+  out.data = zeroed_bytes(out.num_bytes());
   std::minstd_rand generator(1);
   for (int64_t i = 0; i < out.num_elements(); ++i) {
     const float value = static_cast<float>(generator() % 2000) * 1e-3f - 1.0f;
@@ -35,7 +35,7 @@ Tensor random_tensor(DType dtype, std::initializer_list<int64_t> shape) {
 
 CacheView cache_of(KvFormat format, int64_t rows, int64_t row_elems) {
   const int64_t bytes = page_bytes(format, rows, static_cast<int>(row_elems));
-  return {huge_bytes(bytes),          bytes,  1,
+  return {zeroed_bytes(bytes),        bytes,  1,
           static_cast<int32_t>(rows), format, static_cast<int32_t>(row_elems)};
 }
 

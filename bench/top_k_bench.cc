@@ -3,7 +3,7 @@
 //   top_k_bench [--threads N] [--filter TEXT] [--seconds S] [--clock wall|cpu]
 //
 // GB/s counts the scores once (4 bytes each); the GFLOP/s column is scores per second (1e9).
-#include "bench/attend_bench.h"
+#include "bench/cpu_bench.h"
 
 #include <random>
 
@@ -28,7 +28,7 @@ void run(const Shape& shape, const Options& options, Machine& machine) {
   std::mt19937 random(7);
   std::normal_distribution<float> normal;
   const int64_t tokens = shape.tokens, n = shape.n;
-  auto* logits = reinterpret_cast<float*>(huge_bytes(tokens * n * 4));
+  auto* logits = reinterpret_cast<float*>(zeroed_bytes(tokens * n * 4));
   for (int64_t i = 0; i < tokens * n; ++i) logits[i] = shape.ties ? 1.0f : normal(random);
   std::vector<int32_t> end(static_cast<size_t>(tokens), shape.n), length(end);
   std::vector<int32_t> indices(static_cast<size_t>(tokens * shape.k));

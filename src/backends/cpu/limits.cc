@@ -25,14 +25,15 @@ double best_seconds(auto&& body) {
   return best;
 }
 
-double peak_of(ThreadPool& pool, float (*loop)(int64_t), int64_t flops_per_chain) {
+double peak_of(ThreadPool& pool, float (*loop)(int64_t), double flops) {
+  if (loop == nullptr) return 0;
   constexpr int64_t kIterations = 400000;
   const int threads = pool.num_threads();
   std::vector<float> sink(static_cast<size_t>(threads) * 16);
   const double seconds = best_seconds([&] {
     pool.run(threads, [&](int64_t i) { sink[static_cast<size_t>(i) * 16] = loop(kIterations); });
   });
-  return static_cast<double>(kIterations * kPeakChains * flops_per_chain) * threads / seconds;
+  return static_cast<double>(kIterations) * flops * threads / seconds;
 }
 
 // Portable read of `bytes`, four independent sums.
@@ -47,21 +48,31 @@ uint64_t read_stream(const void* data, int64_t bytes) {
 
 }  // namespace
 
-DeviceLimits measure_limits(ThreadPool& pool) {
-  DeviceLimits out;
-  uint64_t (*read)(const void*, int64_t) = read_stream;
+LimitLoops limit_loops() {
+  LimitLoops out{read_stream, nullptr, nullptr, 0, 0};
 #if defined(__x86_64__)
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw");
   if (avx512) {
-    read = read_stream_avx512;
-    out.f32_flops_per_second = peak_of(pool, peak_f32_avx512, 32);
+    out.read = read_stream_avx512;
+    out.f32 = peak_f32_avx512;
+    out.f32_flops = 32 * kPeakChains;
   } else if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-    out.f32_flops_per_second = peak_of(pool, peak_f32_avx2, 16);
+    out.f32 = peak_f32_avx2;
+    out.f32_flops = 16 * kPeakChains;
   }
   if (avx512 && __builtin_cpu_supports("avx512bf16")) {
-    out.bf16_flops_per_second = peak_of(pool, peak_bf16_avx512bf16, 64);
+    out.bf16 = peak_bf16_avx512bf16;
+    out.bf16_flops = 64 * kPeakChains;
   }
 #endif
+  return out;
+}
+
+DeviceLimits measure_limits(ThreadPool& pool) {
+  const LimitLoops loops = limit_loops();
+  DeviceLimits out;
+  out.f32_flops_per_second = peak_of(pool, loops.f32, loops.f32_flops);
+  out.bf16_flops_per_second = peak_of(pool, loops.bf16, loops.bf16_flops);
   // A last-level cache of 32 MiB keeps a tenth of 256 MiB from round to round.
   constexpr int64_t kBytes = int64_t{1} << 30;
   const std::unique_ptr<void, decltype(&std::free)> memory(allocate_host_memory(kBytes), std::free);
@@ -73,7 +84,7 @@ DeviceLimits measure_limits(ThreadPool& pool) {
   const double seconds = best_seconds([&] {
     pool.run(threads, [&](int64_t i) {
       sink[static_cast<size_t>(i) * 8] =
-          read(static_cast<const char*>(memory.get()) + i * part, part);
+          loops.read(static_cast<const char*>(memory.get()) + i * part, part);
     });
   });
   out.read_bytes_per_second = static_cast<double>(part) * threads / seconds;
