@@ -16,7 +16,8 @@ namespace dsv4::cpu {
 namespace {
 
 constexpr int kItemTokens = 8;
-constexpr int64_t kItemKeys = 4096;  // packing q is 1% of such an item, at most
+constexpr int64_t kItemKeys = 4096;
+constexpr int64_t kLastItemKeys = 512;
 
 struct Layout {
   int64_t heads, dim, elem_bytes;
@@ -28,6 +29,30 @@ struct Layout {
   int64_t thread_bytes() const {
     return kItemTokens * (q_bytes() + weight_bytes()) + keys_bytes() + lanes_bytes();
   }
+};
+
+// Where a run of tokens cuts its keys into items: large ones, and small ones at the end of a call's
+// only run, so that threads end together.
+class Cuts {
+ public:
+  Cuts(int64_t keys, int64_t runs, int threads) : keys_(keys) {
+    const int64_t wanted = ceil_div(8 * threads, runs);
+    large_ = std::clamp(round_up(ceil_div(keys, wanted), kKeyBlock), int64_t{kKeyBlock}, kItemKeys);
+    small_ = std::min(large_, kLastItemKeys);
+    const int64_t tail = runs == 1 ? large_ * threads : 0;
+    num_large_ = std::max<int64_t>(0, keys - tail) / large_;
+    const int64_t rest = keys - num_large_ * large_;
+    if (tail == 0) small_ = large_;
+    count_ = num_large_ + ceil_div(rest, small_);
+  }
+  int64_t count() const { return count_; }
+  int64_t begin(int64_t cut) const {
+    return std::min(keys_, std::min(cut, num_large_) * large_ +
+                               std::max<int64_t>(0, cut - num_large_) * small_);
+  }
+
+ private:
+  int64_t keys_, large_ = 0, small_ = 0, num_large_ = 0, count_ = 0;
 };
 
 class IndexLogits {
@@ -45,7 +70,9 @@ class IndexLogits {
     const int64_t tokens = params_.q.shape[0];
     scratch_ = arena.take(layout_.thread_bytes() * threads_);
     auto* starts = arena.take_array<int32_t>(tokens + 1);
+    packed_run_ = arena.take_array<int64_t>(threads_);
     if (arena.measuring()) return;
+    std::fill_n(packed_run_, threads_, int64_t{-1});
 
     // Runs of tokens of one sequence share converted keys.
     int64_t runs = 0, longest = 0;
@@ -59,21 +86,20 @@ class IndexLogits {
     starts[runs] = static_cast<int32_t>(tokens);
     if (longest == 0) return;
 
-    // Enough items for every thread to take several, none below one block of keys.
-    const int64_t wanted = ceil_div(8 * threads_, runs);
-    const int64_t keys =
-        std::clamp(round_up(ceil_div(longest, wanted), kKeyBlock), int64_t{kKeyBlock}, kItemKeys);
-    const int64_t cuts = ceil_div(longest, keys);
-    parallel_chunks(context_.stream, runs * cuts, 1, [&](int64_t item, int64_t, int thread_idx) {
-      const int64_t run = item / cuts, begin = item % cuts * keys;
-      run_item(starts[run], starts[run + 1], begin, begin + keys,
-               scratch_ + layout_.thread_bytes() * (threads_ == 1 ? 0 : thread_idx));
-    });
+    const Cuts cuts(longest, runs, threads_);
+    parallel_chunks(context_.stream, runs * cuts.count(), 1,
+                    [&](int64_t item, int64_t, int thread_idx) {
+                      const int64_t run = item / cuts.count(), cut = item % cuts.count();
+                      run_item(run, starts[run], starts[run + 1], cuts.begin(cut),
+                               cuts.begin(cut + 1), threads_ == 1 ? 0 : thread_idx);
+                    });
   }
 
  private:
-  void run_item(int64_t first, int64_t last, int64_t begin, int64_t end, std::byte* rest) const {
+  void run_item(int64_t run, int64_t first, int64_t last, int64_t begin, int64_t end,
+                int thread_idx) const {
     FlushSubnormals flush_subnormals;
+    std::byte* rest = scratch_ + layout_.thread_bytes() * thread_idx;
     const int heads = static_cast<int>(layout_.heads), dim = static_cast<int>(layout_.dim);
     const auto carve = [&](int64_t bytes) { return std::exchange(rest, rest + bytes); };
     int64_t longest = 0;
@@ -85,7 +111,9 @@ class IndexLogits {
     auto* weights = reinterpret_cast<float*>(carve(kItemTokens * layout_.weight_bytes()));
     std::byte* keys = carve(layout_.keys_bytes());
     auto* lanes = reinterpret_cast<float*>(carve(layout_.lanes_bytes()));
-    for (int64_t t = first; t < last; ++t) {
+    // A thread's items of one run follow each other: queries stay packed.
+    const bool is_packed = std::exchange(packed_run_[thread_idx], run) == run;
+    for (int64_t t = first; t < last && !is_packed; ++t) {
       const auto* q = static_cast<const char*>(params_.q.data) +
                       t * params_.q.strides[0] * size_of(params_.q.dtype);
       kernel_.pack_q(q, params_.q.dtype, params_.q.strides[1], heads, dim,
@@ -152,6 +180,7 @@ class IndexLogits {
   int threads_;
   Layout layout_;
   std::byte* scratch_ = nullptr;
+  int64_t* packed_run_ = nullptr;  // [threads], whose queries lie packed in a thread's scratch
 };
 
 bool exact_in_bf16(const IndexLogitsParams& params) {
@@ -218,7 +247,8 @@ std::span<const Candidate> index_logits_candidates() {
 int64_t index_logits_scratch_bytes(const ScratchLimits& limits) {
   const int64_t threads = std::max(1, limits.num_threads);
   const Layout layout{limits.index_heads, limits.index_dim, kMaxIndexElemBytes};
-  return layout.thread_bytes() * threads + (limits.max_tokens + 1) * 4 + 2 * Arena::kAlignment;
+  return layout.thread_bytes() * threads + (limits.max_tokens + 1) * 4 + threads * 8 +
+         3 * Arena::kAlignment;
 }
 
 }  // namespace dsv4::cpu

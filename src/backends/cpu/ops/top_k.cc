@@ -26,7 +26,7 @@ namespace {
 constexpr int kBins = 2048;
 constexpr int kTopShift = 21;  // 11 upper bits
 constexpr int kMidShift = 10;  // 11 bits below
-constexpr int64_t kSampleStep = 16;
+constexpr int64_t kMinSampleStep = 16, kMaxSample = 4096;
 constexpr int64_t kMinPart = 8192;
 constexpr int kMaxParts = 64;
 
@@ -77,17 +77,26 @@ class Row {
     }
   }
 
-  // A cutoff that about twice k scores pass, judged by every 16th score.
+  // A cutoff that a few times k scores pass, judged by every 16th score or fewer.
   void choose_cutoff() {
     everything_ = true;
     if (n_ < 8 * k_ || n_ < 2048) return;
+    // Upper bits alone are coarse: a quarter of the scores may share the sign, the exponent and two
+    // bits of the mantissa.
+    const int64_t step = std::max(kMinSampleStep, n_ / kMaxSample);
+    uint32_t upper, lower;
     std::fill_n(scratch_.bins, kBins, 0u);
-    for (int64_t i = 0; i < n_; i += kSampleStep) {
+    for (int64_t i = 0; i < n_; i += step) {
       ++scratch_.bins[order_key(scores_[i]) >> kTopShift];
     }
-    uint32_t bin;
-    threshold_bin(scratch_.bins, 2 * k_ / kSampleStep + 32, bin);
-    const uint32_t lowest = bin << kTopShift;
+    const int64_t wanted = threshold_bin(scratch_.bins, 2 * k_ / step + 32, upper);
+    std::fill_n(scratch_.bins, kBins, 0u);
+    for (int64_t i = 0; i < n_; i += step) {
+      const uint32_t key = order_key(scores_[i]);
+      scratch_.bins[key >> kMidShift & (kBins - 1)] += key >> kTopShift == upper;
+    }
+    threshold_bin(scratch_.bins, wanted, lower);
+    const uint32_t lowest = upper << kTopShift | lower << kMidShift;
     // At or below -inf a comparison of floats would lose the NaNs.
     if (lowest <= order_key(-std::numeric_limits<float>::infinity())) return;
     cutoff_ = score_of(lowest);
