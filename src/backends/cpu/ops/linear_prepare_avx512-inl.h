@@ -138,6 +138,14 @@ GroupBf16 load_bf16(const PreparedX& x, int64_t m, int64_t k, int64_t count) {
   return group;
 }
 
+// Elements from x.data to columns k .. k + 127 of the tile that starts with row m. The streaming
+// kernels (tile_rows 1) find the group of all rows in one place.
+int64_t group_offset(const PreparedX& x, int64_t m, int64_t k) {
+  if (x.tile_rows == 1) return k * x.padded_rows + m * kLinearGroup;
+  const int64_t k0 = k / kLinearBlock * kLinearBlock;
+  return linear_tile_offset(x, m, k0) + (k - k0) * x.tile_rows;
+}
+
 void prepare_row_bf16(const PreparedX& x, int64_t m) {
   RangeOfRow range;
   const int64_t step_bytes = 64 * x.tile_rows, tile = m / x.tile_rows * x.tile_rows;
@@ -149,9 +157,7 @@ void prepare_row_bf16(const PreparedX& x, int64_t m) {
       range.add(group);
       order_fp4(group);
     }
-    const int64_t k0 = k / kLinearBlock * kLinearBlock;
-    std::byte* to = x.data + linear_tile_offset(x, tile, k0) * 2 * kPairVectors +
-                    (k - k0) / 32 * kPairVectors * step_bytes + (m - tile) * 64;
+    std::byte* to = x.data + group_offset(x, tile, k) * 2 * kPairVectors + (m - tile) * 64;
     for (int i = 0; i < 4; ++i)
       store_pairs(to + i * kPairVectors * step_bytes, step_bytes, group.part[i]);
   }
@@ -177,8 +183,7 @@ void prepare_row_f32(const PreparedX& x, int64_t m) {
         }
       }
     }
-    const int64_t k0 = k / kLinearBlock * kLinearBlock;
-    float* to = data + linear_tile_offset(x, tile, k0) + (k - k0) / 16 * step + (m - tile) * 16;
+    float* to = data + group_offset(x, tile, k) + (m - tile) * 16;
     for (int i = 0; i < 8; ++i) _mm512_storeu_ps(to + i * step, _mm512_load_ps(values + 16 * i));
   }
 }

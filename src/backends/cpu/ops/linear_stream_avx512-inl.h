@@ -1,8 +1,9 @@
 // linear, few rows of x: the weights are read once, converted in registers, never stored.
 //
-// Problem   y[m][n] = sum_k x[m][k] W[n][k] for m < 8 (f32: 4); bound by reading W
-// Tiling    kRows rows of W x M rows of x. The rows come from kRows distant stripes of the tile,
-//           row i of each: every stream that the prefetcher sees is then long and contiguous.
+// Problem   y[m][n] = sum_k x[m][k] W[n][k] for up to 8 rows of x (f32: 4)
+// Tiling    4 rows of W x M <= 4 rows of x; from 5 on two passes, the second over W in L2 (8 x 2
+//           accumulators and one pass read x from L2). The rows come from distant stripes of the
+//           tile, row i of each: every stream that the prefetcher sees is then long and contiguous.
 //           Adjacent rows of K = 1024 defeat it and run three times slower on one thread.
 //           Blocks of K outermost would keep x in L1, but cut those streams short: 15-20% slower.
 // Budget    two threads that share memory leave about 14 cycles per 64 bytes; FP8, M = 1 takes 5.4
@@ -20,37 +21,42 @@ namespace {
 // Bytes of 128 columns of the widest weight, f32.
 constexpr int kMaxGroupBytes = kLinearGroup * 4;
 constexpr int64_t kPrefetchBytes = 2048;
+// Rows of x of a pass over W, and the bytes of W that a second pass finds in L2.
+constexpr int kPassRows = 4;
+constexpr int64_t kPassBytes = 256 << 10;
+// Rows of W of a step.
+constexpr int kRows = 4;
 
 // ---- one kind of weight each: `add` adds 128 columns of kRows rows. From kPrefetchRows rows of x
 // on, a step takes long enough for the hardware prefetcher to fall behind.
 
-/// What a kind sees of kRows rows and M rows of x. `x` points to the group, rows `x_stride` apart.
-template <int kRows, int M>
+/// What a kind sees of kRows rows and M rows of x: `x` points to the group's columns of all of
+/// them.
+template <int M, int kXBytes>
 struct Group {
   const std::byte* w[kRows];
   const uint8_t* scale[kRows];
   const std::byte* x;
-  int64_t x_stride_bytes;
   /// Vector `part`, of 64 bytes; pairs of W have kPairVectors of x.
-  const std::byte* x_part(int m, int part) const { return x + m * x_stride_bytes + 64 * part; }
+  const std::byte* x_part(int m, int part) const {
+    return x + m * kLinearGroup * kXBytes + 64 * part;
+  }
   const std::byte* x_pairs(int m, int part) const { return x_part(m, part * kPairVectors); }
 };
 
-template <int kRows, int M>
+template <int M>
 using Accumulators = __m512[kRows][M];
 
 struct Fp8Kind {
-  template <int M>
-  static constexpr int kRows = M > 4 ? 2 : 4;
   static constexpr int kPrefetchRows = 1;
   static constexpr int kBitsPerColumn = 8;
   static constexpr int kXBytes = 2 * kPairVectors;
   const Fp8Tables* tables = &fp8_tables();
 
-  template <int R, int M>
-  DSV4_INLINE void add(const Group<R, M>& group, Accumulators<R, M>& acc) const {
+  template <int M>
+  DSV4_INLINE void add(const Group<M, kXBytes>& group, Accumulators<M>& acc) const {
 #pragma GCC unroll 4
-    for (int r = 0; r < R; ++r) {
+    for (int r = 0; r < kRows; ++r) {
       const Fp8Table table = load_table(*tables, *group.scale[r]);
 #pragma GCC unroll 2
       for (int half = 0; half < 2; ++half) {
@@ -67,17 +73,15 @@ struct Fp8Kind {
 };
 
 struct Fp4Kind {
-  template <int M>
-  static constexpr int kRows = M > 4 ? 2 : 4;
   static constexpr int kPrefetchRows = 1;
   static constexpr int kBitsPerColumn = 4;
   static constexpr int kXBytes = 2 * kPairVectors;
   __m512i table = fp4_table();
 
-  template <int R, int M>
-  DSV4_INLINE void add(const Group<R, M>& group, Accumulators<R, M>& acc) const {
+  template <int M>
+  DSV4_INLINE void add(const Group<M, kXBytes>& group, Accumulators<M>& acc) const {
 #pragma GCC unroll 4
-    for (int r = 0; r < R; ++r) {
+    for (int r = 0; r < kRows; ++r) {
       __m512i values[4];
       fp4_to_bf16(_mm512_loadu_si512(group.w[r]), table, values);
       const __m512 scales = fp4_lane_scales(group.scale[r]);
@@ -95,16 +99,14 @@ struct Fp4Kind {
 };
 
 struct Bf16Kind {
-  template <int M>
-  static constexpr int kRows = M > 4 ? 2 : 4;
   static constexpr int kPrefetchRows = 3;
   static constexpr int kBitsPerColumn = 16;
   static constexpr int kXBytes = 2 * kPairVectors;
 
-  template <int R, int M>
-  DSV4_INLINE void add(const Group<R, M>& group, Accumulators<R, M>& acc) const {
+  template <int M>
+  DSV4_INLINE void add(const Group<M, kXBytes>& group, Accumulators<M>& acc) const {
 #pragma GCC unroll 4
-    for (int r = 0; r < R; ++r) {
+    for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4
       for (int part = 0; part < 4; ++part) {
         const __m512i values = _mm512_loadu_si512(group.w[r] + 64 * part);
@@ -120,16 +122,14 @@ struct Bf16Kind {
 // f32 products: x in f32, W in f32 or bf16.
 template <bool kWeightIsBf16>
 struct F32Kind {
-  template <int M>
-  static constexpr int kRows = 4;
   static constexpr int kPrefetchRows = 3;
   static constexpr int kBitsPerColumn = kWeightIsBf16 ? 16 : 32;
   static constexpr int kXBytes = 4;
 
-  template <int R, int M>
-  DSV4_INLINE void add(const Group<R, M>& group, Accumulators<R, M>& acc) const {
+  template <int M>
+  DSV4_INLINE void add(const Group<M, kXBytes>& group, Accumulators<M>& acc) const {
 #pragma GCC unroll 4
-    for (int r = 0; r < R; ++r) {
+    for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 8
       for (int part = 0; part < 8; ++part) {
         __m512 values;
@@ -165,7 +165,6 @@ int scale_shift(const Weight& w) {
 
 template <typename Kind, int M>
 __attribute__((noinline)) void stream(const LinearTile& tile) {
-  constexpr int R = Kind::template kRows<M>;
   constexpr int64_t kGroupBytes = kLinearGroup * Kind::kBitsPerColumn / 8;
   const PreparedX& x = *tile.x;
   const Weight& w = *tile.w;
@@ -173,15 +172,17 @@ __attribute__((noinline)) void stream(const LinearTile& tile) {
   const int64_t row_bytes = w.row_stride * Kind::kBitsPerColumn / 8;
   const int64_t full_cols = w.cols / kLinearGroup * kLinearGroup;
   const int64_t tail_cols = w.cols - full_cols;
-  const int64_t stripe = ceil_div(tile.n_end - tile.n_begin, R);
+  const int64_t stripe = ceil_div(tile.n_end - tile.n_begin, kRows);
   const int shift = scale_shift(w);
+  const std::byte* x_columns = x.data + tile.m_begin * (kLinearGroup * Kind::kXBytes);
+  const int64_t x_column_bytes = x.padded_rows * Kind::kXBytes;
 
   for (int64_t i = 0; i < stripe; ++i) {
-    int64_t rows[R];
-    const std::byte* from[R];
-    const uint8_t* scales[R];
+    int64_t rows[kRows];
+    const std::byte* from[kRows];
+    const uint8_t* scales[kRows];
 #pragma GCC unroll 4
-    for (int r = 0; r < R; ++r) {
+    for (int r = 0; r < kRows; ++r) {
       rows[r] = std::min(tile.n_begin + r * stripe + i, tile.n_end - 1);
       from[r] = static_cast<const std::byte*>(w.data) + rows[r] * row_bytes;
       scales[r] = scale_row(w, rows[r]);
@@ -189,21 +190,19 @@ __attribute__((noinline)) void stream(const LinearTile& tile) {
     __m128 total[M];
     for (int64_t k0 = 0; k0 < x.padded_cols; k0 += kLinearBlock) {
       const int64_t block = std::min<int64_t>(kLinearBlock, x.padded_cols - k0);
-      const std::byte* x_block = x.data + k0 * x.padded_rows * Kind::kXBytes;
-      Group<R, M> group;
-      group.x_stride_bytes = block * Kind::kXBytes;
-      Accumulators<R, M> acc;
+      Group<M, Kind::kXBytes> group;
+      Accumulators<M> acc;
 #pragma GCC unroll 4
-      for (int r = 0; r < R; ++r) {
+      for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 8
         for (int m = 0; m < M; ++m) acc[r][m] = _mm512_setzero_ps();
       }
       const int64_t full_end = std::min(k0 + block, full_cols);
       for (int64_t k = k0; k < full_end; k += kLinearGroup) {
-        group.x = x_block + (k - k0) * Kind::kXBytes;
+        group.x = x_columns + k * x_column_bytes;
         const int64_t scale_idx = k >> shift;
 #pragma GCC unroll 4
-        for (int r = 0; r < R; ++r) {
+        for (int r = 0; r < kRows; ++r) {
           group.w[r] = from[r] + k * Kind::kBitsPerColumn / 8;
           group.scale[r] = scales[r] + scale_idx;
           if constexpr (M >= Kind::kPrefetchRows) {
@@ -214,12 +213,12 @@ __attribute__((noinline)) void stream(const LinearTile& tile) {
         kind.add(group, acc);
       }
       if (full_end < k0 + block && tail_cols > 0) {
-        alignas(64) std::byte tail[R][kMaxGroupBytes];
-        uint8_t tail_scales[R][4];
+        alignas(64) std::byte tail[kRows][kMaxGroupBytes];
+        uint8_t tail_scales[kRows][4];
         std::memset(tail, 0, sizeof(tail));
         std::memset(tail_scales, 127, sizeof(tail_scales));
-        group.x = x_block + (full_cols - k0) * Kind::kXBytes;
-        for (int r = 0; r < R; ++r) {
+        group.x = x_columns + full_cols * x_column_bytes;
+        for (int r = 0; r < kRows; ++r) {
           std::memcpy(tail[r], from[r] + full_cols * Kind::kBitsPerColumn / 8,
                       static_cast<size_t>(tail_cols * Kind::kBitsPerColumn / 8));
           if (w.scale != nullptr) {
@@ -234,15 +233,14 @@ __attribute__((noinline)) void stream(const LinearTile& tile) {
       }
 #pragma GCC unroll 8
       for (int m = 0; m < M; ++m) {
-        const __m128 sum = R == 4 ? tree4(acc[0][m], acc[1][m], acc[2 % R][m], acc[3 % R][m])
-                                  : tree4(acc[0][m], acc[1][m], acc[0][m], acc[1][m]);
+        const __m128 sum = tree4(acc[0][m], acc[1][m], acc[2][m], acc[3][m]);
         total[m] = k0 == 0 ? sum : _mm_add_ps(total[m], sum);
       }
     }
     for (int m = 0; m < M; ++m) {
       alignas(16) float values[4];
       _mm_store_ps(values, total[m]);
-      for (int r = 0; r < R; ++r)
+      for (int r = 0; r < kRows; ++r)
         store_row(tile.out, tile.m_begin + m, rows[r], _mm_set_ss(values[r]), 1);
     }
   }
@@ -251,18 +249,22 @@ __attribute__((noinline)) void stream(const LinearTile& tile) {
 template <typename Kind>
 void stream_rows(const LinearTile& tile) {
   using Kernel = void (*)(const LinearTile&);
-  static constexpr Kernel kKernels[kMaxStreamedRows] = {
-      stream<Kind, 1>, stream<Kind, 2>, stream<Kind, 3>, stream<Kind, 4>,
-      stream<Kind, 5>, stream<Kind, 6>, stream<Kind, 7>, stream<Kind, 8>};
-  kKernels[tile.x->rows - 1](tile);
-}
-
-template <typename Kind>
-void stream_rows_f32(const LinearTile& tile) {
-  using Kernel = void (*)(const LinearTile&);
-  static constexpr Kernel kKernels[kMaxStreamedRowsF32] = {stream<Kind, 1>, stream<Kind, 2>,
-                                                           stream<Kind, 3>, stream<Kind, 4>};
-  kKernels[tile.x->rows - 1](tile);
+  static constexpr Kernel kKernels[kPassRows] = {stream<Kind, 1>, stream<Kind, 2>, stream<Kind, 3>,
+                                                 stream<Kind, 4>};
+  const int64_t rows = tile.m_end - tile.m_begin;
+  if (rows <= kPassRows) return kKernels[rows - 1](tile);
+  const int64_t row_bytes = tile.w->row_stride * Kind::kBitsPerColumn / 8;
+  const int64_t step = std::max<int64_t>(kRows, kPassBytes / row_bytes / kRows * kRows);
+  LinearTile pass = tile;
+  for (int64_t n = tile.n_begin; n < tile.n_end; n += step) {
+    pass.n_begin = n;
+    pass.n_end = std::min(tile.n_end, n + step);
+    for (int64_t m = tile.m_begin; m < tile.m_end; m += kPassRows) {
+      pass.m_begin = m;
+      pass.m_end = std::min(tile.m_end, m + kPassRows);
+      kKernels[pass.m_end - m - 1](pass);
+    }
+  }
 }
 
 void compute_streamed(const LinearTile& tile) {
@@ -274,8 +276,8 @@ void compute_streamed(const LinearTile& tile) {
     case Lanes::kBf16:
       return stream_rows<Bf16Kind>(tile);
     case Lanes::kF32:
-      if (tile.w->dtype == DType::kBf16) return stream_rows_f32<F32Kind<true>>(tile);
-      return stream_rows_f32<F32Kind<false>>(tile);
+      if (tile.w->dtype == DType::kBf16) return stream_rows<F32Kind<true>>(tile);
+      return stream_rows<F32Kind<false>>(tile);
   }
 }
 
