@@ -17,9 +17,9 @@ std::vector<std::string> names(const std::vector<Candidate>& list) {
   return out;
 }
 
-std::vector<Candidate> written() {
+std::vector<Candidate> written(const std::vector<const char*>& written_names) {
   std::vector<Candidate> list;
-  for (const char* name : {"avx512bf16", "avx512", "avx2", "reference"}) {
+  for (const char* name : written_names) {
     list.push_back({"family", name, runs_anywhere, nullptr});
   }
   return list;
@@ -27,11 +27,15 @@ std::vector<Candidate> written() {
 
 TEST(CpuCandidates, Bf16DotProductsComeFirstWhereTheyAreFast) {
   using Names = std::vector<std::string>;
-  EXPECT_EQ(names(best_first(written(), "AuthenticAMD")),
-            (Names{"avx512bf16", "avx512", "avx2", "reference"}));
+  const auto two = written({"avx512bf16", "avx512", "avx2", "reference"});
+  const auto three = written({"avx512bf16", "avx512vnni", "avx512", "avx2", "reference"});
+  EXPECT_EQ(names(best_first(two, "AuthenticAMD")), names(two));
+  EXPECT_EQ(names(best_first(three, "AuthenticAMD")), names(three));
   for (const char* maker : {"GenuineIntel", "", "CentaurHauls"}) {
-    EXPECT_EQ(names(best_first(written(), maker)),
-              (Names{"avx512", "avx512bf16", "avx2", "reference"}))
+    EXPECT_EQ(names(best_first(two, maker)), (Names{"avx512", "avx512bf16", "avx2", "reference"}))
+        << maker;
+    EXPECT_EQ(names(best_first(three, maker)),
+              (Names{"avx512vnni", "avx512", "avx512bf16", "avx2", "reference"}))
         << maker;
   }
   EXPECT_TRUE(best_first({}, "GenuineIntel").empty());
@@ -49,7 +53,8 @@ TEST(CpuCandidates, EveryInstructionSetHasItsKernels) {
     }
   }
   // What runs with BF16 instructions runs without them.
-  EXPECT_TRUE(!why_not_avx512bf16().empty() || why_not_avx512().empty());
+  EXPECT_TRUE(!why_not_avx512bf16().empty() || why_not_avx512vnni().empty());
+  EXPECT_TRUE(!why_not_avx512vnni().empty() || why_not_avx512().empty());
 }
 #endif
 

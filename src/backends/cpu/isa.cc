@@ -43,12 +43,20 @@ std::string why_not_avx512() {
                   {__builtin_cpu_supports("avx512dq"), "avx512dq"},
                   {__builtin_cpu_supports("avx512vl"), "avx512vl"}});
 }
+std::string why_not_avx512vnni() {
+  return missing({{__builtin_cpu_supports("avx512f"), "avx512f"},
+                  {__builtin_cpu_supports("avx512bw"), "avx512bw"},
+                  {__builtin_cpu_supports("avx512dq"), "avx512dq"},
+                  {__builtin_cpu_supports("avx512vl"), "avx512vl"},
+                  {__builtin_cpu_supports("avx512vnni"), "avx512_vnni"}});
+}
 std::string why_not_avx512bf16() {
   // VBMI for the byte permutes: Cooper Lake has the dot product without it.
   return missing({{__builtin_cpu_supports("avx512f"), "avx512f"},
                   {__builtin_cpu_supports("avx512bw"), "avx512bw"},
                   {__builtin_cpu_supports("avx512dq"), "avx512dq"},
                   {__builtin_cpu_supports("avx512vl"), "avx512vl"},
+                  {__builtin_cpu_supports("avx512vnni"), "avx512_vnni"},
                   {__builtin_cpu_supports("avx512vbmi"), "avx512vbmi"},
                   {__builtin_cpu_supports("avx512bf16"), "avx512_bf16"}});
 }
@@ -64,6 +72,9 @@ std::string why_not_avx2() {
   return "needs an x86-64 CPU";
 }
 std::string why_not_avx512() {
+  return "needs an x86-64 CPU";
+}
+std::string why_not_avx512vnni() {
   return "needs an x86-64 CPU";
 }
 std::string why_not_avx512bf16() {
@@ -84,7 +95,7 @@ std::vector<Candidate> best_first(std::span<const Candidate> list, std::string_v
     return std::find_if(out.begin(), out.end(), [&](const Candidate& c) { return c.name == name; });
   };
   if (maker != "AuthenticAMD" && named("avx512") != out.end()) {
-    std::iter_swap(named("avx512bf16"), named("avx512"));
+    std::rotate(named("avx512bf16"), named("avx512bf16") + 1, named("avx512") + 1);
   }
   return out;
 }

@@ -13,17 +13,18 @@ namespace dsv4::cpu {
 // (cmake/dsv4_targets.cmake).
 std::string why_not_avx2();
 std::string why_not_avx512();
+std::string why_not_avx512vnni();
 std::string why_not_avx512bf16();
 std::string runs_anywhere();
 
 /// Who made this CPU, as CPUID says it: "AuthenticAMD", "GenuineIntel"; empty elsewhere.
 std::string cpu_maker();
 
-/// `list`, written with avx512bf16 before avx512, in the order that suits a maker's CPUs: avx512
-/// goes first where VDPBF16PS does not do more products a second than f32 FMAs. AMD's cores start
-/// as many of one as of the other in a cycle, and VDPBF16PS does twice the work; Intel's were
-/// measured at one VDPBF16PS in two cycles against two FMAs a cycle. Not measured at start: that
-/// would not choose the same on every run. Both have the same bits.
+/// `list`, written with avx512bf16 first, in the order that suits a maker's CPUs: it goes behind
+/// avx512 where VDPBF16PS does not do more products a second than f32 FMAs. AMD's cores start as
+/// many of one as of the other in a cycle, and VDPBF16PS does twice the work; Intel's were measured
+/// at one VDPBF16PS in two cycles against two FMAs a cycle. Not measured at start: that would not
+/// choose the same on every run. All have the same bits.
 std::vector<Candidate> best_first(std::span<const Candidate> list, std::string_view maker);
 
 }  // namespace dsv4::cpu

@@ -183,16 +183,14 @@ class IndexLogits {
   int64_t* packed_run_ = nullptr;  // [threads], whose queries lie packed in a thread's scratch
 };
 
-bool exact_in_bf16(const IndexLogitsParams& params) {
-  return params.q.dtype == DType::kBf16 && (params.cache.format == KvFormat::kIndexFp8 ||
-                                            params.cache.format == KvFormat::kIndexMxfp4);
-}
-
 // ---- candidates
 
 #if defined(__x86_64__)
 void index_logits_avx512bf16(const IndexLogitsParams& params, const OpContext& context) {
   index_logits_with(index_avx512bf16_kernels(), params, context);
+}
+void index_logits_avx512vnni(const IndexLogitsParams& params, const OpContext& context) {
+  index_logits_with(index_avx512vnni_kernels(), params, context);
 }
 void index_logits_avx512(const IndexLogitsParams& params, const OpContext& context) {
   index_logits_with(index_avx512_kernels(), params, context);
@@ -219,11 +217,11 @@ void index_logits_with(const IndexKernels& kernels, const IndexLogitsParams& par
     return;
   }
   const IndexKernel* kernel = kernels.wide;
-  if (exact_in_bf16(params)) {
-    const bool mxfp4 =
-        params.cache.format == KvFormat::kIndexMxfp4 && params.q.shape[2] == kIndexTileDims;
-    if (kernels.bf16 != nullptr) kernel = kernels.bf16;
-    if (kernels.mxfp4 != nullptr && mxfp4) kernel = kernels.mxfp4;
+  if (params.q.dtype == DType::kBf16) {
+    const KvFormat format = params.cache.format;
+    if (format == KvFormat::kIndexFp8 && kernels.bf16 != nullptr) kernel = kernels.bf16;
+    if (format == KvFormat::kIndexMxfp4 && params.q.shape[2] == kIndexTileDims)
+      kernel = kernels.mxfp4;
   }
   IndexLogits(*kernel, params, context).run();
 }
@@ -233,6 +231,8 @@ std::span<const Candidate> index_logits_candidates() {
 #if defined(__x86_64__)
     {"index_logits", "avx512bf16", why_not_avx512bf16,
      [](Ops& ops) { ops.index_logits = index_logits_avx512bf16; }},
+    {"index_logits", "avx512vnni", why_not_avx512vnni,
+     [](Ops& ops) { ops.index_logits = index_logits_avx512vnni; }},
     {"index_logits", "avx512", why_not_avx512,
      [](Ops& ops) { ops.index_logits = index_logits_avx512; }},
     {"index_logits", "avx2", why_not_avx2, [](Ops& ops) { ops.index_logits = index_logits_avx2; }},

@@ -46,14 +46,15 @@ struct IndexKernel {
                 int dim, float* lanes, float* sums, const KeyRows* next);
 };
 
-/// bf16: q and keys are exact in bf16 (kIndexFp8, kIndexMxfp4). wide: everything, in f32. mxfp4: q
-/// is bf16, keys are kIndexMxfp4 of kIndexTileDims dims.
+/// bf16: q is bf16, keys are kIndexFp8. mxfp4: q is bf16, keys are kIndexMxfp4 of kIndexTileDims
+/// dims. wide: everything, in f32.
 struct IndexKernels {
   const IndexKernel* bf16;  // may be null: then `wide` does it
   const IndexKernel* wide;
-  const IndexKernel* mxfp4 = nullptr;  // likewise
+  const IndexKernel* mxfp4;
 };
 const IndexKernels& index_avx512bf16_kernels();
+const IndexKernels& index_avx512vnni_kernels();
 const IndexKernels& index_avx512_kernels();
 const IndexKernels& index_avx2_kernels();
 

@@ -1,5 +1,5 @@
-// Indexer scores on AVX-512 with VDPBF16PS for FP8 and MXFP4 keys; all else is
-// index_logits_avx512.cc. See index_logits.h.
+// Indexer scores on AVX-512 with VDPBF16PS for FP8 keys; all else is index_logits_avx512vnni.cc.
+// See index_logits.h.
 //
 // Layout    q in head groups of up to 64: [dim/2][16 kRegs] dwords; k [64][dim] bf16
 // Tiling    lanes = heads, the key pair broadcast from memory. 64 heads: 4 keys x 4 registers, per
@@ -28,70 +28,9 @@ void pack_q(const void* q, DType, int64_t stride, int heads, int dim, void* pack
   }
 }
 
-// 128 E2M1 codes with 4 scale bytes -> bf16. A word holds elements 4w..4w+3, and VPERMW takes 5
-// index bits, so a table with its 16 entries twice needs no masks.
-void load_mxfp4_128(const uint8_t* nibbles, const uint8_t* scales, uint16_t* out) {
-  // Dwords are dealt so that the two unpacks leave 32 consecutive elements in each register.
-  const __m512i deal = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-  // bf16 of 0, 0.5, 1, 1.5, 2, 3, 4, 6 and the negatives
-  const __m512i table = _mm512_setr_epi32(
-      0x3f000000, 0x3fc03f80, 0x40404000, 0x40c04080, static_cast<int>(0xbf008000),
-      static_cast<int>(0xbfc0bf80), static_cast<int>(0xc040c000), static_cast<int>(0xc0c0c080),
-      0x3f000000, 0x3fc03f80, 0x40404000, 0x40c04080, static_cast<int>(0xbf008000),
-      static_cast<int>(0xbfc0bf80), static_cast<int>(0xc040c000), static_cast<int>(0xc0c0c080));
-  const __m512i w = _mm512_permutexvar_epi32(deal, _mm512_loadu_si512(nibbles));
-  const __m512i e0 = _mm512_permutexvar_epi16(w, table);
-  const __m512i e1 = _mm512_permutexvar_epi16(_mm512_srli_epi16(w, 4), table);
-  const __m512i e2 = _mm512_permutexvar_epi16(_mm512_srli_epi16(w, 8), table);
-  const __m512i e3 = _mm512_permutexvar_epi16(_mm512_srli_epi16(w, 12), table);
-  const __m512i lo01 = _mm512_unpacklo_epi16(e0, e1), hi01 = _mm512_unpackhi_epi16(e0, e1);
-  const __m512i lo23 = _mm512_unpacklo_epi16(e2, e3), hi23 = _mm512_unpackhi_epi16(e2, e3);
-  const __m512i blocks[4] = {_mm512_unpacklo_epi32(lo01, lo23), _mm512_unpackhi_epi32(lo01, lo23),
-                             _mm512_unpacklo_epi32(hi01, hi23), _mm512_unpackhi_epi32(hi01, hi23)};
-  // The scale is added to the exponent of the codes that are not zero.
-  const __m512i magnitude = _mm512_set1_epi16(0x7fff);
-#pragma GCC unroll 4
-  for (int b = 0; b < 4; ++b) {
-    const __m512i shift = _mm512_set1_epi16(static_cast<int16_t>((scales[b] - 127) * 128));
-    const __mmask32 nonzero = _mm512_test_epi16_mask(blocks[b], magnitude);
-    _mm512_storeu_si512(out + 32 * b, _mm512_mask_add_epi16(blocks[b], nonzero, blocks[b], shift));
-  }
-}
-
-// Scale bytes outside 2..252 leave bf16's normal range (0.5 and 6 times the scale): through f32.
-bool ordinary(const std::byte* scales, int count) {
-  for (int i = 0; i < count; ++i) {
-    const int byte = static_cast<int>(scales[i]);
-    if (byte < 2 || byte > 252) return false;
-  }
-  return true;
-}
-
-void load_mxfp4_row(RowRef row, int dim, uint16_t* out) {
-  if (ordinary(row.scales, dim / kMxfp4Block)) {
-    for (int d = 0; d < dim; d += kIndexTileDims) {
-      load_mxfp4_128(reinterpret_cast<const uint8_t*>(row.values) + d / 2,
-                     reinterpret_cast<const uint8_t*>(row.scales) + d / kMxfp4Block, out + d);
-    }
-    return;
-  }
-  for (int d = 0; d < dim; d += kIndexTileDims) {
-    alignas(64) float values[kIndexTileDims];
-    mxfp4_row_to_f32<Lanes16>({row.values + d / 2, row.scales + d / kMxfp4Block}, kIndexTileDims,
-                              values);
-    for (int i = 0; i < kIndexTileDims; i += 16) {
-      Lanes16::store_bf16(out + d + i, _mm512_load_ps(values + i));
-    }
-  }
-}
-
-void load_keys(const KeyRows& keys, KvFormat format, int dim, void* k) {
+void load_keys(const KeyRows& keys, KvFormat, int dim, void* k) {
   static const Fp8Tables& tables = fp8_tables();
   auto* out = static_cast<uint16_t*>(k);
-  if (format == KvFormat::kIndexMxfp4) {
-    for (int i = 0; i < keys.count; ++i) load_mxfp4_row(keys.rows[i], dim, out + i * dim);
-    return;
-  }
   const ByteTables unit = load_tables(tables.bytes[127]);
   for (int i = 0; i < keys.count; ++i) {
     const auto* codes = reinterpret_cast<const uint8_t*>(keys.rows[i].values);
@@ -177,7 +116,8 @@ constexpr IndexKernel kBf16{
 }  // namespace
 
 const IndexKernels& index_avx512bf16_kernels() {
-  static const IndexKernels kernels{&kBf16, index_avx512_kernels().wide};
+  static const IndexKernels kernels{&kBf16, index_avx512vnni_kernels().wide,
+                                    index_avx512vnni_kernels().mxfp4};
   return kernels;
 }
 

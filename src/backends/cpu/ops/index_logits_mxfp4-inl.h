@@ -10,7 +10,8 @@
 //           to a dword; keys as code + 12 (unsigned), queries as int8 [quad][head][4]
 // Tiling    16 heads x kTileKeys keys; AVX2, 4 keys: per 4 dims 2 loads, 4 broadcasts, 8
 //           VPMADDUBSW, 8 VPADDW; a group ends in VPMADDWD with 2^(scale over unit). f32 takes 32
-//           FMA for 18 instructions here.
+//           FMA for 18 instructions here, or for 10 where VPDPBUSD multiplies and adds
+//           (index_logits_avx512vnni.cc).
 // Budget    262144 keys x 64 heads x 128 dims: 134 M vector instructions, 11 ms of one core at
 //           4 a cycle and 3.1 GHz (AVX2); what was reached: docs/kernels/index_logits.md
 #pragma once
@@ -212,7 +213,9 @@ void widen_keys(void* k, int count) {
 
 // ---- scores
 
-/// Integers in the vectors of L; load: aligned.
+/// Integers in the vectors of L; load: aligned. A sum of a group is two 16-bit halves a lane:
+/// `start` makes it of QueryHeads::start, dot4 adds four dims, dot16 multiplies by factors and adds
+/// the halves; query_factor is for QueryHeads::factor.
 template <class L>
 struct Ints;
 template <>
@@ -221,10 +224,13 @@ struct Ints<Lanes8> {
   static I zero() { return _mm256_setzero_si256(); }
   static I set(int x) { return _mm256_set1_epi32(x); }
   static I load(const void* p) { return _mm256_load_si256(static_cast<const I*>(p)); }
-  static I add16(I a, I b) { return _mm256_add_epi16(a, b); }
   static I add32(I a, I b) { return _mm256_add_epi32(a, b); }
   static I mul16(I a, I b) { return _mm256_mullo_epi16(a, b); }
-  static I dot8(I codes, I signed_codes) { return _mm256_maddubs_epi16(codes, signed_codes); }
+  static I start(I halves) { return halves; }
+  static I dot4(I acc, I codes, I signed_codes) {
+    return _mm256_add_epi16(acc, _mm256_maddubs_epi16(codes, signed_codes));
+  }
+  static I query_factor(I factor) { return factor; }
   static I dot16(I a, I b) { return _mm256_madd_epi16(a, b); }
   static __m256 to_f32(I x) { return _mm256_cvtepi32_ps(x); }
 };
@@ -235,17 +241,20 @@ struct Ints<Lanes16> {
   static I zero() { return _mm512_setzero_si512(); }
   static I set(int x) { return _mm512_set1_epi32(x); }
   static I load(const void* p) { return _mm512_load_si512(p); }
-  static I add16(I a, I b) { return _mm512_add_epi16(a, b); }
   static I add32(I a, I b) { return _mm512_add_epi32(a, b); }
   static I mul16(I a, I b) { return _mm512_mullo_epi16(a, b); }
-  static I dot8(I codes, I signed_codes) { return _mm512_maddubs_epi16(codes, signed_codes); }
+  static I start(I halves) { return halves; }
+  static I dot4(I acc, I codes, I signed_codes) {
+    return _mm512_add_epi16(acc, _mm512_maddubs_epi16(codes, signed_codes));
+  }
+  static I query_factor(I factor) { return factor; }
   static I dot16(I a, I b) { return _mm512_madd_epi16(a, b); }
   static __m512 to_f32(I x) { return _mm512_cvtepi32_ps(x); }
 };
 #endif
 
-/// Wide: the f32 kernel that takes over.
-template <class L, class Wide, int kTileKeys>
+/// Wide: the f32 kernel that takes over. V: as Ints<L>.
+template <class L, class Wide, int kTileKeys, class V = Ints<L>>
 struct Mxfp4IndexKernel {
   static constexpr int kElemBytes = kMxfp4ElemBytes;
 
@@ -297,7 +306,6 @@ struct Mxfp4IndexKernel {
   }
 
  private:
-  using V = Ints<L>;
   static constexpr int kVectors = kIndexLanes / L::kLanes;  // of 16 heads
 
   // t_l of kTileKeys keys over 16 heads. Keys past the count give values that nobody reads.
@@ -309,11 +317,14 @@ struct Mxfp4IndexKernel {
 #pragma GCC unroll 2
       for (int v = 0; v < kVectors; ++v) total[i][v] = V::zero();
     for (int g = 0; g < kGroups; ++g) {
-      typename V::I acc[kTileKeys][kVectors];
-#pragma GCC unroll 8
-      for (int i = 0; i < kTileKeys; ++i)
+      typename V::I acc[kTileKeys][kVectors], by_query[kVectors];
 #pragma GCC unroll 2
-        for (int v = 0; v < kVectors; ++v) acc[i][v] = V::load(q.start[g] + v * L::kLanes);
+      for (int v = 0; v < kVectors; ++v) {
+        by_query[v] = V::query_factor(V::load(q.factor[g] + v * L::kLanes));
+        const typename V::I start = V::start(V::load(q.start[g] + v * L::kLanes));
+#pragma GCC unroll 8
+        for (int i = 0; i < kTileKeys; ++i) acc[i][v] = start;
+      }
 #pragma GCC unroll 8
       for (int quad = g * kGroupQuads; quad < (g + 1) * kGroupQuads; ++quad) {
         typename V::I x[kVectors];
@@ -325,7 +336,7 @@ struct Mxfp4IndexKernel {
           std::memcpy(&dword, keys[i].codes + 4 * quad, 4);
           const typename V::I key = V::set(dword);
 #pragma GCC unroll 2
-          for (int v = 0; v < kVectors; ++v) acc[i][v] = V::add16(acc[i][v], V::dot8(key, x[v]));
+          for (int v = 0; v < kVectors; ++v) acc[i][v] = V::dot4(acc[i][v], key, x[v]);
         }
       }
 #pragma GCC unroll 8
@@ -333,8 +344,7 @@ struct Mxfp4IndexKernel {
         const typename V::I by_key = V::set(static_cast<int>(keys[i].factor[g]));
 #pragma GCC unroll 2
         for (int v = 0; v < kVectors; ++v) {
-          const typename V::I factor = V::mul16(V::load(q.factor[g] + v * L::kLanes), by_key);
-          total[i][v] = V::add32(total[i][v], V::dot16(acc[i][v], factor));
+          total[i][v] = V::add32(total[i][v], V::dot16(acc[i][v], V::mul16(by_query[v], by_key)));
         }
       }
     }
