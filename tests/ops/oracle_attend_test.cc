@@ -177,30 +177,37 @@ TEST_P(OracleAttend, BitsOfItemsThatAreCut) {
   if (candidate().label() != "cuda_sm90" || !which().name.starts_with("csa_4heads")) {
     GTEST_SKIP() << "a kernel that cuts them";
   }
-  // A little more than a round of a GPU, or than two, of lists of one length and of many: against
-  // calls of a few tokens, which are not cut.
+  // A little more than a round of a GPU, or than two, of lists (ranges) of one length and of many:
+  // against calls of a few tokens, which are not cut.
   constexpr int kFew = 50;
-  AttendCase cut = which();
-  cut.topk = 640;
-  for (const auto& [heads, tokens_of_call] :
-       {std::pair{40, 133}, std::pair{40, 148}, std::pair{64, 290}}) {
-    cut.heads = heads;
-    cut.name = which().name + "_cut_" + std::to_string(heads);
+  struct Call {
+    CompressedKind compressed;
+    int heads, tokens;
+  };
+  for (const Call& call :
+       {Call{CompressedKind::kList, 40, 133}, Call{CompressedKind::kList, 40, 148},
+        Call{CompressedKind::kList, 64, 290}, Call{CompressedKind::kRange, 40, 148}}) {
+    AttendCase cut = which();
+    cut.topk = 640;
+    cut.compressed = call.compressed;
+    cut.heads = call.heads;
+    cut.name = which().name + "_cut_" + std::to_string(call.heads);
     for (bool even : {true, false}) {
       std::vector<AttendToken> tokens;
-      for (int i = 0; i < tokens_of_call; ++i) {
+      for (int i = 0; i < call.tokens; ++i) {
         tokens.push_back({i % 3, even ? 2700 : i % 5 == 4 ? i % 3 : 19 * (i % 150)});
       }
       const AttendResult all = run_attend(subject(), cut, tokens, {.only_own_rows = true});
-      const auto bytes = static_cast<int64_t>(all.out.size()) / tokens_of_call;
-      for (int first = 0; first < tokens_of_call; first += kFew) {
+      const auto bytes = static_cast<int64_t>(all.out.size()) / call.tokens;
+      for (int first = 0; first < call.tokens; first += kFew) {
         const auto begin = tokens.begin() + first;
-        const int count = std::min(kFew, tokens_of_call - first);
+        const int count = std::min(kFew, call.tokens - first);
         const AttendResult few = run_attend(subject(), cut, {begin, begin + count}, {});
         ASSERT_TRUE(std::equal(few.out.begin(), few.out.end(), all.out.begin() + first * bytes))
-            << heads << " heads, tokens from " << first << " on";
-        ASSERT_TRUE(std::equal(few.lse.begin(), few.lse.end(), all.lse.begin() + first * heads))
-            << heads << " heads, tokens from " << first << " on";
+            << call.heads << " heads, " << call.tokens << " tokens, from " << first << " on";
+        ASSERT_TRUE(
+            std::equal(few.lse.begin(), few.lse.end(), all.lse.begin() + first * call.heads))
+            << call.heads << " heads, " << call.tokens << " tokens, from " << first << " on";
       }
     }
   }

@@ -73,6 +73,8 @@ TEST_P(OracleIndexLogits, EveryFormatAgrees) {
   for (const Case& which :
        {Case{KvFormat::kIndexFp8, 64, 128, 64}, Case{KvFormat::kIndexFp8, 8, 128, 16},
         Case{KvFormat::kIndexFp8, 64, 128, 4}, Case{KvFormat::kIndexFp8, 3, 128, 2},
+        Case{KvFormat::kIndexFp8, 64, 128, 128}, Case{KvFormat::kIndexFp8, 64, 128, 192},
+        Case{KvFormat::kIndexFp8, 16, 128, 96}, Case{KvFormat::kIndexMxfp4, 64, 128, 96},
         Case{KvFormat::kIndexMxfp4, 64, 128, 64}, Case{KvFormat::kIndexMxfp4, 5, 128, 2},
         Case{KvFormat::kIndexF32, 8, 128, 64}, Case{KvFormat::kIndexF32, 4, 64, 16}}) {
     SCOPED_TRACE(::testing::Message() << kv_format_name(which.format) << ", " << which.heads
