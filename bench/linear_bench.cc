@@ -51,6 +51,8 @@ constexpr Shape kShapes[] = {
     {"wo_b", kBf16, kFp8, 8, 4096, 8192, 1},
     {"wo_b", kBf16, kFp8, 16, 4096, 8192, 1},
     {"wo_b", kBf16, kFp8, 64, 4096, 8192, 1},
+    {"square", kBf16, kFp8, 8, 4096, 4096, 1},
+    {"square", kBf16, kFp8, 16, 4096, 4096, 1},
     {"square", kBf16, kFp8, 2048, 4096, 4096, 1},
     {"wq_b", kBf16, kFp8, 2048, 32768, 1024, 1},
     {"wo_b", kBf16, kFp8, 2048, 4096, 8192, 1},

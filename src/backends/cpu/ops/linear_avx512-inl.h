@@ -24,6 +24,8 @@ namespace {
 
 /// Most rows of x that the streaming kernels take; above, tiles pay.
 constexpr int kMaxStreamedRows = 8;
+constexpr int kMaxStreamedRowsFp8 = 16;  // up to kMaxStreamedColsFp8 columns
+constexpr int64_t kMaxStreamedColsFp8 = 2048;
 constexpr int kMaxStreamedRowsF32 = 4;
 
 /// True when the FP8 kernels read the scales of `w` directly: one scale per 128 columns or a power

@@ -12,7 +12,10 @@ int tile_rows(const Weight& w, Lanes lanes, int64_t rows) {
   if (w.dtype == DType::kF8E4M3 && (lanes == Lanes::kF32 || !has_fast_scales(w)))
     return kLinearTileRows;
   if (w.dtype == DType::kF4E2M1 && lanes == Lanes::kF32) return kLinearTileRows;
-  const int64_t most = lanes == Lanes::kF32 ? kMaxStreamedRowsF32 : kMaxStreamedRows;
+  int64_t most = kMaxStreamedRows;
+  if (lanes == Lanes::kF32) most = kMaxStreamedRowsF32;
+  // 4 rows of x that fit L1.
+  if (lanes == Lanes::kFp8 && w.cols <= kMaxStreamedColsFp8) most = kMaxStreamedRowsFp8;
   return rows <= most ? 1 : kLinearTileRows;
 }
 

@@ -11,7 +11,7 @@
 // Contract  any N (the last stripes repeat the tile's last row), any K (the last partial group of
 //           128 columns is copied and zero-padded), sums in the order of linear.h
 #pragma once
-#include <array>
+#include <numeric>
 
 #include "backends/cpu/ops/linear_avx512-inl.h"
 
@@ -48,6 +48,8 @@ template <int M>
 using Accumulators = __m512[kRows][M];
 
 struct Fp8Kind {
+  /// From so many rows of x on, the rows of W of a step have one scale: its table is loaded once.
+  static constexpr int kSharedScale = 4;
   static constexpr int kPrefetchRows = 1;
   static constexpr int kBitsPerColumn = 8;
   static constexpr int kXBytes = 2 * kPairVectors;
@@ -55,6 +57,27 @@ struct Fp8Kind {
 
   template <int M>
   DSV4_INLINE void add(const Group<M, kXBytes>& group, Accumulators<M>& acc) const {
+    if constexpr (M >= kSharedScale) {
+      const Fp8Table table = load_table(*tables, *group.scale[0]);
+#pragma GCC unroll 2
+      for (int half = 0; half < 2; ++half) {
+        __m512i pairs[2][kRows];
+#pragma GCC unroll 4
+        for (int r = 0; r < kRows; ++r) {
+          fp8_to_bf16(_mm512_loadu_si512(group.w[r] + 64 * half), table, pairs[0][r], pairs[1][r]);
+        }
+#pragma GCC unroll 2
+        for (int part = 0; part < 2; ++part) {
+#pragma GCC unroll 4
+          for (int m = 0; m < M; ++m) {
+            const std::byte* x = group.x_pairs(m, 2 * half + part);
+#pragma GCC unroll 4
+            for (int r = 0; r < kRows; ++r) acc[r][m] = dot_pairs(acc[r][m], pairs[part][r], x);
+          }
+        }
+      }
+      return;
+    }
 #pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r) {
       const Fp8Table table = load_table(*tables, *group.scale[r]);
@@ -73,6 +96,7 @@ struct Fp8Kind {
 };
 
 struct Fp4Kind {
+  static constexpr int kSharedScale = kPassRows + 1;
   static constexpr int kPrefetchRows = 1;
   static constexpr int kBitsPerColumn = 4;
   static constexpr int kXBytes = 2 * kPairVectors;
@@ -99,6 +123,7 @@ struct Fp4Kind {
 };
 
 struct Bf16Kind {
+  static constexpr int kSharedScale = kPassRows + 1;
   static constexpr int kPrefetchRows = 3;
   static constexpr int kBitsPerColumn = 16;
   static constexpr int kXBytes = 2 * kPairVectors;
@@ -122,6 +147,7 @@ struct Bf16Kind {
 // f32 products: x in f32, W in f32 or bf16.
 template <bool kWeightIsBf16>
 struct F32Kind {
+  static constexpr int kSharedScale = kPassRows + 1;
   static constexpr int kPrefetchRows = 3;
   static constexpr int kBitsPerColumn = kWeightIsBf16 ? 16 : 32;
   static constexpr int kXBytes = 4;
@@ -251,14 +277,16 @@ void stream_rows(const LinearTile& tile) {
   using Kernel = void (*)(const LinearTile&);
   static constexpr Kernel kKernels[kPassRows] = {stream<Kind, 1>, stream<Kind, 2>, stream<Kind, 3>,
                                                  stream<Kind, 4>};
+  constexpr int64_t kMinRows = 4 * kRows;
   const int64_t rows = tile.m_end - tile.m_begin;
-  if (rows <= kPassRows) return kKernels[rows - 1](tile);
+  if (rows <= kPassRows && rows < Kind::kSharedScale) return kKernels[rows - 1](tile);
   const int64_t row_bytes = tile.w->row_stride * Kind::kBitsPerColumn / 8;
-  const int64_t step = std::max<int64_t>(kRows, kPassBytes / row_bytes / kRows * kRows);
+  int64_t step = std::bit_floor(static_cast<uint64_t>(std::max(kPassBytes / row_bytes, kMinRows)));
+  if (Kind::kSharedScale <= kPassRows) step = std::gcd(step, int64_t{tile.w->block_rows});
   LinearTile pass = tile;
-  for (int64_t n = tile.n_begin; n < tile.n_end; n += step) {
+  for (int64_t n = tile.n_begin; n < tile.n_end; n = pass.n_end) {
     pass.n_begin = n;
-    pass.n_end = std::min(tile.n_end, n + step);
+    pass.n_end = std::min(tile.n_end, (n / step + 1) * step);
     for (int64_t m = tile.m_begin; m < tile.m_end; m += kPassRows) {
       pass.m_begin = m;
       pass.m_end = std::min(tile.m_end, m + kPassRows);
