@@ -350,6 +350,10 @@ __device__ __forceinline__ void output_role(const AttendSm90Args& args,
       // Before the wait, what can be known then: products begin as soon as P is there.
       const uint32_t flags = shared.walk.headers[block % Traits::kHeaderSlots].flags;
       last = __any_sync(~0u, (flags & kEnd) != 0);
+      const uint64_t values_operand = uniform_operand(
+          swizzled_operand(values_of(stage), Traits::kPanelStride, Traits::kGroupStride));
+      const uint64_t p_operand =
+          uniform_operand(swizzled_operand(shared_address(shared.p), 16, 1024));
       mbarrier_poll(shared_address(&shared.barriers.p_full), phase_of<1>(block));
       if (kParts && last && thread_of_role() == 0 && (flags & kLaterPart) != 0) {
         prefetch_bytes(&args.first_parts[blockIdx.x].values[half()], sizeof(FirstPart) / 2);
@@ -367,9 +371,6 @@ __device__ __forceinline__ void output_role(const AttendSm90Args& args,
           o(i + 3) *= a1;
         }
       }
-      const uint64_t values_operand =
-          swizzled_operand(values_of(stage), Traits::kPanelStride, Traits::kGroupStride);
-      const uint64_t p_operand = swizzled_operand(shared_address(shared.p), 16, 1024);
       wgmma_fence();
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
