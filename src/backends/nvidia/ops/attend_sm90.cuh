@@ -160,13 +160,15 @@ __device__ __forceinline__ void score_role(const AttendSm90Args& args,
       }
       wgmma_wait<0>();
       if (!all_rows) mask_scores(s, load_mask<8>(shared.mask[stage]), quad);
-      float alpha[2];
+      float alpha[2], block_sum[2];
       uint32_t p[16];
-      softmax(s, args.attend.scale_log2, max, sum, alpha, p);
-      if (block > 0) {
-        mbarrier_poll(shared_address(&shared.barriers.p_empty), phase_of<1>(block) ^ 1);
-      }
+      follow_maxima(s, args.attend.scale_log2, max, alpha);
+      // Here, and not behind the weights, which the compiler then packs and stores among their
+      // exponentials. Nobody waits in the first block: no phase of that parity is under way.
+      mbarrier_poll(shared_address(&shared.barriers.p_empty), phase_of<1>(block) ^ 1);
+      block_weights(s, args.attend.scale_log2, max, block_sum, p);
       store_weights(shared.p, p, warp, lane);
+      add_block_sums(alpha, block_sum, sum);
       if (quad == 0) {
         shared.alpha[row] = alpha[0];
         shared.alpha[row + 8] = alpha[1];
@@ -350,6 +352,10 @@ __device__ __forceinline__ void output_role(const AttendSm90Args& args,
       // Before the wait, what can be known then: products begin as soon as P is there.
       const uint32_t flags = shared.walk.headers[block % Traits::kHeaderSlots].flags;
       last = __any_sync(~0u, (flags & kEnd) != 0);
+      const uint64_t values_operand = uniform_operand(
+          swizzled_operand(values_of(stage), Traits::kPanelStride, Traits::kGroupStride));
+      const uint64_t p_operand =
+          uniform_operand(swizzled_operand(shared_address(shared.p), 16, 1024));
       mbarrier_poll(shared_address(&shared.barriers.p_full), phase_of<1>(block));
       if (kParts && last && thread_of_role() == 0 && (flags & kLaterPart) != 0) {
         prefetch_bytes(&args.first_parts[blockIdx.x].values[half()], sizeof(FirstPart) / 2);
@@ -367,9 +373,6 @@ __device__ __forceinline__ void output_role(const AttendSm90Args& args,
           o(i + 3) *= a1;
         }
       }
-      const uint64_t values_operand =
-          swizzled_operand(values_of(stage), Traits::kPanelStride, Traits::kGroupStride);
-      const uint64_t p_operand = swizzled_operand(shared_address(shared.p), 16, 1024);
       wgmma_fence();
 #pragma unroll
       for (int k = 0; k < 4; ++k) {

@@ -127,17 +127,21 @@ __device__ __forceinline__ void block_weights(const float (&s)[32], float scale_
     }
   }
 }
-/// Sum of a thread's keys so far and in a further block: one term a block, so that CTAs that hold
+/// Sums of a thread's keys so far and in a further block: one term a block, so that CTAs that hold
 /// different blocks can add up alike.
 __device__ __forceinline__ float add_block_sum(float sum, float alpha, float block_sum) {
   return __fmaf_rn(sum, alpha, block_sum);
 }
+__device__ __forceinline__ void add_block_sums(const float (&alpha)[2], const float (&block_sum)[2],
+                                               float (&sum)[2]) {
+#pragma unroll
+  for (int h = 0; h < 2; ++h) sum[h] = add_block_sum(sum[h], alpha[h], block_sum[h]);
+}
 
-/// Weights of a block in bf16; sums and maxima go on from the blocks before, O must be multiplied
-/// by alpha.
-__device__ __forceinline__ void softmax(const float (&s)[32], float scale_log2, float (&max)[2],
-                                        float (&sum)[2], float (&alpha)[2], uint32_t (&p)[16]) {
-  float largest[2], block_sum[2];
+/// The reference maxima go on from the blocks before; sums and O must be multiplied by alpha.
+__device__ __forceinline__ void follow_maxima(const float (&s)[32], float scale_log2,
+                                              float (&max)[2], float (&alpha)[2]) {
+  float largest[2];
   own_maxima(s, scale_log2, largest);
   alpha[0] = alpha[1] = 1.f;
   // Few blocks move a reference. Where no thread's maximum does, that of a quad, which is one of
@@ -148,9 +152,6 @@ __device__ __forceinline__ void softmax(const float (&s)[32], float scale_log2, 
 #pragma unroll
     for (int h = 0; h < 2; ++h) alpha[h] = move_reference(largest[h], max[h]);
   }
-  block_weights(s, scale_log2, max, block_sum, p);
-#pragma unroll
-  for (int h = 0; h < 2; ++h) sum[h] = add_block_sum(sum[h], alpha[h], block_sum[h]);
 }
 
 /// P of 16 heads to shared memory, as a K-major operand.

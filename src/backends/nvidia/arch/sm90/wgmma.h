@@ -33,6 +33,12 @@ __device__ __forceinline__ uint64_t swizzled_operand(uint32_t address, uint32_t 
 __device__ __forceinline__ uint64_t next_operand(uint64_t operand, uint32_t bytes) {
   return (operand & 0xffffffff00000000ull) | (static_cast<uint32_t>(operand) + (bytes >> 4));
 }
+/// The same descriptor, which a warp's threads share, seen by the compiler to be the same in all of
+/// them: else it adds to it in every lane and moves each sum to uniform registers before its
+/// product. Strides are constants, so that only the low word has to be told.
+__device__ __forceinline__ uint64_t uniform_operand(uint64_t operand) {
+  return (operand & 0xffffffff00000000ull) | __shfl_sync(~0u, static_cast<uint32_t>(operand), 0);
+}
 /// Distance of `bytes` within a descriptor's address field.
 __host__ __device__ constexpr uint64_t operand_offset(uint32_t bytes) {
   return bytes >> 4;
