@@ -6,8 +6,10 @@
 //           asks the copy engine for 128 columns of both and for the scales of x, and adds the
 //           scale of W and, once a tile, which one it is; blocks stride over tiles, tokens fastest
 //           within bands. Outputs leave by the copy engine under the next tile's products
-// Budget    few tokens: bytes of W, x once a tile from L2; a step of 128 columns takes 230 clocks
-//           for 32 rows of W, 430 for 128. Many: 128 x 128 x 128 columns are 512 clocks of the
+// Budget    few tokens: bytes of W, x once a tile from L2; a stage of one block of 128 columns
+// takes
+//           230 clocks for 32 rows of W, 430 for 128, of which 170 are not products: narrow tiles
+//           have two or four blocks a stage. Many: 128 x 128 x 128 columns are 512 clocks of the
 //           tensor cores, 32 KB from L2 = 64 B a clock, five stages of them; 256 x 128: 1024
 //           clocks, 47 B a clock, three. 128 FFMA a scheduler and 512 clocks for the promotion,
 //           under other products. At 4096 tokens power holds an H200 at 1.45 GHz of 1.98: what
@@ -35,20 +37,24 @@ namespace {
 
 /// Registers of the two roles where two warpgroups multiply: out of 168 a thread.
 constexpr int kMultiplyRegisters = 232, kCopyRegisters = 40;
-constexpr int kBandTiles = 16;  // of tokens, that blocks go through before the next rows of W
+constexpr int kEarlyStages = 2;  // of W, before the kernels before have ended
+constexpr int kBandTiles = 16;   // of tokens, that blocks go through before the next rows of W
 
 /// kTokensOfTile may be less than the rows that the instructions take: what they read beyond
 /// belongs to others, and so do their sums.
-template <int kTokensOfTile, int kNOfTile>
+template <int kTokensOfTile, int kNOfTile, int kBlocksOfStage>
 struct Fp8Tile {
   static constexpr int kTokens = kTokensOfTile, kN = kNOfTile;
+  static constexpr int kBlocks =
+      kBlocksOfStage;  ///< of columns in a stage: all of W, then all of x
   static constexpr int kGroups = kTokens > 64 ? 2 : 1;
   static constexpr int kWaves = kTokens > 128 ? 2 : 1;
+  static_assert(kBlocks == 1 || kWaves == 1);
   static constexpr int kWarps = 4 * kGroups;  ///< that multiply
   static constexpr int kThreads = 128 * (kGroups + 1);
   static constexpr int kWBytes = kN * 128, kXBytes = kTokens * 128;
   /// Scales of x lie behind the operands of all stages, which need an alignment of 1024.
-  static constexpr int kStageBytes = kWBytes + kXBytes;
+  static constexpr int kStageBytes = kBlocks * (kWBytes + kXBytes);
   /// Outputs of 16 tokens on their way out, a wave of a warp: panels of up to 128 bytes a row.
   static constexpr int kStoringWarps = kTokens < 64 ? kTokens / 16 : kWarps;
   static constexpr int kPanelBytes = kN < 64 ? kN * 2 : 128;  ///< of a row
@@ -57,7 +63,8 @@ struct Fp8Tile {
   static constexpr int kLeft =
       (226 << 10) - kStoringWarps * kWaves * kOutBytes - kBytesBeyond - 2048;
   static constexpr int kMostStages = 32;
-  static constexpr int kStages = std::min(kMostStages, kLeft / (kStageBytes + kTokens * 4));
+  static constexpr int kStages =
+      std::min(kMostStages, kLeft / (kStageBytes + kBlocks * kTokens * 4));
   static_assert(kStages >= 3);
 };
 
@@ -71,8 +78,8 @@ struct Fp8Shared {
   alignas(1024) std::byte ring[Tile::kStages][Tile::kStageBytes];
   alignas(1024) std::byte out[Tile::kStoringWarps][Tile::kWaves][Tile::kOutBytes];
   alignas(128) std::byte beyond[Tile::kBytesBeyond + 16];
-  alignas(128) float scales[Tile::kStages][Tile::kTokens];
-  float w_scales[Tile::kStages];
+  alignas(128) float scales[Tile::kStages][Tile::kBlocks * Tile::kTokens];
+  float w_scales[Tile::kStages][Tile::kBlocks];
   /// Of a tile, there before the first stage of it. Whoever copies is at most kStages tiles ahead.
   Fp8Work works[Tile::kStages + 1];
   uint64_t full[Tile::kStages], empty[Tile::kStages];
@@ -123,40 +130,63 @@ struct WScales {
 };
 
 /// Asks for a tile's blocks of columns and adds what else a warpgroup must know; a warp calls.
-/// `first`: of this block of threads; W does not depend on earlier kernels, so as much of it as
-/// fits is asked for before they have ended.
+/// `first`: of this block of threads; W does not depend on earlier kernels, so some of it is asked
+/// for before they have ended, but not so much that x of the first stage waits behind it.
 template <typename Tile, typename Place>
-__device__ __forceinline__ void copy_tile(const Fp8Item& item, const Fp8Work& work, Fp8Work& to,
-                                          int tile_tokens, bool first, Fp8Shared<Tile>& shared,
-                                          Place& place) {
-  const uint32_t bytes = Tile::kWBytes + static_cast<uint32_t>(tile_tokens) * (128 + 4);
+__device__ __forceinline__ void copy_tile(const Fp8Batch& batch, const Fp8Work& work, Fp8Work& to,
+                                          bool first, Fp8Shared<Tile>& shared, Place& place) {
+  constexpr int kBlocks = Tile::kBlocks;
+  const Fp8Item& item = batch.items[work.item];
+  const int tile_tokens = batch.tile_tokens, pitch = batch.scale_pitch;
+  const uint32_t bytes = kBlocks * (Tile::kWBytes + static_cast<uint32_t>(tile_tokens) * 128 +
+                                    static_cast<uint32_t>(pitch) * 4);
   const auto ask_for_w = [&](int block, int stage) {
-    sm90::copy_box(sm80::shared_address(shared.ring[stage]), item.w_map, block * 128, work.row0,
-                   sm80::shared_address(&shared.full[stage]));
+    const uint32_t ring = sm80::shared_address(shared.ring[stage]),
+                   full = sm80::shared_address(&shared.full[stage]);
+    if constexpr (kBlocks == 1) {
+      sm90::copy_box(ring, item.w_map, block * 128, work.row0, full);
+    } else {
+      sm90::copy_box(ring, item.w_map, 0, work.row0, block, full);
+    }
   };
-  const int early = first ? min(Tile::kStages, work.blocks) : 0;
+  const int early = first ? min(kEarlyStages * kBlocks, work.blocks) : 0;
   if (sm90::elect()) {
-    for (int i = 0; i < early; ++i) ask_for_w(i, i);
+    for (int i = 0; i < early; i += kBlocks) ask_for_w(i, i / kBlocks);
   }
   WScales w_scales(item.w, work);
   if (first) sm90::wait_for_kernels_before();
   const float* scale = item.x_scale + work.token0;
-  for (int i = 0; i < work.blocks; ++i) {
+  for (int i = 0; i < work.blocks; i += kBlocks) {
     const uint32_t full = sm80::shared_address(&shared.full[place.stage]);
     if (i >= early)
       sm90::mbarrier_wait(sm80::shared_address(&shared.empty[place.stage]), place.phase ^ 1);
-    const float w_scale = w_scales.of_block(i);
+    float w_scale[kBlocks];
+#pragma unroll
+    for (int b = 0; b < kBlocks; ++b) w_scale[b] = w_scales.of_block(i + b);
     if (sm90::elect()) {
       if (i >= early) ask_for_w(i, place.stage);
-      sm90::copy_box(sm80::shared_address(shared.ring[place.stage]) + Tile::kWBytes, item.x_map,
-                     i * 128, work.token0, full);
-      sm90::copy_bulk(sm80::shared_address(shared.scales[place.stage]), scale,
-                      static_cast<uint32_t>(tile_tokens) * 4, full);
+      const uint32_t x = sm80::shared_address(shared.ring[place.stage]) + kBlocks * Tile::kWBytes,
+                     scales = sm80::shared_address(shared.scales[place.stage]);
+      if constexpr (kBlocks == 1) {
+        sm90::copy_box(x, item.x_map, i * 128, work.token0, full);
+      } else {
+        sm90::copy_box(x, item.x_map, 0, work.token0, i, full);
+      }
+      if (kBlocks > 1 && pitch == item.x_scale_stride) {  // one tile of tokens: in one piece
+        sm90::copy_bulk(scales, scale, static_cast<uint32_t>(kBlocks * pitch) * 4, full);
+      } else {
+#pragma unroll
+        for (int b = 0; b < kBlocks; ++b) {
+          sm90::copy_bulk(scales + b * pitch * 4, scale + b * item.x_scale_stride,
+                          static_cast<uint32_t>(pitch) * 4, full);
+        }
+      }
       if (i == 0) to = work;
-      shared.w_scales[place.stage] = w_scale;
+#pragma unroll
+      for (int b = 0; b < kBlocks; ++b) shared.w_scales[place.stage][b] = w_scale[b];
       sm90::mbarrier_arrive_expecting(full, bytes);
     }
-    scale += item.x_scale_stride;
+    scale += kBlocks * item.x_scale_stride;
     place.advance();
   }
 }
@@ -173,12 +203,15 @@ struct Fp8Role {
   uint32_t full, empty;           ///< of the first stage
   uint32_t scales, w_scales;      ///< the same; scales: of this lane's first token
   uint64_t w_operand, x_operand;  ///< of the first stage; of this warpgroup's tokens
+  uint32_t x_panel, scale_panel;  ///< from a block of a stage to the next: in an operand, in bytes
   int warp, lane;                 ///< of all that multiply
 
   template <typename Tile>
-  __device__ __forceinline__ static Fp8Role of(const Fp8Shared<Tile>& shared, int warp) {
+  __device__ __forceinline__ static Fp8Role of(const Fp8Batch& batch, const Fp8Shared<Tile>& shared,
+                                               int warp) {
     const int lane = static_cast<int>(threadIdx.x) % 32;
     const uint32_t ring = same(sm80::shared_address(shared.ring));
+    const uint32_t x = ring + Tile::kBlocks * Tile::kWBytes;
     const int group_token = warp / 4 * Tile::kWaves * 64;
     return {.full = same(sm80::shared_address(shared.full)),
             .empty = same(sm80::shared_address(shared.empty)),
@@ -186,7 +219,9 @@ struct Fp8Role {
                       (group_token + warp % 4 * 16 + lane / 4) * 4,
             .w_scales = same(sm80::shared_address(shared.w_scales)),
             .w_operand = sm90::fp8_operand(ring),
-            .x_operand = sm90::fp8_operand(ring + Tile::kWBytes + group_token * 128),
+            .x_operand = sm90::fp8_operand(x + group_token * 128),
+            .x_panel = static_cast<uint32_t>(sm90::operand_offset(batch.tile_tokens * 128)),
+            .scale_panel = static_cast<uint32_t>(batch.scale_pitch) * 4,
             .warp = warp,
             .lane = lane};
   }
@@ -209,18 +244,42 @@ __device__ __forceinline__ void start_products(const Fp8Role& role, int stage, i
   sm90::wgmma_commit();
 }
 
-/// Scales of the tokens of rows g and g + 8 of every wave of a stage, times that of W.
+/// Products of all blocks of columns of a stage, each with its own sums.
+template <typename Tile>
+__device__ __forceinline__ void start_products(const Fp8Role& role, int stage,
+                                               float (&sums)[Tile::kBlocks][Tile::kN / 2]) {
+  const uint32_t place = stage * static_cast<uint32_t>(sm90::operand_offset(Tile::kStageBytes));
+  sm90::wgmma_fence();
+  using Product = sm90::Fp8Product<Tile::kN>;
+#pragma unroll
+  for (int k = 0; k < 4; ++k) {
+#pragma unroll
+    for (int block = 0; block < Tile::kBlocks; ++block) {
+      const uint64_t a = sm90::operand_at(
+          role.x_operand, place + block * role.x_panel + sm90::operand_offset(32 * k));
+      const uint64_t b = sm90::operand_at(
+          role.w_operand, place + sm90::operand_offset(block * Tile::kWBytes + 32 * k));
+      k == 0 ? Product::template run<false>(sums[block], a, b)
+             : Product::template run<true>(sums[block], a, b);
+    }
+  }
+  sm90::wgmma_commit();
+}
+
+/// Scales of the tokens of rows g and g + 8 of every wave and block of a stage, times those of W.
 template <typename Tile>
 struct Fp8Scales {
-  float2 of_wave[Tile::kWaves];
+  float2 of[Tile::kBlocks * Tile::kWaves];
 
   __device__ __forceinline__ void read(const Fp8Role& role, int stage) {
-    const float w = __uint_as_float(sm90::load_shared(role.w_scales + stage * 4));
+    const uint32_t from = role.scales + stage * (Tile::kBlocks * Tile::kTokens * 4);
 #pragma unroll
-    for (int wave = 0; wave < Tile::kWaves; ++wave) {
-      const uint32_t from = role.scales + (stage * Tile::kTokens + wave * 64) * 4;
-      of_wave[wave] = {__uint_as_float(sm90::load_shared(from)) * w,
-                       __uint_as_float(sm90::load_shared(from + 32)) * w};
+    for (int i = 0; i < Tile::kBlocks * Tile::kWaves; ++i) {
+      const int w_at = stage * Tile::kBlocks + i / Tile::kWaves;
+      const uint32_t tokens = from + (Tile::kBlocks > 1 ? i * role.scale_panel : i * (64 * 4));
+      const float w = __uint_as_float(sm90::load_shared(role.w_scales + w_at * 4));
+      of[i] = {__uint_as_float(sm90::load_shared(tokens)) * w,
+               __uint_as_float(sm90::load_shared(tokens + 32)) * w};
     }
   }
 };
@@ -258,17 +317,18 @@ __device__ __forceinline__ void multiply_tile(int blocks, const Fp8Role& role, P
     for (float& total : wave) total = 0;
   }
   if constexpr (Tile::kWaves == 1) {
-    float even[Tile::kN / 2], odd[Tile::kN / 2];
+    float even[Tile::kBlocks][Tile::kN / 2], odd[Tile::kBlocks][Tile::kN / 2];
     Fp8Scales<Tile> before{}, now{};
     int stage_before = 0;
-    const auto start = [&](float(&sums)[Tile::kN / 2]) {
+    const auto start = [&](float(&sums)[Tile::kBlocks][Tile::kN / 2]) {
       sm90::mbarrier_wait(role.full + place.stage * 8, place.phase);
       now.read(role, place.stage);
-      start_products<Tile>(role, place.stage, 0, sums);
+      start_products<Tile>(role, place.stage, sums);
     };
-    const auto finish = [&](float(&sums)[Tile::kN / 2]) {
+    const auto finish = [&](float(&sums)[Tile::kBlocks][Tile::kN / 2]) {
       release_stage(role, stage_before);
-      promote(totals[0], sums, before.of_wave[0]);
+#pragma unroll
+      for (int i = 0; i < Tile::kBlocks; ++i) promote(totals[0], sums[i], before.of[i]);
     };
     const auto step_on = [&] {
       before = now;
@@ -277,8 +337,9 @@ __device__ __forceinline__ void multiply_tile(int blocks, const Fp8Role& role, P
     };
     start(even);
     step_on();
-    for (int block = 1;; ++block) {
-      if (block == blocks) {
+    const int stages = blocks / Tile::kBlocks;
+    for (int i = 1;; ++i) {
+      if (i == stages) {
         sm90::wgmma_wait<0>();
         finish(even);
         break;
@@ -287,7 +348,7 @@ __device__ __forceinline__ void multiply_tile(int blocks, const Fp8Role& role, P
       sm90::wgmma_wait<1>();
       finish(even);
       step_on();
-      if (++block == blocks) {
+      if (++i == stages) {
         sm90::wgmma_wait<0>();
         finish(odd);
         break;
@@ -315,7 +376,7 @@ __device__ __forceinline__ void multiply_tile(int blocks, const Fp8Role& role, P
         }
         sm90::wgmma_wait<0>();
         if (last) release_stage(role, stage);
-        promote(totals[wave], sums, scales.of_wave[wave]);
+        promote(totals[wave], sums, scales.of[wave]);
       }
     }
   }
@@ -399,15 +460,14 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
     if (warp == Tile::kWarps) {
       for (int tile = first; tile < tiles; tile += step) {
         const Fp8Work work = find_work<Tile>(batch, tile);
-        copy_tile<Tile>(batch.items[work.item], work, shared.works[work_place.stage],
-                        batch.tile_tokens, tile == first, shared, place);
+        copy_tile<Tile>(batch, work, shared.works[work_place.stage], tile == first, shared, place);
         work_place.advance();
       }
     }
     return;
   }
   if constexpr (Tile::kGroups == 2) sm90::increase_registers<kMultiplyRegisters>();
-  const Fp8Role role = Fp8Role::of(shared, warp);
+  const Fp8Role role = Fp8Role::of(batch, shared, warp);
   for (int tile = first; tile < tiles; tile += step) {
     sm90::mbarrier_wait(role.full + place.stage * 8, place.phase);
     const Fp8Work& given = shared.works[work_place.stage];
@@ -430,26 +490,37 @@ bool maps_out(const Fp8Item& item, int n) {
          reinterpret_cast<uintptr_t>(item.out) % 16 == 0;
 }
 
-template <int kTokens, int kN>
+template <int kTokens, int kN, int kBlocks>
 void launch_tiles(Fp8Batch& batch, int64_t most_tokens, cudaStream_t stream) {
-  using Tile = Fp8Tile<kTokens, kN>;
+  using Tile = Fp8Tile<kTokens, kN, kBlocks>;
   constexpr int kBytes = static_cast<int>(sizeof(Fp8Shared<Tile>));
   static_assert(kBytes <= 227 << 10);
   batch.tile_tokens = static_cast<int32_t>(std::min<int64_t>(kTokens, round_up(most_tokens, 8)));
+  batch.scale_pitch = kBlocks > 1 && batch.items[0].x_scale_stride <= kTokens
+                          ? static_cast<int32_t>(batch.items[0].x_scale_stride)
+                          : batch.tile_tokens;
   int64_t tiles = 0;
   for (int i = 0; i < batch.count; ++i) {
     Fp8Item& item = batch.items[i];
     item.first_tile = static_cast<int32_t>(tiles);
     tiles += ceil_div(item.w.rows, kN) * ceil_div(item.tokens, kTokens);
-    item.w_map = byte_map(item.w.data, item.w.row_bytes, item.w.rows, item.w.cols, kN, true);
     item.out_mapped = maps_out(item, kN);
     if (item.out_mapped) {
       const int64_t elem_bytes = item.out_scale == nullptr ? 2 : 1;
       item.out_map = byte_map(item.out, item.out_stride * elem_bytes, item.tokens,
                               item.w.rows * elem_bytes, 16, true);
     }
-    item.x_map = byte_map(item.x, item.x_stride, item.tokens, round_up(item.w.cols, kFp8BlockCols),
-                          batch.tile_tokens, true);
+    if (kBlocks == 1) {
+      item.w_map = byte_map(item.w.data, item.w.row_bytes, item.w.rows, item.w.cols, kN, true);
+      item.x_map = byte_map(item.x, item.x_stride, item.tokens,
+                            round_up(item.w.cols, kFp8BlockCols), batch.tile_tokens, true);
+    } else {
+      const int64_t blocks = item.w.cols / kFp8BlockCols;
+      item.w_map = byte_map_3d(item.w.data, item.w.row_bytes, kFp8BlockCols, blocks, item.w.rows,
+                               kFp8BlockCols, kN, kBlocks);
+      item.x_map = byte_map_3d(item.x, item.x_stride, kFp8BlockCols, blocks, item.tokens,
+                               kFp8BlockCols, batch.tile_tokens, kBlocks);
+    }
   }
   const auto blocks = static_cast<unsigned>(std::min<int64_t>(tiles, num_multiprocessors()));
   launch<sm90_linear_fp8<Tile>>({dim3(blocks), Tile::kThreads, kBytes}, stream, batch,
@@ -457,17 +528,17 @@ void launch_tiles(Fp8Batch& batch, int64_t most_tokens, cudaStream_t stream) {
 }
 
 struct Fp8TileChoice {
-  int tokens, n;
+  int tokens, n, blocks;
   void (*launch)(Fp8Batch&, int64_t most_tokens, cudaStream_t);
 };
-template <int kTokens, int kN>
+template <int kTokens, int kN, int kBlocks = 1>
 constexpr Fp8TileChoice choice() {
-  return {kTokens, kN, launch_tiles<kTokens, kN>};
+  return {kTokens, kN, kBlocks, launch_tiles<kTokens, kN, kBlocks>};
 }
 /// The first of the cheapest is taken.
-constexpr Fp8TileChoice kTiles[] = {choice<16, 128>(),  choice<16, 64>(),  choice<16, 32>(),
-                                    choice<64, 128>(),  choice<64, 64>(),  choice<64, 32>(),
-                                    choice<128, 128>(), choice<128, 64>(), choice<128, 32>(),
+constexpr Fp8TileChoice kTiles[] = {choice<16, 32, 4>(), choice<16, 64, 2>(), choice<16, 128>(),
+                                    choice<64, 32, 4>(), choice<64, 64, 2>(), choice<64, 128>(),
+                                    choice<128, 128>(),  choice<128, 64>(),   choice<128, 32>(),
                                     choice<256, 128>()};
 
 /// Clocks for 128 columns of everything, about, as measured: W from memory, operands from L2, or
@@ -484,18 +555,27 @@ int64_t cost(const Fp8Batch& batch, const Fp8TileChoice& tile) {
   }
   const int64_t box = std::min<int64_t>(tile.tokens, most_tokens);
   const int64_t tensor = int64_t{std::max(64, tile.tokens)} * tile.n / 32;
-  const int64_t step = tile.tokens > 128 ? tensor * 11 / 8
-                                         : std::max(tensor * 5 / 4, 170 + 2 * tile.n + box * 4 / 5);
+  const int64_t step = tile.tokens > 128
+                           ? tensor * 11 / 8
+                           : std::max(tensor * 5 / 4, 170 / tile.blocks + 2 * tile.n + box * 4 / 5);
   const int64_t multiprocessors = num_multiprocessors();
   const int64_t waves = ceil_div(tiles, multiprocessors);
-  // Bytes a clock: a multiprocessor takes 32 of W, memory gives 1850, less in short boxes, L2 7000.
-  const int64_t memory =
-      std::min<int64_t>(tile.n < 64 ? 1450 : 1850, 32 * std::min(tiles, multiprocessors));
+  // Bytes a clock: a multiprocessor takes 29 of W, memory gives 1850, L2 7000.
+  const int64_t memory = std::min<int64_t>(1850, 29 * std::min(tiles, multiprocessors));
   constexpr int64_t kL2 = 7000, kTileEnd = 1600;
   const int64_t token_tiles = ceil_div(most_tokens, tile.tokens);
   return std::max({rows * 128 / memory, tiles * (tile.n + box) * 128 / kL2, waves * step}) +
          waves * kTileEnd / steps + 16 * token_tiles +
          (token_tiles * tile.tokens - most_tokens) / 16;
+}
+
+/// Whether K is whole stages of that many blocks of columns.
+bool takes(const Fp8Batch& batch, const Fp8TileChoice& tile) {
+  if (tile.blocks == 1) return true;
+  for (int i = 0; i < batch.count; ++i) {
+    if (batch.items[i].w.cols % (tile.blocks * kFp8BlockCols) != 0) return false;
+  }
+  return true;
 }
 
 }  // namespace
@@ -511,7 +591,7 @@ void launch_linear_sm90_fp8(Fp8Batch& batch, cudaStream_t stream) {
   for (int i = 0; i < batch.count; ++i)
     writes_codes = writes_codes || batch.items[i].out_scale != nullptr;
   for (const Fp8TileChoice& tile : kTiles) {
-    if (writes_codes && tile.n != kQuantiseGroup) continue;
+    if (!takes(batch, tile) || (writes_codes && tile.n != kQuantiseGroup)) continue;
     const int64_t clocks = cost(batch, tile);
     if (best != nullptr && clocks >= fewest_clocks) continue;
     best = &tile;

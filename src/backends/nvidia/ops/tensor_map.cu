@@ -21,10 +21,11 @@ EncodeTiled encode_tiled() {
 }
 
 CUtensorMap map_of(const void* data, int dims, const cuuint64_t* sizes, const cuuint64_t* strides,
-                   int box_rows, bool swizzle) {
+                   int box_rows, int box_matrices, bool swizzle) {
   static const EncodeTiled encode = encode_tiled();
   CUtensorMap map;
-  const cuuint32_t box[3] = {128, static_cast<cuuint32_t>(box_rows), 1};
+  const cuuint32_t box[3] = {128, static_cast<cuuint32_t>(box_rows),
+                             static_cast<cuuint32_t>(box_matrices)};
   const cuuint32_t steps[3] = {1, 1, 1};
   const CUresult result =
       encode(&map, CU_TENSOR_MAP_DATA_TYPE_UINT8, static_cast<cuuint32_t>(dims),
@@ -41,16 +42,17 @@ CUtensorMap byte_map(const void* data, int64_t row_stride, int64_t rows, int64_t
                      int box_rows, bool swizzle) {
   const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(row_bytes), static_cast<cuuint64_t>(rows)};
   const cuuint64_t strides[1] = {static_cast<cuuint64_t>(row_stride)};
-  return map_of(data, 2, sizes, strides, box_rows, swizzle);
+  return map_of(data, 2, sizes, strides, box_rows, 1, swizzle);
 }
 
 CUtensorMap byte_map_3d(const void* data, int64_t row_stride, int64_t matrix_stride,
-                        int64_t matrices, int64_t rows, int64_t row_bytes, int box_rows) {
+                        int64_t matrices, int64_t rows, int64_t row_bytes, int box_rows,
+                        int box_matrices) {
   const cuuint64_t sizes[3] = {static_cast<cuuint64_t>(row_bytes), static_cast<cuuint64_t>(rows),
                                static_cast<cuuint64_t>(matrices)};
   const cuuint64_t strides[2] = {static_cast<cuuint64_t>(row_stride),
                                  static_cast<cuuint64_t>(matrix_stride)};
-  return map_of(data, 3, sizes, strides, box_rows, true);
+  return map_of(data, 3, sizes, strides, box_rows, box_matrices, true);
 }
 
 }  // namespace dsv4::nvidia

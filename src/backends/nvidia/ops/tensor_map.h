@@ -13,8 +13,10 @@ namespace dsv4::nvidia {
 CUtensorMap byte_map(const void* data, int64_t row_stride, int64_t rows, int64_t row_bytes,
                      int box_rows, bool swizzle);
 
-/// Matrices of bytes that lie `matrix_stride` bytes apart, swizzled, in boxes of one of them.
+/// Matrices of bytes that lie `matrix_stride` bytes apart, swizzled, in boxes of `box_matrices` of
+/// them.
 CUtensorMap byte_map_3d(const void* data, int64_t row_stride, int64_t matrix_stride,
-                        int64_t matrices, int64_t rows, int64_t row_bytes, int box_rows);
+                        int64_t matrices, int64_t rows, int64_t row_bytes, int box_rows,
+                        int box_matrices = 1);
 
 }  // namespace dsv4::nvidia
