@@ -7,10 +7,9 @@
 //           scale of W and, once a tile, which one it is; blocks stride over tiles, tokens fastest
 //           within bands. Outputs leave by the copy engine under the next tile's products
 // Budget    few tokens: bytes of W, x once a tile from L2; a stage of one block of 128 columns
-// takes
-//           230 clocks for 32 rows of W, 430 for 128, of which 170 are not products: narrow tiles
-//           have two or four blocks a stage. Many: 128 x 128 x 128 columns are 512 clocks of the
-//           tensor cores, 32 KB from L2 = 64 B a clock, five stages of them; 256 x 128: 1024
+//           takes 230 clocks for 32 rows of W, 430 for 128, of which 170 are not products: narrow
+//           tiles have two or four blocks a stage. Many: 128 x 128 x 128 columns are 512 clocks of
+//           the tensor cores, 32 KB from L2 = 64 B a clock, five stages of them; 256 x 128: 1024
 //           clocks, 47 B a clock, three. 128 FFMA a scheduler and 512 clocks for the promotion,
 //           under other products. At 4096 tokens power holds an H200 at 1.45 GHz of 1.98: what
 //           counts is work, and idle clocks
@@ -45,8 +44,8 @@ constexpr int kBandTiles = 16;   // of tokens, that blocks go through before the
 template <int kTokensOfTile, int kNOfTile, int kBlocksOfStage>
 struct Fp8Tile {
   static constexpr int kTokens = kTokensOfTile, kN = kNOfTile;
-  static constexpr int kBlocks =
-      kBlocksOfStage;  ///< of columns in a stage: all of W, then all of x
+  /// Of columns in a stage: all of W, then all of x.
+  static constexpr int kBlocks = kBlocksOfStage;
   static constexpr int kGroups = kTokens > 64 ? 2 : 1;
   static constexpr int kWaves = kTokens > 128 ? 2 : 1;
   static_assert(kBlocks == 1 || kWaves == 1);
