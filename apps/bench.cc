@@ -18,6 +18,9 @@
 namespace dsv4::cli {
 namespace {
 
+// Of a case, and tokens that they decode beyond its context.
+constexpr int kMaxRepeats = 64, kMaxAttempts = 4, kMaxTokens = kMaxRepeats * kMaxAttempts;
+
 struct Options {
   CommonOptions common;
   std::string config = "configs/v4-flash.json";
@@ -203,14 +206,13 @@ struct Result {
 Result measure(const Options& options, const ModelConfig& config, const std::string& kind_name,
                int64_t context, int64_t tokens, int64_t batch) {
   const LayerKind kind = layer_kind_of(config, kind_name);
-  constexpr int kMaxRepeats = 64;
   const int64_t fill_chunk = std::min<int64_t>(4096, context);
   EngineOptions engine_options = options.engine_options(
       {static_cast<int>(std::max(tokens * batch, tokens == 1 ? batch : fill_chunk)),
-       static_cast<int>(batch), context + kMaxRepeats + 1});
+       static_cast<int>(batch), context + kMaxTokens + 1});
   if (tokens == 1)
     engine_options.limits.max_tokens = static_cast<int>(std::max<int64_t>(batch, 256));
-  engine_options.total_tokens = batch * (context + kMaxRepeats + 256);
+  engine_options.total_tokens = batch * (context + kMaxTokens + 256);
   const FormulaStorage storage = engine_options.numerics.quantise_linear_input
                                      ? FormulaStorage::kReleased
                                      : FormulaStorage::kBf16Values;
@@ -256,27 +258,36 @@ Result measure(const Options& options, const ModelConfig& config, const std::str
   result.batch = batch;
   result.tokens = tokens;
   result.work = work_of(config, kind, layer->options().numerics, context, tokens, batch);
-  result.limits = layer->device().measure_limits();
-  once();
-  rewind();
-  steps.take();
   std::vector<double> times;
   std::vector<std::map<std::string, double>> breakdown;
-  const double begin = now();
-  while (static_cast<int>(times.size()) < kMaxRepeats - 1 &&
-         (times.size() < 5 || now() - begin < options.seconds)) {
-    times.push_back(once());
-    breakdown.push_back(steps.take());
+  // The machine may be shared, and be another one in a second: limits are measured before and
+  // after, the better ones count, and where they lie apart the case is repeated.
+  for (int attempt = 1; attempt <= kMaxAttempts; ++attempt) {
+    const DeviceLimits before = layer->device().measure_limits();
+    once();
     rewind();
+    steps.take();
+    times.clear();
+    breakdown.clear();
+    const double begin = now();
+    while (static_cast<int>(times.size()) < kMaxRepeats - 1 &&
+           (times.size() < 5 || now() - begin < options.seconds)) {
+      times.push_back(once());
+      breakdown.push_back(steps.take());
+      rewind();
+    }
+    const DeviceLimits after = layer->device().measure_limits();
+    bool alike = true;
+    for (const auto limit :
+         {&DeviceLimits::read_bytes_per_second, &DeviceLimits::f32_flops_per_second,
+          &DeviceLimits::bf16_flops_per_second}) {
+      const double worse = std::min(before.*limit, after.*limit);
+      const double better = std::max(before.*limit, after.*limit);
+      result.limits.*limit = better;
+      alike = alike && worse >= 0.85 * better;
+    }
+    if (alike) break;
   }
-  // The machine may be shared: the yardstick is the better of before and after.
-  const DeviceLimits after = layer->device().measure_limits();
-  result.limits.read_bytes_per_second =
-      std::max(result.limits.read_bytes_per_second, after.read_bytes_per_second);
-  result.limits.f32_flops_per_second =
-      std::max(result.limits.f32_flops_per_second, after.f32_flops_per_second);
-  result.limits.bf16_flops_per_second =
-      std::max(result.limits.bf16_flops_per_second, after.bf16_flops_per_second);
   std::vector<double> sorted = times;
   std::sort(sorted.begin(), sorted.end());
   const auto quantile = [&](double q) {
@@ -332,7 +343,7 @@ int run(Options& options) {
   const ModelConfig config = ModelConfig::load(options.config);
   for (const std::string& kind : options.kinds) layer_kind_of(config, kind);
   for (int64_t context : options.contexts) {
-    if (context < 2 || context + 64 > INT32_MAX) {
+    if (context < 2 || context + kMaxTokens > INT32_MAX) {
       fail(ErrorCode::kInvalidArgument, "--contexts ", context, ", expected 2 or more");
     }
   }
