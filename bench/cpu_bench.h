@@ -63,7 +63,7 @@ inline double now(const Options& options) {
   return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
 }
 
-/// Zeroed memory, as a device allocates it; lives as long as the program.
+/// Zeroed memory, as a device allocates it; free it with std::free, or never.
 inline std::byte* zeroed_bytes(int64_t bytes) {
   DSV4_CHECK(bytes >= 0);
   void* data = allocate_host_memory(bytes);

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <initializer_list>
 #include <utility>
 
 #if defined(__x86_64__)
@@ -13,8 +12,10 @@ namespace dsv4::cpu {
 namespace {
 
 #if defined(__x86_64__)
+using Needs = std::vector<std::pair<bool, const char*>>;
+
 // "needs a, b" of the names that are missing.
-std::string missing(std::initializer_list<std::pair<bool, const char*>> needs) {
+std::string missing(const Needs& needs) {
   std::string out;
   for (const auto& [has, name] : needs) {
     if (!has) out += (out.empty() ? "needs " : ", ") + std::string(name);
@@ -27,6 +28,16 @@ bool has_f16c() {
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
   return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
 }
+
+// What every file of AVX-512 needs, and `more`.
+Needs avx512_and(const Needs& more) {
+  Needs all{{__builtin_cpu_supports("avx512f"), "avx512f"},
+            {__builtin_cpu_supports("avx512bw"), "avx512bw"},
+            {__builtin_cpu_supports("avx512dq"), "avx512dq"},
+            {__builtin_cpu_supports("avx512vl"), "avx512vl"}};
+  all.insert(all.end(), more.begin(), more.end());
+  return all;
+}
 #endif
 
 }  // namespace
@@ -38,27 +49,16 @@ std::string why_not_avx2() {
                   {has_f16c(), "f16c"}});
 }
 std::string why_not_avx512() {
-  return missing({{__builtin_cpu_supports("avx512f"), "avx512f"},
-                  {__builtin_cpu_supports("avx512bw"), "avx512bw"},
-                  {__builtin_cpu_supports("avx512dq"), "avx512dq"},
-                  {__builtin_cpu_supports("avx512vl"), "avx512vl"}});
+  return missing(avx512_and({}));
 }
 std::string why_not_avx512vnni() {
-  return missing({{__builtin_cpu_supports("avx512f"), "avx512f"},
-                  {__builtin_cpu_supports("avx512bw"), "avx512bw"},
-                  {__builtin_cpu_supports("avx512dq"), "avx512dq"},
-                  {__builtin_cpu_supports("avx512vl"), "avx512vl"},
-                  {__builtin_cpu_supports("avx512vnni"), "avx512_vnni"}});
+  return missing(avx512_and({{__builtin_cpu_supports("avx512vnni"), "avx512_vnni"}}));
 }
 std::string why_not_avx512bf16() {
   // VBMI for the byte permutes: Cooper Lake has the dot product without it.
-  return missing({{__builtin_cpu_supports("avx512f"), "avx512f"},
-                  {__builtin_cpu_supports("avx512bw"), "avx512bw"},
-                  {__builtin_cpu_supports("avx512dq"), "avx512dq"},
-                  {__builtin_cpu_supports("avx512vl"), "avx512vl"},
-                  {__builtin_cpu_supports("avx512vnni"), "avx512_vnni"},
-                  {__builtin_cpu_supports("avx512vbmi"), "avx512vbmi"},
-                  {__builtin_cpu_supports("avx512bf16"), "avx512_bf16"}});
+  return missing(avx512_and({{__builtin_cpu_supports("avx512vnni"), "avx512_vnni"},
+                             {__builtin_cpu_supports("avx512vbmi"), "avx512vbmi"},
+                             {__builtin_cpu_supports("avx512bf16"), "avx512_bf16"}}));
 }
 std::string cpu_maker() {
   unsigned eax = 0, name[3] = {};

@@ -16,6 +16,7 @@ namespace dsv4::cpu {
 namespace {
 
 constexpr int kItemTokens = 8;
+// Keys of an item at most, and of one of the last items of a call.
 constexpr int64_t kItemKeys = 4096;
 constexpr int64_t kLastItemKeys = 512;
 
@@ -38,12 +39,10 @@ class Cuts {
   Cuts(int64_t keys, int64_t runs, int threads) : keys_(keys) {
     const int64_t wanted = ceil_div(8 * threads, runs);
     large_ = std::clamp(round_up(ceil_div(keys, wanted), kKeyBlock), int64_t{kKeyBlock}, kItemKeys);
-    small_ = std::min(large_, kLastItemKeys);
-    const int64_t tail = runs == 1 ? large_ * threads : 0;
+    small_ = runs == 1 ? std::min(large_, kLastItemKeys) : large_;
+    const int64_t tail = runs == 1 ? large_ * threads : 0;  // cut small
     num_large_ = std::max<int64_t>(0, keys - tail) / large_;
-    const int64_t rest = keys - num_large_ * large_;
-    if (tail == 0) small_ = large_;
-    count_ = num_large_ + ceil_div(rest, small_);
+    count_ = num_large_ + ceil_div(keys - num_large_ * large_, small_);
   }
   int64_t count() const { return count_; }
   int64_t begin(int64_t cut) const {

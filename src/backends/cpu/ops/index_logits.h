@@ -8,8 +8,9 @@
 //                  heads are padded with zeros to a multiple of 16
 //             sum  tree over lanes (l, l+8), (l, l+4), (l, l+2), (l, l+1); times k_scale (FP8 only)
 //           each step one rounding, subnormals are zero (attend_arith.h); a NaN stays NaN
-// Tiling    item = (up to 8 tokens of one sequence, up to 4096 keys); blocks of 64 keys are
-//           converted once per item and used by its tokens
+// Tiling    item = (up to 8 tokens of one sequence, up to 4096 keys; 512 at the end of a
+//           call's only run of tokens); blocks of 64 keys are converted once per item and used by
+//           its tokens, whose queries a thread packs once
 // Budget    per key and token 64 x 128 x 2 FLOP = 256 VDPBF16PS; conversion of a key 10-20 cycles:
 //           4-8% of a decode step, 1% with 8 tokens; 132 B per key: 4 GB/s at full speed
 #pragma once
@@ -45,6 +46,11 @@ struct IndexKernel {
   void (*score)(const void* packed_q, const float* weights, const void* k, int count, int heads,
                 int dim, float* lanes, float* sums, const KeyRows* next);
 };
+
+/// The kernel whose functions are class K's.
+template <class K>
+inline constexpr IndexKernel kIndexKernel{
+    .elem_bytes = K::kElemBytes, .pack_q = K::pack_q, .load_keys = K::load_keys, .score = K::score};
 
 /// bf16: q is bf16, keys are kIndexFp8. mxfp4: q is bf16, keys are kIndexMxfp4 of kIndexTileDims
 /// dims. wide: everything, in f32.

@@ -1,7 +1,6 @@
 // Indexer scores on AVX-512 with VPDPBUSD for MXFP4 keys; all else is index_logits_avx512.cc. See
 // index_logits.h and index_logits_mxfp4-inl.h.
 #include "backends/cpu/ops/index_logits_mxfp4-inl.h"
-#include "backends/cpu/ops/index_logits_wide-inl.h"
 
 namespace dsv4::cpu {
 namespace {
@@ -33,15 +32,11 @@ struct Wide {
   }
 };
 using Mxfp4 = Mxfp4IndexKernel<Lanes16, Wide, 8, VnniInts>;
-constexpr IndexKernel kMxfp4{.elem_bytes = Mxfp4::kElemBytes,
-                             .pack_q = Mxfp4::pack_q,
-                             .load_keys = Mxfp4::load_keys,
-                             .score = Mxfp4::score};
 
 }  // namespace
 
 const IndexKernels& index_avx512vnni_kernels() {
-  static const IndexKernels kernels{nullptr, index_avx512_kernels().wide, &kMxfp4};
+  static const IndexKernels kernels{nullptr, index_avx512_kernels().wide, &kIndexKernel<Mxfp4>};
   return kernels;
 }
 

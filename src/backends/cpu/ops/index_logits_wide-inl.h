@@ -124,6 +124,7 @@ inline void tree_sums(const float* lanes, int count, float* sums) {
 template <class L, int kPassHeads, int kChains>
 struct WideIndexKernel {
   using F = typename L::F;
+  static constexpr int kElemBytes = 4;
   static constexpr int kVectors = kIndexLanes / L::kLanes;  // of the partial sums of a key
 
   /// Lanes of the pass that starts when `heads` heads are left.

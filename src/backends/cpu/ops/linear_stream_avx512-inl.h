@@ -1,10 +1,12 @@
 // linear, few rows of x: the weights are read once, converted in registers, never stored.
 //
-// Problem   y[m][n] = sum_k x[m][k] W[n][k] for up to 8 rows of x (f32: 4)
-// Tiling    4 rows of W x M <= 4 rows of x; from 5 on two passes, the second over W in L2 (8 x 2
-//           accumulators and one pass read x from L2). The rows come from distant stripes of the
-//           tile, row i of each: every stream that the prefetcher sees is then long and contiguous.
-//           Adjacent rows of K = 1024 defeat it and run three times slower on one thread.
+// Problem   y[m][n] = sum_k x[m][k] W[n][k] for up to 8 rows of x (f32: 4; FP8 of few columns: 16)
+// Tiling    4 rows of W x M <= 4 rows of x; more rows of x in passes of 4, of which all but the
+//           first find W in L2 (8 x 2 accumulators and one pass read x from L2). With 4 rows of x
+//           and FP8, the rows of a step lie in one block of scales. The rows of W come from distant
+//           stripes of the tile, row i of each: every stream that the prefetcher sees is then long
+//           and contiguous. Adjacent rows of K = 1024 defeat it and run three times slower on one
+//           thread.
 //           Blocks of K outermost would keep x in L1, but cut those streams short: 15-20% slower.
 // Budget    two threads that share memory leave about 14 cycles per 64 bytes; FP8, M = 1 takes 5.4
 //           with BF16 instructions, and about 10 (20 instructions, two ports) without
@@ -30,8 +32,7 @@ constexpr int kRows = 4;
 // ---- one kind of weight each: `add` adds 128 columns of kRows rows. From kPrefetchRows rows of x
 // on, a step takes long enough for the hardware prefetcher to fall behind.
 
-/// What a kind sees of kRows rows and M rows of x: `x` points to the group's columns of all of
-/// them.
+/// What a kind sees of kRows rows and M rows of x: `x` points to the group's columns of those M.
 template <int M, int kXBytes>
 struct Group {
   const std::byte* w[kRows];
@@ -96,7 +97,6 @@ struct Fp8Kind {
 };
 
 struct Fp4Kind {
-  static constexpr int kSharedScale = kPassRows + 1;
   static constexpr int kPrefetchRows = 1;
   static constexpr int kBitsPerColumn = 4;
   static constexpr int kXBytes = 2 * kPairVectors;
@@ -123,7 +123,6 @@ struct Fp4Kind {
 };
 
 struct Bf16Kind {
-  static constexpr int kSharedScale = kPassRows + 1;
   static constexpr int kPrefetchRows = 3;
   static constexpr int kBitsPerColumn = 16;
   static constexpr int kXBytes = 2 * kPairVectors;
@@ -147,7 +146,6 @@ struct Bf16Kind {
 // f32 products: x in f32, W in f32 or bf16.
 template <bool kWeightIsBf16>
 struct F32Kind {
-  static constexpr int kSharedScale = kPassRows + 1;
   static constexpr int kPrefetchRows = 3;
   static constexpr int kBitsPerColumn = kWeightIsBf16 ? 16 : 32;
   static constexpr int kXBytes = 4;
@@ -272,6 +270,13 @@ __attribute__((noinline)) void stream(const LinearTile& tile) {
   }
 }
 
+/// Whether the rows of W of a step must have one scale.
+template <typename Kind>
+constexpr bool shares_scale(int64_t rows) {
+  if constexpr (requires { Kind::kSharedScale; }) return rows >= Kind::kSharedScale;
+  return false;
+}
+
 template <typename Kind>
 void stream_rows(const LinearTile& tile) {
   using Kernel = void (*)(const LinearTile&);
@@ -279,10 +284,11 @@ void stream_rows(const LinearTile& tile) {
                                                  stream<Kind, 4>};
   constexpr int64_t kMinRows = 4 * kRows;
   const int64_t rows = tile.m_end - tile.m_begin;
-  if (rows <= kPassRows && rows < Kind::kSharedScale) return kKernels[rows - 1](tile);
+  const bool shared_scale = shares_scale<Kind>(rows);
+  if (rows <= kPassRows && !shared_scale) return kKernels[rows - 1](tile);
   const int64_t row_bytes = tile.w->row_stride * Kind::kBitsPerColumn / 8;
   int64_t step = std::bit_floor(static_cast<uint64_t>(std::max(kPassBytes / row_bytes, kMinRows)));
-  if (Kind::kSharedScale <= kPassRows) step = std::gcd(step, int64_t{tile.w->block_rows});
+  if (shared_scale) step = std::gcd(step, int64_t{tile.w->block_rows});
   LinearTile pass = tile;
   for (int64_t n = tile.n_begin; n < tile.n_end; n = pass.n_end) {
     pass.n_begin = n;

@@ -6,8 +6,8 @@
 // Order     ReductionGrid (ops/ops.h): blocks of rows_per_block rows, chains of blocks_per_chain
 //           compressed blocks, chain 0 starts with the window blocks; attend_rows.cuh walks them.
 //           A chain is one sum in one order, whatever CTAs add it up; chains that saw no row are
-//           left out, the others are merged in
-//           ascending order by merge_chains (attend_rows.cuh), in whatever kernel that happens.
+//           left out, the others are merged in ascending order by merge_chains
+//           (attend_rows.cuh), in whatever kernel that happens.
 //           sm90 has two parts in a chain of up to 64 heads (attend_sm90.h)
 // Grids     come from host numbers only (tokens, heads, max_entries), so that a captured graph
 //           stays right when lengths change

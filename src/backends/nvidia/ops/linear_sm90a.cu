@@ -2,8 +2,8 @@
 //
 // Problem   out[m, n] = sum_k x[m, k] W[n, k], W expanded to bf16, scale included
 // Tiling    128 (or 64) rows of W x kN tokens (16 .. 128). W is the A operand of wgmma from
-// registers (64
-//           rows a warpgroup), where it is expanded; tokens are its N. A thread asks the copy
+//           registers (64 rows a warpgroup), where it is expanded; tokens are its N.
+//           A thread asks the copy
 //           engine for W as stored, 128 bytes a row, and for x as prepared. Segments: a block = a
 //           tile's segment of K; a cluster of blocks shares K, sums are exchanged through
 //           distributed shared memory and added in ascending order. Walk: a block = a tile, all
