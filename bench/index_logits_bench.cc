@@ -18,17 +18,23 @@ struct Shape {
   const char* name;
   KvFormat format;
   int tokens;
-  int keys;  // of the first token; later ones see (their number / 4) more
+  int keys;      // of the first token; later ones see (their number / 4) more
+  int best = 0;  // how many scores of a token matter; 0: all
 };
 
 // 64 heads x 128 dims, one key per 4 tokens.
 constexpr Shape kShapes[] = {
     {"decode 1M context", KvFormat::kIndexFp8, 1, 262144},
+    {"decode 1M context, best 512", KvFormat::kIndexFp8, 1, 262144, 512},
+    {"decode 512k context, best 512", KvFormat::kIndexFp8, 1, 131072, 512},
     {"decode 1M context", KvFormat::kIndexMxfp4, 1, 262144},
     {"decode 1M context", KvFormat::kIndexF32, 1, 262144},
     {"decode 64k context", KvFormat::kIndexFp8, 1, 16384},
+    {"decode 64k context, best 512", KvFormat::kIndexFp8, 1, 16384, 512},
     {"decode 4k context", KvFormat::kIndexFp8, 1, 1024},
     {"prefill 64k context", KvFormat::kIndexFp8, 64, 16384},
+    {"prefill 64k context, best 512", KvFormat::kIndexFp8, 64, 16384, 512},
+    {"prefill 1M context, best 512", KvFormat::kIndexFp8, 64, 262144, 512},
     {"prefill 64k context", KvFormat::kIndexMxfp4, 64, 16384},
     {"prefill from 0", KvFormat::kIndexFp8, 2048, 0},
 };
@@ -86,10 +92,12 @@ void run(const Shape& shape, const Candidate& candidate, const Options& options,
   params.blocks = {table.data(), cache.num_blocks, cache.num_blocks, 4 * kRows};
   params.cache = cache;
   params.logits = Tensor(logits, DType::kF32, {tokens, width});
+  params.best = shape.best;
   ScratchLimits limits;
   limits.max_tokens = tokens;
   limits.index_heads = kHeads;
   limits.index_dim = kDim;
+  limits.index_topk = shape.best;
   limits.num_threads = options.threads;
   Arena arena = make_arena(index_logits_scratch_bytes(limits));
   Ops ops;

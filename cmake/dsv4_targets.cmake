@@ -15,7 +15,7 @@ set(DSV4_ISA_avx2 "-mavx2;-mfma;-mf16c")
 set(DSV4_ISA_avx512 "-mavx512f;-mavx512bw;-mavx512dq;-mavx512vl;-mfma;-mprefer-vector-width=512")
 set(DSV4_ISA_avx512vnni "${DSV4_ISA_avx512};-mavx512vnni")
 set(DSV4_ISA_avx512bf16
-    "-mavx512f;-mavx512bw;-mavx512dq;-mavx512vl;-mavx512vbmi;-mavx512bf16;-mfma;-mprefer-vector-width=512")
+    "-mavx512f;-mavx512bw;-mavx512dq;-mavx512vl;-mavx512vbmi;-mavx512vnni;-mavx512bf16;-mfma;-mprefer-vector-width=512")
 
 # g++ 12 warns inside its own avx512 headers about their undefined-value idiom.
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")

@@ -236,6 +236,7 @@ void DeepseekV4Attention::select(Step& step) const {
   }
   const bool maps_slots = ops().top_k_maps_slots;
   const int32_t rows_per_block = step.caches->compressed.rows_per_block;
+  const auto topk = static_cast<int32_t>(step.topk_indices.shape[1]);
   std::vector<float> scores;  // taps only
   for (int64_t begin = 0; begin < tokens; begin += step.logits.shape[0]) {
     const int64_t count = std::min<int64_t>(step.logits.shape[0], tokens - begin);
@@ -250,7 +251,8 @@ void DeepseekV4Attention::select(Step& step) const {
                           .max_end = max_end,
                           .blocks = plan.growing_blocks,
                           .cache = step.caches->index,
-                          .logits = logits},
+                          .logits = logits,
+                          .best = options.taps == nullptr ? topk : 0},
                          context);
     }
     {

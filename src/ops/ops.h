@@ -212,7 +212,8 @@ struct IndexQueryParams {
 };
 
 /// logits[t, j] = k_scale_j * sum_h w[t,h] * max(0, q[t,h] . k_j) for j in [0, end[t]); the rest of
-/// a row is not written.
+/// a row is not written. With `best` > 0 only scores matter that reach a token's `best`-th best: a
+/// NaN or anything smaller than that may stand for any other.
 struct IndexLogitsParams {
   ConstTensor q;  // q_out of index_query, rows of this tile
   ConstTensor weights;
@@ -222,6 +223,7 @@ struct IndexLogitsParams {
   BlockTable blocks;            // growing blocks; tokens_per_block / ratio rows per block
   CacheView cache;
   Tensor logits;  // [tile tokens, >= max_end] f32
+  int32_t best = 0;
 };
 
 /// What map_slots of the selection would write, where top_k does so itself (Ops::top_k_maps_slots).

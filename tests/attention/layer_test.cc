@@ -94,6 +94,29 @@ TEST(Heads, AnyCount) {
   }
 }
 
+// A tap sees every score of the indexer, and a step without one may leave out those that are not
+// chosen (IndexLogitsParams::best): long contexts with few chosen.
+TEST(Layer, ScoresThatNobodySeesDoNotMatter) {
+  class Ignore final : public TapSink {
+    void tap(std::string_view, const ConstTensor&) override {}
+  };
+  for (const LayerTarget& target : layer_targets()) {
+    if (!target.why_not().empty()) continue;
+    Numerics numerics = kServing;
+    numerics.kv = target.descriptor().native_format;
+    ModelConfig config = small_config(8, 4);
+    config.index_topk = 4;
+    LayerHarness harness(config, 4, numerics, {1300, 2, 1300}, {}, target);
+    const std::vector<float> hidden = formula_hidden(1300, config.hidden_size, 8);
+    Ignore taps;
+    ForwardOptions watched;
+    watched.taps = &taps;
+    const std::vector<float> expected =
+        harness.forward(harness.pool().create().value(), hidden, watched);
+    EXPECT_EQ(harness.forward(harness.pool().create().value(), hidden), expected) << target.backend;
+  }
+}
+
 TEST(Layer, DuplicateNamesAreRefused) {
   const ModelConfig config = small_config(4, 2);
   LayerHarness harness(config, 0, kServing, {4, 1, 4});

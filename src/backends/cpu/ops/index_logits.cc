@@ -8,6 +8,7 @@
 
 #include "backends/cpu/isa.h"
 #include "backends/cpu/ops/attend_arith.h"
+#include "backends/cpu/ops/index_bounds.h"
 #include "backends/cpu/parallel.h"
 #include "cache/kv_format.h"
 #include "core/fail.h"
@@ -124,11 +125,11 @@ class IndexLogits {
 
     const int64_t seq = params_.token_to_seq[first];
     KeyRows buffers[2];
-    resolve(seq, begin, end, buffers[0]);
+    resolve_keys(params_, seq, begin, end, buffers[0]);
     for (int64_t j = begin, at = 0; j < end; j += kKeyBlock, at ^= 1) {
       const KeyRows& block = buffers[at];
       KeyRows& next = buffers[at ^ 1];
-      resolve(seq, j + kKeyBlock, end, next);
+      resolve_keys(params_, seq, j + kKeyBlock, end, next);
       kernel_.load_keys(block, params_.cache.format, dim, keys);
       const KeyRows* fetch = &next;  // once, beside the first token's scores
       for (int64_t t = first; t < last; ++t) {
@@ -153,23 +154,6 @@ class IndexLogits {
       float scale;
       std::memcpy(&scale, keys.rows[i].scales, sizeof(scale));
       logits[i] = sums[i] * scale;
-    }
-  }
-
-  // Up to a block of keys from `first` on, before `end`.
-  void resolve(int64_t seq, int64_t first, int64_t end, KeyRows& keys) const {
-    const CacheView& cache = params_.cache;
-    const RowLayout layout = row_layout(cache.format, cache.row_elems);
-    const int32_t* table = params_.blocks.table + seq * params_.blocks.stride;
-    keys.count = static_cast<int>(std::clamp<int64_t>(end - first, 0, kKeyBlock));
-    keys.value_bytes = static_cast<int>(layout.value_bytes);
-    int64_t logical = first / cache.rows_per_block, offset = first - logical * cache.rows_per_block;
-    for (int i = 0; i < keys.count; ++logical, offset = 0) {
-      std::byte* page = block_pointer(cache, table[logical % params_.blocks.columns]);
-      for (; i < keys.count && offset < cache.rows_per_block; ++i, ++offset) {
-        const RowAddress row = row_in_page(page, cache.rows_per_block, offset, layout);
-        keys.rows[i] = {row.values, row.scales};
-      }
     }
   }
 
@@ -201,6 +185,25 @@ void index_logits_avx2(const IndexLogitsParams& params, const OpContext& context
 
 }  // namespace
 
+void resolve_keys(const IndexLogitsParams& params, int64_t seq, int64_t first, int64_t end,
+                  KeyRows& keys) {
+  const CacheView& cache = params.cache;
+  const RowLayout layout = row_layout(cache.format, cache.row_elems);
+  const int32_t* table = params.blocks.table + seq * params.blocks.stride;
+  keys.count = static_cast<int>(std::clamp<int64_t>(end - first, 0, kKeyBlock));
+  keys.value_bytes = static_cast<int>(layout.value_bytes);
+  int64_t logical = first / cache.rows_per_block, offset = first - logical * cache.rows_per_block;
+  for (int i = 0; i < keys.count; ++logical, offset = 0) {
+    std::byte* page = block_pointer(cache, table[logical % params.blocks.columns]);
+    RowAddress row = row_in_page(page, cache.rows_per_block, offset, layout);
+    for (; i < keys.count && offset < cache.rows_per_block; ++i, ++offset) {
+      keys.rows[i] = {row.values, row.scales};
+      row.values += layout.value_bytes;
+      row.scales += layout.scale_bytes;
+    }
+  }
+}
+
 RowRef index_row(const IndexLogitsParams& params, int64_t seq, int64_t entry) {
   const int64_t rows = params.cache.rows_per_block, logical = entry / rows;
   const int32_t block =
@@ -211,6 +214,15 @@ RowRef index_row(const IndexLogitsParams& params, int64_t seq, int64_t entry) {
 
 void index_logits_with(const IndexKernels& kernels, const IndexLogitsParams& params,
                        const OpContext& context) {
+  if (can_bound(kernels, params)) {
+    best_index_logits(kernels, params, context);
+  } else {
+    all_index_logits(kernels, params, context);
+  }
+}
+
+void all_index_logits(const IndexKernels& kernels, const IndexLogitsParams& params,
+                      const OpContext& context) {
   if (params.q.shape[2] % kIndexTileDims != 0) {
     index_logits_reference(params, context);
     return;
@@ -246,8 +258,9 @@ std::span<const Candidate> index_logits_candidates() {
 int64_t index_logits_scratch_bytes(const ScratchLimits& limits) {
   const int64_t threads = std::max(1, limits.num_threads);
   const Layout layout{limits.index_heads, limits.index_dim, kMaxIndexElemBytes};
-  return layout.thread_bytes() * threads + (limits.max_tokens + 1) * 4 + threads * 8 +
-         3 * Arena::kAlignment;
+  const int64_t all = layout.thread_bytes() * threads + (limits.max_tokens + 1) * 4 + threads * 8 +
+                      3 * Arena::kAlignment;
+  return std::max(all, best_index_logits_scratch_bytes(limits));
 }
 
 }  // namespace dsv4::cpu

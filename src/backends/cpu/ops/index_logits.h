@@ -52,12 +52,15 @@ template <class K>
 inline constexpr IndexKernel kIndexKernel{
     .elem_bytes = K::kElemBytes, .pack_q = K::pack_q, .load_keys = K::load_keys, .score = K::score};
 
+struct IndexBoundKernel;
+
 /// bf16: q is bf16, keys are kIndexFp8. mxfp4: q is bf16, keys are kIndexMxfp4 of kIndexTileDims
-/// dims. wide: everything, in f32.
+/// dims. wide: everything, in f32. bound: bounds of what bf16 scores (index_bounds.h).
 struct IndexKernels {
   const IndexKernel* bf16;  // may be null: then `wide` does it
   const IndexKernel* wide;
   const IndexKernel* mxfp4;
+  const IndexBoundKernel* bound = nullptr;  // may be null: then every score is computed
 };
 const IndexKernels& index_avx512bf16_kernels();
 const IndexKernels& index_avx512vnni_kernels();
@@ -69,6 +72,13 @@ void index_logits_reference(const IndexLogitsParams& params, const OpContext& co
 void index_logits_with(const IndexKernels& kernels, const IndexLogitsParams& params,
                        const OpContext& context);
 
+/// Every score, of whichever matter.
+void all_index_logits(const IndexKernels& kernels, const IndexLogitsParams& params,
+                      const OpContext& context);
+
+/// Up to a block of keys of sequence `seq` from `first` on, before `end`.
+void resolve_keys(const IndexLogitsParams& params, int64_t seq, int64_t first, int64_t end,
+                  KeyRows& keys);
 /// Row of entry `entry` of sequence `seq`.
 RowRef index_row(const IndexLogitsParams& params, int64_t seq, int64_t entry);
 

@@ -6,6 +6,7 @@
 //           pair 4 loads, 4 broadcasts, 16 dots. Sums over lanes of 16 keys at once.
 #include "backends/cpu/ops/attend_avx512bf16-inl.h"
 #include "backends/cpu/ops/fp8_tables.h"
+#include "backends/cpu/ops/index_bounds.h"
 #include "backends/cpu/ops/index_logits_wide-inl.h"
 
 namespace dsv4::cpu {
@@ -117,7 +118,7 @@ constexpr IndexKernel kBf16{
 
 const IndexKernels& index_avx512bf16_kernels() {
   static const IndexKernels kernels{&kBf16, index_avx512vnni_kernels().wide,
-                                    index_avx512vnni_kernels().mxfp4};
+                                    index_avx512vnni_kernels().mxfp4, &index_bound_avx512bf16()};
   return kernels;
 }
 

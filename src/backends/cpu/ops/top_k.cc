@@ -12,18 +12,19 @@
 // Budget    one compare per score on the pass over the row (4 n bytes from L2 or L3)
 #include <algorithm>
 #include <bit>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <limits>
 #include <utility>
 
 #include "backends/cpu/candidates.h"
+#include "backends/cpu/ops/top_k.h"
 #include "backends/cpu/parallel.h"
 
 namespace dsv4::cpu {
 namespace {
 
-constexpr int kBins = 2048;
 constexpr int kTopShift = 21;  // 11 upper bits
 constexpr int kMidShift = 10;  // 11 bits below
 constexpr int64_t kMinSampleStep = 16, kMaxSample = 4096;
@@ -56,12 +57,12 @@ struct Part {
 
 struct RowScratch {
   Part parts[kMaxParts];
-  uint32_t bins[kBins];
+  uint32_t bins[kCutoffBins];
 };
 
 // Largest bin such that bins above it hold fewer than `wanted`; returns what is still wanted of it.
 int64_t threshold_bin(const uint32_t* bins, int64_t wanted, uint32_t& bin) {
-  bin = kBins - 1;
+  bin = kCutoffBins - 1;
   while (bin > 0 && bins[bin] < wanted) wanted -= bins[bin--];
   return wanted;
 }
@@ -77,30 +78,9 @@ class Row {
     }
   }
 
-  // A cutoff that a few times k scores pass, judged by every 16th score or fewer.
   void choose_cutoff() {
-    everything_ = true;
-    if (n_ < 8 * k_ || n_ < 2048) return;
-    // Upper bits alone are coarse: a quarter of the scores may share the sign, the exponent and two
-    // bits of the mantissa.
-    const int64_t step = std::max(kMinSampleStep, n_ / kMaxSample);
-    uint32_t upper, lower;
-    std::fill_n(scratch_.bins, kBins, 0u);
-    for (int64_t i = 0; i < n_; i += step) {
-      ++scratch_.bins[order_key(scores_[i]) >> kTopShift];
-    }
-    const int64_t wanted = threshold_bin(scratch_.bins, 2 * k_ / step + 32, upper);
-    std::fill_n(scratch_.bins, kBins, 0u);
-    for (int64_t i = 0; i < n_; i += step) {
-      const uint32_t key = order_key(scores_[i]);
-      scratch_.bins[key >> kMidShift & (kBins - 1)] += key >> kTopShift == upper;
-    }
-    threshold_bin(scratch_.bins, wanted, lower);
-    const uint32_t lowest = upper << kTopShift | lower << kMidShift;
-    // At or below -inf a comparison of floats would lose the NaNs.
-    if (lowest <= order_key(-std::numeric_limits<float>::infinity())) return;
-    cutoff_ = score_of(lowest);
-    everything_ = false;
+    everything_ = n_ < 8 * k_ || n_ < 2048;
+    if (!everything_) cutoff_ = sampled_cutoff(scores_, n_, k_, scratch_.bins);
   }
 
   // Candidates of a part, in index order, at the part's own place.
@@ -142,7 +122,7 @@ class Row {
     uint32_t prefix = 0;
     for (const auto& [shift, bits] : {std::pair{kTopShift, 11}, {kMidShift, 11}, {0, 10}}) {
       uint32_t* bins = scratch_.bins;
-      std::fill_n(bins, kBins, 0u);
+      std::fill_n(bins, kCutoffBins, 0u);
       const int above = shift + bits;
       const uint32_t mask = (1u << bits) - 1;
       for (int64_t i = 0; i < count_; ++i) {
@@ -178,6 +158,33 @@ class Row {
 };
 
 }  // namespace
+
+float cutoff_of(const float* scores, int64_t n, int64_t step, int64_t wanted, uint32_t* bins) {
+  // Upper bits alone are coarse: a quarter of the scores may share the sign, the exponent and two
+  // bits of the mantissa.
+  uint32_t upper, lower;
+  std::fill_n(bins, kCutoffBins, 0u);
+  for (int64_t i = 0; i < n; i += step) ++bins[order_key(scores[i]) >> kTopShift];
+  wanted = threshold_bin(bins, wanted, upper);
+  std::fill_n(bins, kCutoffBins, 0u);
+  for (int64_t i = 0; i < n; i += step) {
+    const uint32_t key = order_key(scores[i]);
+    bins[key >> kMidShift & (kCutoffBins - 1)] += key >> kTopShift == upper;
+  }
+  threshold_bin(bins, wanted, lower);
+  const uint32_t lowest = upper << kTopShift | lower << kMidShift;
+  return std::max(score_of(std::max(lowest, order_key(-std::numeric_limits<float>::infinity()))),
+                  std::numeric_limits<float>::lowest());
+}
+
+float sampled_cutoff(const float* scores, int64_t n, int64_t k, uint32_t* bins) {
+  const int64_t step = std::max(kMinSampleStep, n / kMaxSample);
+  // Of the k best so many are in a sample, give or take a square root: five of them fail once in
+  // 100,000 rows.
+  const double expected = static_cast<double>(k) / static_cast<double>(step);
+  const double wanted = expected + 5 * std::sqrt(expected) + 1;
+  return cutoff_of(scores, n, step, static_cast<int64_t>(wanted), bins);
+}
 
 void top_k(const TopKParams& params, const OpContext& context) {
   const int64_t tokens = params.logits.shape[0], k = params.topk_indices.shape[1];
