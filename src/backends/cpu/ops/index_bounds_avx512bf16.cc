@@ -167,13 +167,16 @@ struct KeyTables {
       off[m] = static_cast<uint8_t>(std::ceil(std::fabs(value - code * kKeyUnit) * kOffUnits));
     }
   }
-  static __m512i lookup(const uint8_t* table, __m512i codes) {
-    return _mm512_permutex2var_epi8(_mm512_load_si512(table), codes, _mm512_load_si512(table + 64));
-  }
 };
 
 void load_keys(const KeyRows& keys, int dim, ByteKeys& out) {
   static const KeyTables tables;
+  // In registers: what is stored may be a table for all the compiler knows.
+  const __m512i rounded_low = _mm512_load_si512(tables.rounded);
+  const __m512i rounded_high = _mm512_load_si512(tables.rounded + 64);
+  const __m512i off_low = _mm512_load_si512(tables.off);
+  const __m512i off_high = _mm512_load_si512(tables.off + 64);
+  uint8_t* const out_codes = out.codes;
   const __m512i zero = _mm512_set1_epi8(static_cast<char>(kZeroCode));
   alignas(64) float lengths[kKeyBlock * kIndexLanes], distances[kKeyBlock * kIndexLanes];
   for (int i = 0; i < keys.count; ++i) {
@@ -181,11 +184,11 @@ void load_keys(const KeyRows& keys, int dim, ByteKeys& out) {
     __m512i length = _mm512_setzero_si512(), distance = _mm512_setzero_si512();
     for (int d = 0; d < dim; d += 64) {
       const __m512i x = _mm512_loadu_si512(codes + d);
-      const __m512i rounded = tables.lookup(tables.rounded, x);
-      const __m512i off = tables.lookup(tables.off, x);
+      const __m512i rounded = _mm512_permutex2var_epi8(rounded_low, x, rounded_high);
+      const __m512i off = _mm512_permutex2var_epi8(off_low, x, off_high);
       length = dot4(length, rounded, rounded);  // no code needs the sign bit
       distance = dot4(distance, off, off);
-      _mm512_storeu_si512(out.codes + i * dim + d,
+      _mm512_storeu_si512(out_codes + i * dim + d,
                           _mm512_mask_sub_epi8(_mm512_add_epi8(zero, rounded),
                                                _mm512_movepi8_mask(x), zero, rounded));
     }

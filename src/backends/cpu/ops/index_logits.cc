@@ -196,7 +196,8 @@ void resolve_keys(const IndexLogitsParams& params, int64_t seq, int64_t first, i
   for (int i = 0; i < keys.count; ++logical, offset = 0) {
     std::byte* page = block_pointer(cache, table[logical % params.blocks.columns]);
     RowAddress row = row_in_page(page, cache.rows_per_block, offset, layout);
-    for (; i < keys.count && offset < cache.rows_per_block; ++i, ++offset) {
+    const auto in_page = static_cast<int>(cache.rows_per_block - offset);
+    for (const int last = std::min(keys.count, i + in_page); i < last; ++i) {
       keys.rows[i] = {row.values, row.scales};
       row.values += layout.value_bytes;
       row.scales += layout.scale_bytes;
