@@ -1,7 +1,7 @@
 // Indexer scores where only the best of a token matter: bounds of all, scores of few. See
 // index_bounds.h.
 //
-// Parallel  over stretches of the keys, one run of up to 8 tokens of a sequence at a time: a run
+// Parallel  over stretches of the keys, one run of up to 8 tokens of a sequence at a time, which
 // has
 //           at least 64 times as many keys as scores that matter
 #include <algorithm>
@@ -161,7 +161,7 @@ class BestIndexLogits {
                     .likely_scores = likely_scores_ + i * layout_.likely(),
                     .likely_keys = likely_keys_ + i * layout_.likely(),
                     .num_likely = new (num_likely_ + i) std::atomic<int64_t>(0),
-                    .logits = params_.logits.as<float>() + t* params_.logits.strides[0],
+                    .logits = params_.logits.as<float>() + params_.logits.strides[0] * t,
                     .end = params_.end[t]};
       longest_ = std::max(longest_, tokens_[i].end);
     }
