@@ -287,8 +287,7 @@ class BestIndexLogits {
     write(token.likely_scores, token.likely_keys, *token.num_likely);
   }
 
-  // Scores of the keys in [begin, end) whose logits `wanted` accepts, to their place, and to
-  // `seen`.
+  // Scores of the keys in [begin, end) whose bound `wanted` accepts, to `take`, until it says no.
   template <typename Wanted, typename Take>
   void score_where(const Token& token, int64_t begin, int64_t end, int thread_idx, Wanted&& wanted,
                    Take&& take) const {
