@@ -14,19 +14,19 @@ endif()
 set(DSV4_ISA_avx2 "-mavx2;-mfma;-mf16c")
 set(DSV4_ISA_avx512 "-mavx512f;-mavx512bw;-mavx512dq;-mavx512vl;-mfma;-mprefer-vector-width=512")
 set(DSV4_ISA_avx512vnni "${DSV4_ISA_avx512};-mavx512vnni")
-set(DSV4_ISA_avx512bf16
-    "-mavx512f;-mavx512bw;-mavx512dq;-mavx512vl;-mavx512vbmi;-mavx512vnni;-mavx512bf16;-mfma;-mprefer-vector-width=512")
+set(DSV4_ISA_avx512vbmi "${DSV4_ISA_avx512vnni};-mavx512vbmi")
+set(DSV4_ISA_avx512bf16 "${DSV4_ISA_avx512vbmi};-mavx512bf16")
 
 # g++ 12 warns inside its own avx512 headers about their undefined-value idiom.
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
-  foreach(isa avx512 avx512vnni avx512bf16)
+  foreach(isa avx512 avx512vnni avx512vbmi avx512bf16)
     list(APPEND DSV4_ISA_${isa} -Wno-uninitialized -Wno-maybe-uninitialized)
   endforeach()
 endif()
 
 function(dsv4_isa_flags)
   foreach(file ${ARGN})
-    foreach(isa avx2 avx512 avx512vnni avx512bf16)
+    foreach(isa avx2 avx512 avx512vnni avx512vbmi avx512bf16)
       if(file MATCHES "_${isa}\\.cc$")
         if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
           set_source_files_properties(${file} PROPERTIES COMPILE_OPTIONS "${DSV4_ISA_${isa}}")

@@ -54,6 +54,10 @@ std::string why_not_avx512() {
 std::string why_not_avx512vnni() {
   return missing(avx512_and({{__builtin_cpu_supports("avx512vnni"), "avx512_vnni"}}));
 }
+std::string why_not_avx512vbmi() {
+  return missing(avx512_and({{__builtin_cpu_supports("avx512vnni"), "avx512_vnni"},
+                             {__builtin_cpu_supports("avx512vbmi"), "avx512vbmi"}}));
+}
 std::string why_not_avx512bf16() {
   // VBMI for the byte permutes: Cooper Lake has the dot product without it.
   return missing(avx512_and({{__builtin_cpu_supports("avx512vnni"), "avx512_vnni"},
@@ -75,6 +79,9 @@ std::string why_not_avx512() {
   return "needs an x86-64 CPU";
 }
 std::string why_not_avx512vnni() {
+  return "needs an x86-64 CPU";
+}
+std::string why_not_avx512vbmi() {
   return "needs an x86-64 CPU";
 }
 std::string why_not_avx512bf16() {

@@ -14,6 +14,7 @@ namespace dsv4::cpu {
 std::string why_not_avx2();
 std::string why_not_avx512();
 std::string why_not_avx512vnni();
+std::string why_not_avx512vbmi();  // VNNI, too
 std::string why_not_avx512bf16();
 std::string runs_anywhere();
 

@@ -76,7 +76,7 @@ class BestIndexLogits {
         params_(params),
         context_(context),
         threads_(num_threads(context.stream)),
-        exact_(*kernels.bf16),
+        exact_(index_kernel(kernels, params)),
         bound_(*kernels.bound),
         heads_(static_cast<int>(params.q.shape[1])),
         dim_(static_cast<int>(params.q.shape[2])),
@@ -388,8 +388,8 @@ void best_index_logits(const IndexKernels& kernels, const IndexLogitsParams& par
 }
 
 int64_t best_index_logits_scratch_bytes(const ScratchLimits& limits) {
-  constexpr int64_t kBf16Bytes = 2;
-  const Layout layout{limits.index_heads, limits.index_dim, kBf16Bytes, limits.index_topk};
+  constexpr int64_t kWideBytes = 4;
+  const Layout layout{limits.index_heads, limits.index_dim, kWideBytes, limits.index_topk};
   const int64_t token = layout.q_bytes() + layout.padded() * 4 + layout.bound_bytes() +
                         layout.likely() * 8 + int64_t{sizeof(std::atomic<int64_t>)};
   return token * kRunTokens + layout.thread_bytes() * std::max(1, limits.num_threads) +

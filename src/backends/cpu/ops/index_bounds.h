@@ -49,7 +49,7 @@ struct IndexBoundKernel {
   void (*bound)(const std::byte* packed, const ByteKeys& keys, int count, int heads, int dim,
                 float* lanes, float* upper, const KeyRows* next);
 };
-const IndexBoundKernel& index_bound_avx512bf16();
+const IndexBoundKernel& index_bound_avx512vbmi();
 
 /// So that sums of codes are exact in f32.
 constexpr int kMaxBoundDims = 512;

@@ -222,20 +222,23 @@ void index_logits_with(const IndexKernels& kernels, const IndexLogitsParams& par
   }
 }
 
+const IndexKernel& index_kernel(const IndexKernels& kernels, const IndexLogitsParams& params) {
+  if (params.q.dtype == DType::kBf16) {
+    const KvFormat format = params.cache.format;
+    if (format == KvFormat::kIndexFp8 && kernels.bf16 != nullptr) return *kernels.bf16;
+    if (format == KvFormat::kIndexMxfp4 && params.q.shape[2] == kIndexTileDims)
+      return *kernels.mxfp4;
+  }
+  return *kernels.wide;
+}
+
 void all_index_logits(const IndexKernels& kernels, const IndexLogitsParams& params,
                       const OpContext& context) {
   if (params.q.shape[2] % kIndexTileDims != 0) {
     index_logits_reference(params, context);
     return;
   }
-  const IndexKernel* kernel = kernels.wide;
-  if (params.q.dtype == DType::kBf16) {
-    const KvFormat format = params.cache.format;
-    if (format == KvFormat::kIndexFp8 && kernels.bf16 != nullptr) kernel = kernels.bf16;
-    if (format == KvFormat::kIndexMxfp4 && params.q.shape[2] == kIndexTileDims)
-      kernel = kernels.mxfp4;
-  }
-  IndexLogits(*kernel, params, context).run();
+  IndexLogits(index_kernel(kernels, params), params, context).run();
 }
 
 std::span<const Candidate> index_logits_candidates() {

@@ -55,7 +55,8 @@ inline constexpr IndexKernel kIndexKernel{
 struct IndexBoundKernel;
 
 /// bf16: q is bf16, keys are kIndexFp8. mxfp4: q is bf16, keys are kIndexMxfp4 of kIndexTileDims
-/// dims. wide: everything, in f32. bound: bounds of what bf16 scores (index_bounds.h).
+/// dims. wide: everything, in f32. bound: bounds of scores that are wanted in bf16
+/// (index_bounds.h).
 struct IndexKernels {
   const IndexKernel* bf16;  // may be null: then `wide` does it
   const IndexKernel* wide;
@@ -72,6 +73,8 @@ void index_logits_reference(const IndexLogitsParams& params, const OpContext& co
 void index_logits_with(const IndexKernels& kernels, const IndexLogitsParams& params,
                        const OpContext& context);
 
+/// The kernel for these queries and keys, whose dims are a multiple of kIndexTileDims.
+const IndexKernel& index_kernel(const IndexKernels& kernels, const IndexLogitsParams& params);
 /// Every score, of whichever matter.
 void all_index_logits(const IndexKernels& kernels, const IndexLogitsParams& params,
                       const OpContext& context);

@@ -118,7 +118,7 @@ constexpr IndexKernel kBf16{
 
 const IndexKernels& index_avx512bf16_kernels() {
   static const IndexKernels kernels{&kBf16, index_avx512vnni_kernels().wide,
-                                    index_avx512vnni_kernels().mxfp4, &index_bound_avx512bf16()};
+                                    index_avx512vnni_kernels().mxfp4, &index_bound_avx512vbmi()};
   return kernels;
 }
 

@@ -1,5 +1,7 @@
-// Indexer scores on AVX-512 with VPDPBUSD for MXFP4 keys; all else is index_logits_avx512.cc. See
-// index_logits.h and index_logits_mxfp4-inl.h.
+// Indexer scores on AVX-512 with VPDPBUSD for MXFP4 keys, and, with VBMI, for bounds; all else is
+// index_logits_avx512.cc. See index_logits.h and index_logits_mxfp4-inl.h.
+#include "backends/cpu/isa.h"
+#include "backends/cpu/ops/index_bounds.h"
 #include "backends/cpu/ops/index_logits_mxfp4-inl.h"
 
 namespace dsv4::cpu {
@@ -36,7 +38,9 @@ using Mxfp4 = Mxfp4IndexKernel<Lanes16, Wide, 8, VnniInts>;
 }  // namespace
 
 const IndexKernels& index_avx512vnni_kernels() {
-  static const IndexKernels kernels{nullptr, index_avx512_kernels().wide, &kIndexKernel<Mxfp4>};
+  static const IndexKernels kernels{
+      nullptr, index_avx512_kernels().wide, &kIndexKernel<Mxfp4>,
+      why_not_avx512vbmi().empty() ? &index_bound_avx512vbmi() : nullptr};
   return kernels;
 }
 

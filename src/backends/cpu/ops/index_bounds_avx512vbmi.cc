@@ -296,7 +296,7 @@ constexpr IndexBoundKernel kKernel{.pack = pack, .load_keys = load_keys, .bound 
 
 }  // namespace
 
-const IndexBoundKernel& index_bound_avx512bf16() {
+const IndexBoundKernel& index_bound_avx512vbmi() {
   return kKernel;
 }
 
