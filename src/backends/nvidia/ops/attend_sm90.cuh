@@ -460,7 +460,7 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
   static_assert(!(kParts && kDealt));
   extern __shared__ __align__(1024) uint8_t storage[];
   auto& shared = *reinterpret_cast<SharedStorage<Traits>*>(storage);
-  const int role = __shfl_sync(~0u, threadIdx.x >> 7, 0);
+  const int role = uniform(threadIdx.x >> 7);
   const BlockWalk<Traits, kDealt> walk{args, shared.walk};
   if (role == 2) walk.prefetch_first();
   if (threadIdx.x == 0) {

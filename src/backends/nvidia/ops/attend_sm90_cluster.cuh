@@ -98,9 +98,7 @@ __device__ __forceinline__ void cluster_score_role(const AttendSm90Args& args,
     float s[32];
 #pragma unroll
     for (float& x : s) x = 0.f;
-    // The same in all threads, which the compiler must see: else every product waits for its
-    // descriptor.
-    const uint64_t keys = swizzled_operand(__shfl_sync(~0u, at(shared.keys[stage]), 0), 16, 1024);
+    const uint64_t keys = swizzled_operand(uniform(at(shared.keys[stage])), 16, 1024);
     mbarrier_poll(at(&shared.keys_full[stage]), phase_of<Traits::kKeyStages>(round));
     wgmma_fence();
 #pragma unroll
@@ -434,7 +432,7 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
     attend_cluster_kernel(const __grid_constant__ AttendSm90Args args) {
   extern __shared__ __align__(1024) uint8_t storage[];
   auto& shared = *reinterpret_cast<ClusterStorage<Traits>*>(storage);
-  const int role = __shfl_sync(~0u, threadIdx.x >> 7, 0);
+  const int role = uniform(threadIdx.x >> 7);
   // Read anew wherever it is used, as the number of the thread is.
   const auto rank = [] { return static_cast<int>(cluster_rank()); };
   if (threadIdx.x == 384) init_cluster_barriers(shared);

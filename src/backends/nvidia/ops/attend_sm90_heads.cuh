@@ -467,7 +467,7 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
                   const __grid_constant__ HandOvers hand_overs) {
   extern __shared__ __align__(1024) uint8_t storage[];
   auto& shared = *reinterpret_cast<SharedStorage<Traits>*>(storage);
-  const int warp_of_cta = __shfl_sync(~0u, static_cast<int>(threadIdx.x) >> 5, 0);
+  const int warp_of_cta = uniform(static_cast<int>(threadIdx.x) >> 5);
   const int role = warp_of_cta >> 2, warp = warp_of_cta & 3;
   const int lane = static_cast<int>(threadIdx.x) & 31;
   if (threadIdx.x == 0) init_barriers(shared.barriers);

@@ -12,6 +12,7 @@
 namespace dsv4::nvidia::sm90_logits {
 
 using sm80::shared_address;
+using sm90::uniform;
 
 struct Traits {
   static constexpr int kWarpgroups = 4;  // that score; one more fetches
@@ -79,12 +80,6 @@ struct LaunchArgs {
   IndexLogitsArgs args;
   CUtensorMap queries, keys;
 };
-
-/// The same value in all lanes, and known to be: products in flight are not for branches that might
-/// split a warp.
-__device__ __forceinline__ int32_t uniform(int32_t value) {
-  return __shfl_sync(~0u, value, 0);
-}
 
 // ---- items and tiles
 

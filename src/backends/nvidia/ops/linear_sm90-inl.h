@@ -158,10 +158,9 @@ __device__ __forceinline__ int row_of_lane() {
   return g % 2 * 4 + g / 2;
 }
 
-/// This warp of the block, in a form that lets the compiler keep what follows from it in uniform
-/// registers.
-__device__ __forceinline__ int uniform_warp() {
-  return __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 32, 0);
+/// This warp of the block.
+__device__ __forceinline__ int warp_of_block() {
+  return sm90::uniform(static_cast<int>(threadIdx.x) / 32);
 }
 
 __device__ __forceinline__ void release_stage(uint32_t empty) {

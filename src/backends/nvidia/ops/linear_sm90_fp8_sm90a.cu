@@ -190,13 +190,6 @@ __device__ __forceinline__ void copy_tile(const Fp8Batch& batch, const Fp8Work& 
   }
 }
 
-/// A number that is the same for all lanes, which the compiler should know, and not work out again
-/// in a loop.
-template <typename T>
-__device__ __forceinline__ T same(T x) {
-  return __shfl_sync(0xffffffffu, x, 0);
-}
-
 /// What a warpgroup knows of its place in the block: nothing of it changes from tile to tile.
 struct Fp8Role {
   uint32_t full, empty;           ///< of the first stage
@@ -209,14 +202,14 @@ struct Fp8Role {
   __device__ __forceinline__ static Fp8Role of(const Fp8Batch& batch, const Fp8Shared<Tile>& shared,
                                                int warp) {
     const int lane = static_cast<int>(threadIdx.x) % 32;
-    const uint32_t ring = same(sm80::shared_address(shared.ring));
+    const uint32_t ring = sm90::uniform(sm80::shared_address(shared.ring));
     const uint32_t x = ring + Tile::kBlocks * Tile::kWBytes;
     const int group_token = warp / 4 * Tile::kWaves * 64;
-    return {.full = same(sm80::shared_address(shared.full)),
-            .empty = same(sm80::shared_address(shared.empty)),
-            .scales = same(sm80::shared_address(shared.scales)) +
+    return {.full = sm90::uniform(sm80::shared_address(shared.full)),
+            .empty = sm90::uniform(sm80::shared_address(shared.empty)),
+            .scales = sm90::uniform(sm80::shared_address(shared.scales)) +
                       (group_token + warp % 4 * 16 + lane / 4) * 4,
-            .w_scales = same(sm80::shared_address(shared.w_scales)),
+            .w_scales = sm90::uniform(sm80::shared_address(shared.w_scales)),
             .w_operand = sm90::fp8_operand(ring),
             .x_operand = sm90::fp8_operand(x + group_token * 128),
             .x_panel = static_cast<uint32_t>(sm90::operand_offset(batch.tile_tokens * 128)),
@@ -453,7 +446,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
   const auto first = static_cast<int>(blockIdx.x), step = static_cast<int>(gridDim.x);
   sm90::RingPlace<Tile::kStages> place;
   sm90::RingPlace<Tile::kStages + 1> work_place;
-  const auto warp = static_cast<int>(same(threadIdx.x / 32));
+  const auto warp = static_cast<int>(sm90::uniform(threadIdx.x / 32));
   if (warp >= Tile::kWarps) {
     if constexpr (Tile::kGroups == 2) sm90::decrease_registers<kCopyRegisters>();
     if (warp == Tile::kWarps) {
@@ -470,10 +463,10 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
   for (int tile = first; tile < tiles; tile += step) {
     sm90::mbarrier_wait(role.full + place.stage * 8, place.phase);
     const Fp8Work& given = shared.works[work_place.stage];
-    const Fp8Work work{.item = same(given.item),
-                       .row0 = same(given.row0),
-                       .token0 = same(given.token0),
-                       .blocks = same(given.blocks)};
+    const Fp8Work work{.item = sm90::uniform(given.item),
+                       .row0 = sm90::uniform(given.row0),
+                       .token0 = sm90::uniform(given.token0),
+                       .blocks = sm90::uniform(given.blocks)};
     work_place.advance();
     float totals[Tile::kWaves][Tile::kN / 2];
     multiply_tile<Tile>(work.blocks, role, place, totals);

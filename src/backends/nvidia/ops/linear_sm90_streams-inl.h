@@ -136,7 +136,7 @@ __device__ __forceinline__ void multiply_tiles(
     const Sm90Batch& batch, int tiles, Sm90StreamsShared<Sm90Streams<kDType, kN, false>>& shared) {
   using Tile = Sm90Streams<kDType, kN, false>;
   const int thread = static_cast<int>(threadIdx.x) % 128;
-  const int group = uniform_warp() / 4 % 2, stream = uniform_warp() / 8;
+  const int group = warp_of_block() / 4 % 2, stream = warp_of_block() / 8;
   const uint32_t turn = sm80::shared_address(&shared.turns[group][stream]);
   const uint32_t turn_of_other = sm80::shared_address(&shared.turns[group][1 - stream]);
   uint32_t turn_phase = 0;
@@ -208,7 +208,7 @@ __device__ __forceinline__ void multiply_split(const Sm90Work& work, const Sm90S
   constexpr int kThreads = Tile::kMultiplyThreads, kStreams = Tile::kStreams;
   constexpr int kOwn = Tile::kOwnSegments;
   const auto thread = static_cast<int>(threadIdx.x);
-  const int group = uniform_warp() / 4 % Tile::kGroups, stream = uniform_warp() / Tile::kWarps;
+  const int group = warp_of_block() / 4 % Tile::kGroups, stream = warp_of_block() / Tile::kWarps;
   const int row = 64 * group;
   const Sm90Ring ring =
       make_ring<Tile>(shared.ring[stream], shared.full[stream], shared.empty[stream]);
@@ -298,7 +298,7 @@ __global__ void __launch_bounds__(Sm90Streams<kDType, kN, kSplit, kRows>::kThrea
   const int rank = kSplit ? static_cast<int>(sm90::cluster_rank()) : 0;
   if (threadIdx.x >= Tile::kMultiplyThreads) {
     take_copy_role<Tile>();
-    const int stream = uniform_warp() - Tile::kMultiplyThreads / 32;
+    const int stream = warp_of_block() - Tile::kMultiplyThreads / 32;
     if (stream < Tile::kStreams && threadIdx.x % 32 == 0) {
       sm90::RingPlace<Tile::kStages> place;
       const auto first = static_cast<int>(blockIdx.x), step = static_cast<int>(gridDim.x);

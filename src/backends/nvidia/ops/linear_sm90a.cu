@@ -86,7 +86,7 @@ __global__ void __launch_bounds__(Sm90Tile<kDType, kN, false>::kThreads,
     sm90::cluster_wait();
   } else {
     take_multiply_role<Tile>();
-    const int row = uniform_warp() / 4 * 64;
+    const int row = warp_of_block() / 4 * 64;
     const uint32_t scales = load_scales<kDType>(work.item->w, work.row0 + row, work.panel_begin);
     float sums[kN / 2];
     multiply_panels<Tile, kDType, kN>(work, row, scales, work.panel_begin, work.panel_end,
@@ -126,7 +126,7 @@ __global__ void __launch_bounds__(Sm90Tile<kDType, kN, true>::kThreads, 1)
     const Sm90Work work = find_work<Tile, kN>(batch, tile);
     const int segments = linear_num_segments(work.item->w.cols);
     const int segment_panels = sm90_segment_panels(work.item->w.cols);
-    const int row = uniform_warp() / 4 * 64;
+    const int row = warp_of_block() / 4 * 64;
     uint32_t scales = load_scales<kDType>(work.item->w, work.row0 + row, 0);
     float totals[kN / 2];
     for (int s = 0; s < segments; ++s) {

@@ -1,5 +1,6 @@
-// Ordering on sm_90: named barriers, register budgets of warpgroups, the proxy fence, mbarriers,
-// dependent launches. One instruction per function; sections refer to the PTX ISA manual.
+// Ordering on sm_90: named barriers, register budgets of warpgroups, the proxy fence, what a warp
+// agrees on, mbarriers, dependent launches. One instruction per function; sections refer to the PTX
+// ISA manual.
 #pragma once
 #include <cstdint>
 
@@ -51,6 +52,14 @@ __device__ __forceinline__ bool elect() {
   asm volatile("{\n.reg .pred p;\nelect.sync _|p, 0xffffffff;\nselp.u32 %0, 1, 0, p;\n}\n"
                : "=r"(elected));
   return elected != 0;
+}
+/// shfl.sync: lane 0's value in all lanes of a warp. For values that they share anyway, so that the
+/// compiler knows it: what follows from them stays in uniform registers, where the next descriptor
+/// is one addition, not one in every lane and a move (R2UR) that its product waits for; and a
+/// branch is seen not to split the warp: products in flight are not for those that might.
+template <typename T>
+__device__ __forceinline__ T uniform(T value) {
+  return __shfl_sync(~0u, value, 0);
 }
 
 // ---- mbarrier

@@ -4,6 +4,8 @@
 #pragma once
 #include <cstdint>
 
+#include "backends/nvidia/arch/sm90/sync.h"
+
 namespace dsv4::nvidia::sm90 {
 
 __device__ __forceinline__ void wgmma_fence() {
@@ -33,11 +35,10 @@ __device__ __forceinline__ uint64_t swizzled_operand(uint32_t address, uint32_t 
 __device__ __forceinline__ uint64_t next_operand(uint64_t operand, uint32_t bytes) {
   return (operand & 0xffffffff00000000ull) | (static_cast<uint32_t>(operand) + (bytes >> 4));
 }
-/// The same descriptor, which a warp's threads share, seen by the compiler to be the same in all of
-/// them: else it adds to it in every lane and moves each sum to uniform registers before its
-/// product. Strides are constants, so that only the low word has to be told.
+/// uniform() of a descriptor: of its low word, strides are constants. Where a wait follows, it does
+/// more than uniform() of the address, from which the compiler works the rest out after the wait.
 __device__ __forceinline__ uint64_t uniform_operand(uint64_t operand) {
-  return (operand & 0xffffffff00000000ull) | __shfl_sync(~0u, static_cast<uint32_t>(operand), 0);
+  return (operand & 0xffffffff00000000ull) | uniform(static_cast<uint32_t>(operand));
 }
 /// Distance of `bytes` within a descriptor's address field.
 __host__ __device__ constexpr uint64_t operand_offset(uint32_t bytes) {
