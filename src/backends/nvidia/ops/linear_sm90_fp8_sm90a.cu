@@ -219,26 +219,10 @@ struct Fp8Role {
   }
 };
 
-/// Products of one block of columns with wave `wave` of this warpgroup's tokens.
+/// Products of all blocks of columns of a stage, each with its own sums, with wave `wave` of this
+/// warpgroup's tokens.
 template <typename Tile>
 __device__ __forceinline__ void start_products(const Fp8Role& role, int stage, int wave,
-                                               float (&sums)[Tile::kN / 2]) {
-  const uint32_t place = stage * static_cast<uint32_t>(sm90::operand_offset(Tile::kStageBytes));
-  sm90::wgmma_fence();
-  using Product = sm90::Fp8Product<Tile::kN>;
-#pragma unroll
-  for (int k = 0; k < 4; ++k) {
-    const uint64_t a =
-        sm90::operand_at(role.x_operand, place + sm90::operand_offset(wave * (64 * 128) + 32 * k));
-    const uint64_t b = sm90::operand_at(role.w_operand, place + sm90::operand_offset(32 * k));
-    k == 0 ? Product::template run<false>(sums, a, b) : Product::template run<true>(sums, a, b);
-  }
-  sm90::wgmma_commit();
-}
-
-/// Products of all blocks of columns of a stage, each with its own sums.
-template <typename Tile>
-__device__ __forceinline__ void start_products(const Fp8Role& role, int stage,
                                                float (&sums)[Tile::kBlocks][Tile::kN / 2]) {
   const uint32_t place = stage * static_cast<uint32_t>(sm90::operand_offset(Tile::kStageBytes));
   sm90::wgmma_fence();
@@ -247,10 +231,11 @@ __device__ __forceinline__ void start_products(const Fp8Role& role, int stage,
   for (int k = 0; k < 4; ++k) {
 #pragma unroll
     for (int block = 0; block < Tile::kBlocks; ++block) {
-      const uint64_t a = sm90::operand_at(
-          role.x_operand, place + block * role.x_panel + sm90::operand_offset(32 * k));
-      const uint64_t b = sm90::operand_at(
-          role.w_operand, place + sm90::operand_offset(block * Tile::kWBytes + 32 * k));
+      const uint64_t x =
+          place + block * role.x_panel + sm90::operand_offset(wave * (64 * 128) + 32 * k);
+      const uint64_t w = place + sm90::operand_offset(block * Tile::kWBytes + 32 * k);
+      const uint64_t a = sm90::operand_at(role.x_operand, x);
+      const uint64_t b = sm90::operand_at(role.w_operand, w);
       k == 0 ? Product::template run<false>(sums[block], a, b)
              : Product::template run<true>(sums[block], a, b);
     }
@@ -315,7 +300,7 @@ __device__ __forceinline__ void multiply_tile(int blocks, const Fp8Role& role, P
     const auto start = [&](float(&sums)[Tile::kBlocks][Tile::kN / 2]) {
       sm90::mbarrier_wait(role.full + place.stage * 8, place.phase);
       now.read(role, place.stage);
-      start_products<Tile>(role, place.stage, sums);
+      start_products<Tile>(role, place.stage, 0, sums);
     };
     const auto finish = [&](float(&sums)[Tile::kBlocks][Tile::kN / 2]) {
       release_stage(role, stage_before);
@@ -360,7 +345,7 @@ __device__ __forceinline__ void multiply_tile(int blocks, const Fp8Role& role, P
 #pragma unroll
       for (int wave = 0; wave < Tile::kWaves; ++wave) {
         const bool last = wave + 1 == Tile::kWaves;
-        float sums[Tile::kN / 2];
+        float sums[Tile::kBlocks][Tile::kN / 2];
         start_products<Tile>(role, stage, wave, sums);
         if (last && block + 1 < blocks) {
           sm90::mbarrier_wait(role.full + place.stage * 8, place.phase);
@@ -368,7 +353,7 @@ __device__ __forceinline__ void multiply_tile(int blocks, const Fp8Role& role, P
         }
         sm90::wgmma_wait<0>();
         if (last) release_stage(role, stage);
-        promote(totals[wave], sums, scales.of[wave]);
+        promote(totals[wave], sums[0], scales.of[wave]);
       }
     }
   }
