@@ -343,8 +343,9 @@ int run(Options& options) {
   const ModelConfig config = ModelConfig::load(options.config);
   for (const std::string& kind : options.kinds) layer_kind_of(config, kind);
   for (int64_t context : options.contexts) {
-    if (context < 2 || context + kMaxTokens > INT32_MAX) {
-      fail(ErrorCode::kInvalidArgument, "--contexts ", context, ", expected 2 or more");
+    if (context < 2 || context > INT32_MAX - kMaxTokens) {
+      fail(ErrorCode::kInvalidArgument, "--contexts ", context, ", expected 2 to ",
+           INT32_MAX - kMaxTokens);
     }
   }
   for (int batch : options.batches) {

@@ -49,7 +49,7 @@ inline Options parse(int argc, char** argv) {
       std::fprintf(stderr,
                    "%s: unknown option %s\nusage: [--threads N] [--candidate NAME] [--filter "
                    "TEXT] [--seconds S] [--clock wall|cpu]\n",
-                   argv[0], argv[i]);
+                   argv[0], flag.data());
       std::exit(2);
     }
   }
