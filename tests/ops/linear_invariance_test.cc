@@ -108,6 +108,28 @@ TEST_P(LinearInvariance, ManyRowsAloneAndTogether) {
   }
 }
 
+// Calls of many codes take other kernels for few tokens than a call of one of their weights.
+TEST_P(LinearInvariance, CallsOfManyCodes) {
+  if (GetParam().platform != Platform::kCuda) GTEST_SKIP() << "one way for any number of codes";
+  constexpr int64_t kRows = 4096, kCols = 1024, kTokens = 20;
+  constexpr size_t kManyCodes = 16;  // problems with 2^26 codes
+  Random random(14);
+  const Tensor x =
+      memory().tensor(DType::kBf16, {kTokens, kCols},
+                      rounded(DType::kBf16, normal_values(random, kTokens * kCols, 1.0)));
+  const Weight weight = make_weight(memory(), DType::kF8E4M3, kRows, kCols, 15).weight;
+  const std::vector<uint8_t> all = multiply(x, 0, kTokens, {weight}, true);
+  for (const Part& part :
+       {Part{0, 1}, Part{19, 1}, Part{4, 2}, Part{7, 5}, Part{9, 8}, Part{2, 17}}) {
+    const std::vector<uint8_t> some =
+        multiply(x, part.begin, part.count, std::vector<Weight>(kManyCodes, weight), true);
+    ASSERT_EQ(std::memcmp(some.data(), all.data() + part.begin * kRows * 4,
+                          static_cast<size_t>(part.count * kRows) * sizeof(float)),
+              0)
+        << part.count << " tokens from " << part.begin;
+  }
+}
+
 // The groups of wo_a: problems whose x are neighbouring columns of one matrix, quantised before.
 TEST_P(LinearInvariance, ColumnsOfOneMatrix) {
   constexpr int64_t kGroups = 3, kRows = 40, kCols = 1152;

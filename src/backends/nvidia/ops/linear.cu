@@ -76,6 +76,9 @@ class Launches {
  public:
   Launches(const LinearParams& params, const OpContext& context, LinearKernels kernels)
       : params_(params), context_(context), kernels_(kernels) {
+    for (const LinearProblem& problem : params.problems) {
+      if (problem.w.dtype == DType::kF8E4M3) codes_ += problem.w.rows * problem.w.cols;
+    }
     for (size_t i = 0; i < params.problems.size(); ++i) {
       const LinearProblem& problem = params.problems[i];
       const int64_t rows = problem.x.shape[0];
@@ -140,7 +143,7 @@ class Launches {
 
   bool takes_sm90(const LinearProblem& problem) const {
     return kernels_ >= LinearKernels::kSm90 && problem.x.dtype == DType::kBf16 &&
-           problem.x.shape[0] >= sm90_fewest_tokens(problem.w.dtype) && sm90_takes(problem.w);
+           problem.x.shape[0] >= sm90_fewest_tokens(problem.w, codes_) && sm90_takes(problem.w);
   }
 
   bool takes_split(const LinearProblem& problem) const {
@@ -334,6 +337,7 @@ class Launches {
   LinearBatch fast_, split_, slow_;
   Sm90Batch fp8_, bf16_;
   Fp8Batch codes_batch_;
+  int64_t codes_ = 0;  // of all FP8 weights
   int64_t max_tokens_ = 0;
 };
 
@@ -376,6 +380,15 @@ bool sm90_takes(const Weight& weight) {
   if (!tensor_cores_take(weight)) return false;
   return weight.dtype == DType::kBf16 || (weight.dtype == DType::kF8E4M3 &&
                                           weight.block_cols == 128 && weight.block_rows % 128 == 0);
+}
+
+int sm90_fewest_tokens(const Weight& weight, int64_t call_codes) {
+  if (weight.dtype != DType::kF8E4M3) return kMaxStreamTokens + 1;
+  // Measured (docs/kernels/linear_nvidia.md): boxes of the copy engine bring many codes sooner,
+  // lanes few.
+  constexpr int64_t kMany = int64_t{1} << 26;
+  if (call_codes >= kMany) return 1;
+  return 2 * weight.rows * weight.cols >= kMany ? 5 : 9;
 }
 
 void launch_linear_fast(LinearBatch& batch, int64_t max_tokens, cudaStream_t stream) {

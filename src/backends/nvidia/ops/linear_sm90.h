@@ -45,10 +45,9 @@ struct Sm90Batch {
 /// FP8 with scale blocks of 128 columns x a multiple of 128 rows, or bf16; 16-byte aligned rows.
 bool sm90_takes(const Weight& weight);
 
-/// Fewer tokens stream (linear_stream.cu), with the same bits.
-constexpr int sm90_fewest_tokens(DType w) {
-  return (w == DType::kF8E4M3 ? 8 : kMaxStreamTokens) + 1;
-}
+/// Fewer tokens stream (linear_stream.cu), with the same bits. call_codes: of all FP8 weights of
+/// the call.
+int sm90_fewest_tokens(const Weight& weight, int64_t call_codes);
 
 /// Tokens of a tile where a call has `tokens`; x is prepared for whole tiles.
 int sm90_tile_tokens(int64_t tokens);
