@@ -77,7 +77,7 @@ class Launches {
   Launches(const LinearParams& params, const OpContext& context, LinearKernels kernels)
       : params_(params), context_(context), kernels_(kernels) {
     for (const LinearProblem& problem : params.problems) {
-      if (problem.w.dtype == DType::kF8E4M3) codes_ += problem.w.rows * problem.w.cols;
+      if (problem.w.dtype == DType::kF8E4M3) call_codes_ += problem.w.rows * problem.w.cols;
     }
     for (size_t i = 0; i < params.problems.size(); ++i) {
       const LinearProblem& problem = params.problems[i];
@@ -143,7 +143,8 @@ class Launches {
 
   bool takes_sm90(const LinearProblem& problem) const {
     return kernels_ >= LinearKernels::kSm90 && problem.x.dtype == DType::kBf16 &&
-           problem.x.shape[0] >= sm90_fewest_tokens(problem.w, codes_) && sm90_takes(problem.w);
+           problem.x.shape[0] >= sm90_fewest_tokens(problem.w, call_codes_) &&
+           sm90_takes(problem.w);
   }
 
   bool takes_split(const LinearProblem& problem) const {
@@ -337,7 +338,7 @@ class Launches {
   LinearBatch fast_, split_, slow_;
   Sm90Batch fp8_, bf16_;
   Fp8Batch codes_batch_;
-  int64_t codes_ = 0;  // of all FP8 weights
+  int64_t call_codes_ = 0;  // of all FP8 weights
   int64_t max_tokens_ = 0;
 };
 
