@@ -57,6 +57,15 @@ void make_queries(const DeepseekV4Attention::Step& step, const DeepseekV4Attenti
                         context);
 }
 
+// The same on a branch, joined before attention.
+void make_queries_beside(const DeepseekV4Attention::Step& step,
+                         const DeepseekV4Attention::Layer& layer, const Ops& ops) {
+  OpContext beside = step.context(ops);
+  beside.stream = step.branches->fork(step.stream, kInsertBranch);
+  beside.scratch = step.insert_scratch;
+  make_queries(step, layer, ops, beside);
+}
+
 }  // namespace
 
 void tap_tensor(const ForwardOptions& options, Device& device, Stream stream, std::string_view name,
@@ -120,6 +129,7 @@ void DeepseekV4Attention::prepare(Step& step) const {
                    context);
   }
   // Indexer and selection want their queries first; the heads' follow beside them.
+  if (step.inserts_start_early()) make_queries_beside(step, layer, ops());
   if (step.inserts_beside()) {
     const LinearProblem problem{step.qr, weights.indexer->wq_b, flatten(step.index_q),
                                 step.qr_scale};
@@ -227,12 +237,9 @@ void DeepseekV4Attention::select(Step& step) const {
                        .weights_out = step.index_weights_folded},
                       context);
   }
-  if (step.inserts_beside()) {
+  if (step.inserts_beside() && !step.inserts_start_early()) {
     // Small launches of the selection come first, so that they find room; so does a large one.
-    OpContext beside = context;
-    beside.stream = step.branches->fork(step.stream, kInsertBranch);
-    beside.scratch = step.insert_scratch;
-    make_queries(step, layer, ops(), beside);
+    make_queries_beside(step, layer, ops());
   }
   const bool maps_slots = ops().top_k_maps_slots;
   const int32_t rows_per_block = step.caches->compressed.rows_per_block;

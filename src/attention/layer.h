@@ -97,6 +97,9 @@ struct DeepseekV4Attention::Step {
   bool inserts_beside() const {
     return branches != nullptr && index_q.data != nullptr && !all_entries_visible;
   }
+  /// And do they start with the indexer's queries, or behind them? Where few tokens leave the
+  /// device room for the indexer's small launches it is the sooner the better.
+  bool inserts_start_early() const { return inserts_beside() && num_tokens() <= 4; }
   OpContext context(const Ops& ops) const { return {stream, scratch, &ops}; }
 };
 
