@@ -128,7 +128,8 @@ void DeepseekV4Attention::prepare(Step& step) const {
                     .beside = &norm_kv},
                    context);
   }
-  // Indexer and selection want their queries first; the heads' follow beside them.
+  // Indexer and selection want their queries first; the heads' follow beside them, from here or
+  // from select() on.
   if (step.inserts_start_early()) make_queries_beside(step, layer, ops());
   if (step.inserts_beside()) {
     const LinearProblem problem{step.qr, weights.indexer->wq_b, flatten(step.index_q),

@@ -1,20 +1,18 @@
 // Indexer scores where only the best of a token matter: bounds of all, scores of few. See
 // index_bounds.h.
 //
-// Parallel  over stretches of the keys, one run of up to 8 tokens of a sequence at a time, which
-// has
-//           at least 64 times as many keys as scores that matter
+// Parallel  over stretches of the keys, one run of up to 8 tokens of a sequence at a time; a run
+//           has at least 64 times as many keys as scores that matter
 #include <algorithm>
 #include <atomic>
-#include <cstring>
 #include <limits>
+#include <new>
 #include <utility>
 
 #include "backends/cpu/ops/attend_arith.h"
 #include "backends/cpu/ops/index_bounds.h"
 #include "backends/cpu/ops/top_k.h"
 #include "backends/cpu/parallel.h"
-#include "cache/kv_format.h"
 
 namespace dsv4::cpu {
 namespace {
@@ -39,33 +37,6 @@ struct Layout {
     return round_up(std::max(keys, bound_scratch_bytes(heads, dim)), 64) + lanes_bytes();
   }
   int64_t lanes_bytes() const { return kKeyBlock * kIndexLanes * 4; }
-};
-
-// Rows of a sequence, asked for in ascending order.
-class PagedRows {
- public:
-  PagedRows(const IndexLogitsParams& params, int64_t seq)
-      : params_(params),
-        table_(params.blocks.table + seq * params.blocks.stride),
-        layout_(row_layout(params.cache.format, params.cache.row_elems)) {}
-
-  RowRef at(int64_t entry) {
-    const int64_t rows = params_.cache.rows_per_block;
-    if (entry - first_ >= rows) {
-      const int64_t logical = entry / rows;
-      first_ = logical * rows;
-      page_ = block_pointer(params_.cache, table_[logical % params_.blocks.columns]);
-    }
-    const RowAddress row = row_in_page(page_, rows, entry - first_, layout_);
-    return {row.values, row.scales};
-  }
-
- private:
-  const IndexLogitsParams& params_;
-  const int32_t* table_;
-  RowLayout layout_;
-  std::byte* page_ = nullptr;
-  int64_t first_ = std::numeric_limits<int64_t>::min() / 2;  // entry of page_
 };
 
 class BestIndexLogits {
@@ -296,7 +267,6 @@ class BestIndexLogits {
       int32_t entries[kKeyBlock];
     };
     Keys buffers[2];
-    PagedRows rows(params_, seq_);
     int at = 0;
     bool goes_on = true;
     const auto score = [&](const Keys& keys) {
@@ -306,17 +276,13 @@ class BestIndexLogits {
       alignas(64) float sums[kKeyBlock];
       exact_.score(token.q, token.weights, loaded, keys.rows.count, heads_, dim_, lanes(thread_idx),
                    sums, nullptr);
-      for (int i = 0; i < keys.rows.count; ++i) {
-        float scale;
-        std::memcpy(&scale, keys.rows.rows[i].scales, sizeof(scale));
-        sums[i] *= scale;
-      }
+      scale_sums(keys.rows, keys.rows.count, sums, sums);
       goes_on = take(sums, keys.entries, keys.rows.count);
     };
     const auto add = [&](int64_t entry) {
       Keys& keys = buffers[at];
       keys.entries[keys.rows.count] = static_cast<int32_t>(entry);
-      const RowRef row = rows.at(entry);
+      const RowRef row = index_row(params_, seq_, entry);
       for (int b = 0; b < dim_; b += 64) __builtin_prefetch(row.values + b);
       __builtin_prefetch(row.scales);
       keys.rows.rows[keys.rows.count++] = row;

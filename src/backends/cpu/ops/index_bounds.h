@@ -6,8 +6,8 @@
 //           A score is at most k_scale (sum_h w_h max(0, q'_h . k') + error). A sample of these
 //           bounds gives keys that are likely to be the best; the k-th best of their scores, which
 //           are computed as always, is a threshold that every chosen score reaches. Keys whose
-//           bound does not reach it get -inf, the others their score. So the bounds decide what is
-//           worth computing, never what is chosen.
+//           bound does not reach it keep that, the others get their score. So the bounds decide
+//           what is worth computing, never what is chosen.
 // Bytes     k' = 4 round(code / 4): E4M3 codes are multiples of 4 from 32 on, so that only smaller
 //           ones are off, by 2 at most. q'_h: multiples of the smallest power of two that brings
 //           the largest to 127.

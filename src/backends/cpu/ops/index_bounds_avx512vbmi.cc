@@ -15,7 +15,6 @@
 namespace dsv4::cpu {
 namespace {
 
-constexpr int kGroup = 64;
 constexpr float kKeyUnit = 4;
 constexpr int kZeroCode = 128;  // a key's codes are unsigned
 constexpr float kMaxE4m3 = 448;
@@ -103,7 +102,8 @@ bool pack(const void* q, int64_t stride, const float* weights, int heads, int di
                          _mm512_set1_epi32(n));
   double sum_weights = 0, magnitude = 0;  // sums of |w| and |w| |q_h|
   for (int h = 0; h < heads; ++h) {
-    const int group = h / kGroup * kGroup, lanes = std::min(n - group, kGroup);
+    const int group = h / kGroupOfHeads * kGroupOfHeads;
+    const int lanes = std::min(n - group, kGroupOfHeads);
     const auto* row = static_cast<const uint16_t*>(q) + h * stride;
     __m512 maxima = _mm512_setzero_ps(), squares = _mm512_setzero_ps();
     for (int d = 0; d < dim; d += 16) {
@@ -146,12 +146,6 @@ bool pack(const void* q, int64_t stride, const float* weights, int heads, int di
   constexpr float kLarge = 0x1p100f;  // no NaN compares
   return packed.errors->by_length <= kLarge && packed.errors->by_distance <= kLarge &&
          magnitude * longest_key <= double{kLarge};
-}
-
-inline __m512i dot4(__m512i acc, __m512i codes, __m512i signed_codes) {
-  // Not the intrinsic, around which g++ 12 moves every accumulator twice.
-  asm("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(codes), "v"(signed_codes));
-  return acc;
 }
 
 /// Of a magnitude code, for two registers each: round(value / kKeyUnit), and what that is off in
@@ -241,39 +235,16 @@ inline void bound_tile(const uint32_t* q, const int32_t* start, const float* fac
   }
 }
 
-template <int kKeys, int kRegs>
-void bound_group(const uint32_t* q, const int32_t* start, const float* factor, const uint32_t* k,
-                 int count, int quads, bool first, float* lanes, const KeyRows* next) {
-  for (int j = 0; j < count; j += kKeys) {
-    if (first) prefetch_keys(next, j, kKeys);
-    bound_tile<kKeys, kRegs>(q, start, factor, k + j * quads, quads, first, lanes + j * 16);
-  }
-}
-
 void bound(const std::byte* memory, const ByteKeys& keys, int count, int heads, int dim,
            float* lanes, float* upper, const KeyRows* next) {
   const Packed packed(const_cast<std::byte*>(memory), heads, dim);
+  const auto* q = reinterpret_cast<const uint32_t*>(packed.codes);
   const auto* k = reinterpret_cast<const uint32_t*>(keys.codes);
-  const int quads = dim / 4, n = padded(heads);
-  for (int h = 0; h < n; h += kGroup) {
-    const auto* q = reinterpret_cast<const uint32_t*>(packed.codes + h * dim);
-    const int32_t* start = packed.start + h;
-    const float* factor = packed.factor + h;
-    const bool first = h == 0;
-    switch (std::min(n - h, kGroup) / kIndexLanes) {
-      case 1:
-        bound_group<8, 1>(q, start, factor, k, count, quads, first, lanes, next);
-        break;
-      case 2:
-        bound_group<8, 2>(q, start, factor, k, count, quads, first, lanes, next);
-        break;
-      case 3:
-        bound_group<4, 3>(q, start, factor, k, count, quads, first, lanes, next);
-        break;
-      default:
-        bound_group<4, 4>(q, start, factor, k, count, quads, first, lanes, next);
-    }
-  }
+  const int quads = dim / 4;
+  over_groups(heads, count, next, [&]<int kKeys, int kRegs>(int h, int j) {
+    bound_tile<kKeys, kRegs>(q + h * quads, packed.start + h, packed.factor + h, k + j * quads,
+                             quads, h == 0, lanes + j * kIndexLanes);
+  });
   alignas(64) float sums[kKeyBlock];
   tree_sums<Lanes16>(lanes, count, sums);
   const __m512 base = _mm512_set1_ps(packed.errors->base);

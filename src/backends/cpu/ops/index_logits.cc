@@ -150,11 +150,7 @@ class IndexLogits {
       std::copy_n(sums, count, logits);
       return;
     }
-    for (int i = 0; i < count; ++i) {
-      float scale;
-      std::memcpy(&scale, keys.rows[i].scales, sizeof(scale));
-      logits[i] = sums[i] * scale;
-    }
+    scale_sums(keys, count, sums, logits);
   }
 
   const IndexKernel& kernel_;
@@ -202,6 +198,14 @@ void resolve_keys(const IndexLogitsParams& params, int64_t seq, int64_t first, i
       row.values += layout.value_bytes;
       row.scales += layout.scale_bytes;
     }
+  }
+}
+
+void scale_sums(const KeyRows& keys, int count, const float* sums, float* logits) {
+  for (int i = 0; i < count; ++i) {
+    float scale;
+    std::memcpy(&scale, keys.rows[i].scales, sizeof(scale));
+    logits[i] = sums[i] * scale;
   }
 }
 

@@ -82,6 +82,8 @@ void all_index_logits(const IndexKernels& kernels, const IndexLogitsParams& para
 /// Up to a block of keys of sequence `seq` from `first` on, before `end`.
 void resolve_keys(const IndexLogitsParams& params, int64_t seq, int64_t first, int64_t end,
                   KeyRows& keys);
+/// logits[j] = sums[j] times the scale of FP8 key j; may be the same memory.
+void scale_sums(const KeyRows& keys, int count, const float* sums, float* logits);
 /// Row of entry `entry` of sequence `seq`.
 RowRef index_row(const IndexLogitsParams& params, int64_t seq, int64_t entry);
 

@@ -12,16 +12,13 @@
 namespace dsv4::cpu {
 namespace {
 
-constexpr int kGroup = 64;
-
 int group_lanes(int heads) {
-  const int padded = (heads + 15) / 16 * 16;
-  return padded < kGroup ? padded : kGroup;
+  return std::min((heads + kIndexLanes - 1) / kIndexLanes * kIndexLanes, kGroupOfHeads);
 }
 
 void pack_q(const void* q, DType, int64_t stride, int heads, int dim, void* packed) {
   auto* out = static_cast<uint32_t*>(packed);
-  for (int first = 0; first < heads; first += kGroup) {
+  for (int first = 0; first < heads; first += kGroupOfHeads) {
     const int lanes = group_lanes(heads - first);
     pack_q_pairs(static_cast<const uint16_t*>(q) + first * stride, stride, heads - first, lanes,
                  dim, out);
@@ -76,38 +73,15 @@ inline void score_tile(const uint32_t* q, const float* weights, const uint32_t* 
   }
 }
 
-template <int kKeys, int kRegs>
-void score_group(const uint32_t* q, const float* weights, const uint32_t* k, int count, int pairs,
-                 bool first, float* lanes, const KeyRows* next) {
-  for (int j = 0; j < count; j += kKeys) {
-    if (first) prefetch_keys(next, j, kKeys);
-    score_tile<kKeys, kRegs>(q, weights, k + j * pairs, pairs, first, lanes + j * 16);
-  }
-}
-
 void score(const void* packed_q, const float* weights, const void* k, int count, int heads, int dim,
            float* lanes, float* sums, const KeyRows* next) {
   const auto* q = static_cast<const uint32_t*>(packed_q);
   const auto* keys = static_cast<const uint32_t*>(k);
   const int pairs = dim / 2;
-  for (int h = 0; h < heads; h += kGroup) {
-    const int group = group_lanes(heads - h);
-    const bool first = h == 0;
-    switch (group / 16) {
-      case 1:
-        score_group<8, 1>(q, weights + h, keys, count, pairs, first, lanes, next);
-        break;
-      case 2:
-        score_group<8, 2>(q, weights + h, keys, count, pairs, first, lanes, next);
-        break;
-      case 3:
-        score_group<4, 3>(q, weights + h, keys, count, pairs, first, lanes, next);
-        break;
-      default:
-        score_group<4, 4>(q, weights + h, keys, count, pairs, first, lanes, next);
-    }
-    q += pairs * group;
-  }
+  over_groups(heads, count, next, [&]<int kKeys, int kRegs>(int h, int j) {
+    score_tile<kKeys, kRegs>(q + h * pairs, weights + h, keys + j * pairs, pairs, h == 0,
+                             lanes + j * kIndexLanes);
+  });
   tree_sums<Lanes16>(lanes, count, sums);
 }
 

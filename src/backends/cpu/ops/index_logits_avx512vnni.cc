@@ -11,11 +11,7 @@ namespace {
 /// half is 0 VPMADDWD multiplies its lower half alone.
 struct VnniInts : Ints<Lanes16> {
   static I start(I halves) { return _mm512_madd_epi16(halves, _mm512_set1_epi16(1)); }
-  static I dot4(I acc, I codes, I signed_codes) {
-    // Not the intrinsic, around which g++ 12 moves every accumulator twice.
-    asm("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(codes), "v"(signed_codes));
-    return acc;
-  }
+  static I dot4(I acc, I codes, I signed_codes) { return cpu::dot4(acc, codes, signed_codes); }
   static I query_factor(I factor) { return _mm512_and_si512(factor, _mm512_set1_epi32(0xffff)); }
 };
 static_assert(kMxfp4Block * 2 * kMaxCode * kMaxCode <= INT16_MAX);

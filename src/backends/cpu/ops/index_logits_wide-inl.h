@@ -121,6 +121,50 @@ inline void tree_sums(const float* lanes, int count, float* sums) {
   for (int j = 0; j < count; ++j) sums[j] = tree_sum(lanes + j * kIndexLanes);
 }
 
+#if defined(__AVX512VNNI__)
+/// acc + four products of unsigned and signed bytes a lane. Not the intrinsic, around which g++ 12
+/// moves every accumulator twice.
+inline __m512i dot4(__m512i acc, __m512i codes, __m512i signed_codes) {
+  asm("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(codes), "v"(signed_codes));
+  return acc;
+}
+#endif
+
+#if defined(__AVX512F__)
+/// Heads of a group, whose queries lie together.
+constexpr int kGroupOfHeads = 64;
+
+template <int kKeys, int kRegs, typename Tile>
+void over_keys_of_group(int first_head, int count, const KeyRows* next, const Tile& tile) {
+  for (int key = 0; key < count; key += kKeys) {
+    if (first_head == 0) prefetch_keys(next, key, kKeys);
+    tile.template operator()<kKeys, kRegs>(first_head, key);
+  }
+}
+
+/// tile<kKeys, kRegs>(first head, first key) for all heads, in 16 kRegs lanes, and `count`
+/// keys: as many of both as 32 registers hold. Meanwhile fetches `next` (or null).
+template <typename Tile>
+void over_groups(int heads, int count, const KeyRows* next, const Tile& tile) {
+  for (int h = 0; h < heads; h += kGroupOfHeads) {
+    const int lanes = std::min(heads - h, kGroupOfHeads);
+    switch ((lanes + kIndexLanes - 1) / kIndexLanes) {
+      case 1:
+        over_keys_of_group<8, 1>(h, count, next, tile);
+        break;
+      case 2:
+        over_keys_of_group<8, 2>(h, count, next, tile);
+        break;
+      case 3:
+        over_keys_of_group<4, 3>(h, count, next, tile);
+        break;
+      default:
+        over_keys_of_group<4, 4>(h, count, next, tile);
+    }
+  }
+}
+#endif
+
 template <class L, int kPassHeads, int kChains>
 struct WideIndexKernel {
   using F = typename L::F;
