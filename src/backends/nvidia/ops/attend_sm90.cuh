@@ -56,7 +56,7 @@ struct Query {
       const int column = (half * Traits::kQueryPanels + i) * 128;
       const int head = static_cast<int>(header.tile) * 64;
       if (args.attend.compressed.kind != RowSource::kNone) {
-        copy_box_once(panel, args.q_map, column, head, header.token, barrier);
+        copy_box<true>(panel, args.q_map, column, head, header.token, barrier);
       } else {
         copy_box(panel, args.q_map, column, head, header.token, barrier);
       }

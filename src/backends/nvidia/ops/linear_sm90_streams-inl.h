@@ -19,6 +19,7 @@ struct Sm90Streams {
   /// Out of 96 a thread, which is what a launch of so many threads gets.
   static constexpr int kCopyRegisters = 32, kMultiplyRegisters = 112;
   static_assert(128 * kCopyRegisters + kMultiplyThreads * kMultiplyRegisters <= kThreads * 96);
+  static constexpr bool kReadsWOnce = kN <= 32;  ///< as Sm90Tile
   static constexpr int kPanels = kDType == DType::kF8E4M3 ? 2 : 1;
   static constexpr int kWBytes = kRows * 128;
   static constexpr int kXPanelBytes = kN * 128;
@@ -78,8 +79,8 @@ __device__ __forceinline__ void copy_stream(const Sm90Work& work, const Sm90Segm
   const uint32_t ring = sm80::shared_address(shared.ring[stream]);
   const auto ask_for_w = [&](int panel, int stage) {
     sm90::mbarrier_arrive_expecting(full + stage * 8, Tile::kStageBytes);
-    sm90::copy_box(ring + stage * Tile::kStageBytes, item.w_map, panel / Tile::kPanels * 128,
-                   work.row0, full + stage * 8);
+    sm90::copy_box<Tile::kReadsWOnce>(ring + stage * Tile::kStageBytes, item.w_map,
+                                      panel / Tile::kPanels * 128, work.row0, full + stage * 8);
   };
   int early = 0;
   if (first) {

@@ -77,6 +77,8 @@ __device__ __forceinline__ void stream_tile(const LinearTile& tile, std::byte* s
           tile.x_row(min(token, tile.token_end - 1)) + (kSplit ? n * tile.x_plane_stride : 0);
       x_ends[n] = token < tile.token_end ? 2 * w.cols : 0;
     }
+    // With few tokens W is read once: what else a step reads, and code, stays in the L2.
+    const uint64_t policy = sm80::first_to_leave();
     // Every lane copies what it alone will read: no barrier between copy and use.
     const auto copy_w = [&](int chunk) {
       const uint32_t stage = ring + chunk % kStages * (Shape::kSlots * 512);
@@ -85,8 +87,13 @@ __device__ __forceinline__ void stream_tile(const LinearTile& tile, std::byte* s
       for (int m = 0; m < kM; ++m) {
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
-          sm80::copy_async_stream(stage + (2 * m + h) * 512, w_rows[m][h] + byte,
-                                  valid_bytes(w_ends[m][h], byte));
+          const uint32_t to = stage + (2 * m + h) * 512;
+          const int bytes = valid_bytes(w_ends[m][h], byte);
+          if constexpr (kSplit) {
+            sm80::copy_async_stream(to, w_rows[m][h] + byte, bytes);
+          } else {
+            sm80::copy_async_stream(to, w_rows[m][h] + byte, bytes, policy);
+          }
         }
       }
     };

@@ -13,35 +13,47 @@ __device__ __forceinline__ void fence_barrier_init() {
 }
 
 /// 9.7.9.27 cp.async.bulk.tensor: the box of a two-dimensional map at (x, y); what lies outside the
-/// map is zero.
+/// map is zero. kOnce: with a policy made for it (createpolicy), its lines are the first to leave
+/// the L2.
+template <bool kOnce = false>
 __device__ __forceinline__ void copy_box(uint32_t to, const CUtensorMap& map, int x, int y,
                                          uint32_t barrier) {
-  asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, "
-      "%4}], [%2];" ::"r"(to),
-      "l"(&map), "r"(barrier), "r"(x), "r"(y)
-      : "memory");
+  if constexpr (kOnce) {
+    asm volatile(
+        "{\n.reg .b64 policy;\n"
+        "createpolicy.fractional.L2::evict_first.b64 policy, 1.0;\n"
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint"
+        " [%0], [%1, {%3, %4}], [%2], policy;\n}\n" ::"r"(to),
+        "l"(&map), "r"(barrier), "r"(x), "r"(y)
+        : "memory");
+  } else {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, "
+        "{%3, %4}], [%2];" ::"r"(to),
+        "l"(&map), "r"(barrier), "r"(x), "r"(y)
+        : "memory");
+  }
 }
 
 /// The same of a three-dimensional map.
+template <bool kOnce = false>
 __device__ __forceinline__ void copy_box(uint32_t to, const CUtensorMap& map, int x, int y, int z,
                                          uint32_t barrier) {
-  asm volatile(
-      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, "
-      "%4, %5}], [%2];" ::"r"(to),
-      "l"(&map), "r"(barrier), "r"(x), "r"(y), "r"(z)
-      : "memory");
-}
-/// The same with a policy made for it (createpolicy): its lines are the first to leave the L2.
-__device__ __forceinline__ void copy_box_once(uint32_t to, const CUtensorMap& map, int x, int y,
-                                              int z, uint32_t barrier) {
-  asm volatile(
-      "{\n.reg .b64 policy;\n"
-      "createpolicy.fractional.L2::evict_first.b64 policy, 1.0;\n"
-      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
-      "[%0], [%1, {%3, %4, %5}], [%2], policy;\n}\n" ::"r"(to),
-      "l"(&map), "r"(barrier), "r"(x), "r"(y), "r"(z)
-      : "memory");
+  if constexpr (kOnce) {
+    asm volatile(
+        "{\n.reg .b64 policy;\n"
+        "createpolicy.fractional.L2::evict_first.b64 policy, 1.0;\n"
+        "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint"
+        " [%0], [%1, {%3, %4, %5}], [%2], policy;\n}\n" ::"r"(to),
+        "l"(&map), "r"(barrier), "r"(x), "r"(y), "r"(z)
+        : "memory");
+  } else {
+    asm volatile(
+        "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, "
+        "{%3, %4, %5}], [%2];" ::"r"(to),
+        "l"(&map), "r"(barrier), "r"(x), "r"(y), "r"(z)
+        : "memory");
+  }
 }
 /// 9.7.9.25.4 cp.async.bulk: `bytes` (a multiple of 16) that lie in one piece.
 __device__ __forceinline__ void copy_bytes(uint32_t to, const void* from, uint32_t bytes,
