@@ -50,7 +50,7 @@ bool takes_codes(const Numerics& numerics, const Weight& w) {
 }
 
 void project(const Ops& ops, const OpContext& context, const Numerics& numerics,
-             std::span<const LinearProblem> problems) {
+             std::span<const LinearProblem> problems, bool beside) {
   std::array<LinearProblem, 16> group;
   DSV4_CHECK(problems.size() <= group.size());
   for (bool quantised_weights : {true, false}) {
@@ -63,7 +63,8 @@ void project(const Ops& ops, const OpContext& context, const Numerics& numerics,
     if (count == 0) continue;
     ops.linear({.problems = {group.data(), count},
                 .quantise_input = quantised_weights && numerics.quantise_linear_input,
-                .products = numerics.products},
+                .products = numerics.products,
+                .beside = beside},
                context);
   }
 }

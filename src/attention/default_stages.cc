@@ -44,7 +44,8 @@ void make_queries(const DeepseekV4Attention::Step& step, const DeepseekV4Attenti
     if (indexer) {
       problems[1] = {step.qr, weights.indexer->wq_b, flatten(step.index_q), step.qr_scale};
     }
-    project(ops, context, layer.numerics, {problems.data(), indexer ? size_t{2} : size_t{1}});
+    project(ops, context, layer.numerics, {problems.data(), indexer ? size_t{2} : size_t{1}},
+            step.inserts_beside());
   }
   StepScope observe(options, AttentionStep::kQnormRopeInsert);
   ops.qnorm_rope_insert({.q = step.q,
@@ -57,11 +58,11 @@ void make_queries(const DeepseekV4Attention::Step& step, const DeepseekV4Attenti
                         context);
 }
 
-// The same on a branch, joined before attention.
+// The same on a branch of the step's stream, joined before attention.
 void make_queries_beside(const DeepseekV4Attention::Step& step,
-                         const DeepseekV4Attention::Layer& layer, const Ops& ops) {
+                         const DeepseekV4Attention::Layer& layer, const Ops& ops, Stream branch) {
   OpContext beside = step.context(ops);
-  beside.stream = step.branches->fork(step.stream, kInsertBranch);
+  beside.stream = branch;
   beside.scratch = step.insert_scratch;
   make_queries(step, layer, ops, beside);
 }
@@ -128,13 +129,15 @@ void DeepseekV4Attention::prepare(Step& step) const {
                     .beside = &norm_kv},
                    context);
   }
-  // Indexer and selection want their queries first; the heads' follow beside them, from here or
-  // from select() on.
-  if (step.inserts_start_early()) make_queries_beside(step, layer, ops());
   if (step.inserts_beside()) {
+    // Indexer and selection want their queries first, and a launch that comes first finds room
+    // first; the heads' follow beside them, from here or from select() on.
+    const bool early = step.inserts_start_early();
+    const Stream branch = early ? step.branches->fork(step.stream, kInsertBranch) : Stream{};
     const LinearProblem problem{step.qr, weights.indexer->wq_b, flatten(step.index_q),
                                 step.qr_scale};
     project(ops(), context, layer.numerics, {&problem, 1});
+    if (early) make_queries_beside(step, layer, ops(), branch);
   } else {
     make_queries(step, layer, ops(), context);
   }
@@ -240,7 +243,7 @@ void DeepseekV4Attention::select(Step& step) const {
   }
   if (step.inserts_beside() && !step.inserts_start_early()) {
     // Small launches of the selection come first, so that they find room; so does a large one.
-    make_queries_beside(step, layer, ops());
+    make_queries_beside(step, layer, ops(), step.branches->fork(step.stream, kInsertBranch));
   }
   const bool maps_slots = ops().top_k_maps_slots;
   const int32_t rows_per_block = step.caches->compressed.rows_per_block;

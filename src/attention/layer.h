@@ -99,7 +99,7 @@ struct DeepseekV4Attention::Step {
   }
   /// And do they start with the indexer's queries, or behind them? Where few tokens leave the
   /// device room for the indexer's small launches it is the sooner the better.
-  bool inserts_start_early() const { return inserts_beside() && num_tokens() <= 4; }
+  bool inserts_start_early() const { return inserts_beside() && num_tokens() <= 16; }
   OpContext context(const Ops& ops) const { return {stream, scratch, &ops}; }
 };
 
@@ -121,8 +121,8 @@ InputRows codes_in_place(const Tensor& values);
 bool takes_codes(const Numerics& numerics, const Weight& w);
 
 /// Linear problems in as few regions as their input kinds allow: FP8 and FP4 weights take quantised
-/// input where the numerics say so, others take the input as it is.
+/// input where the numerics say so, others take the input as it is. `beside` as in LinearParams.
 void project(const Ops& ops, const OpContext& context, const Numerics& numerics,
-             std::span<const LinearProblem> problems);
+             std::span<const LinearProblem> problems, bool beside = false);
 
 }  // namespace dsv4

@@ -69,6 +69,9 @@ struct LinearParams {
   /// kFp8, where the device takes it (Ops::takes_e4m3): products of FP8 weights and quantised x are
   /// summed on FP8 tensor cores.
   Products products = Products::kF32;
+  /// Operations that others wait for run beside this one, on another branch of the stream: it
+  /// leaves them a part of the device.
+  bool beside = false;
 };
 
 /// out = weight * x / sqrt(mean(x^2) + eps), f32 inside, one rounding. x [T, n] act, weight [n]

@@ -23,7 +23,8 @@ class LinearInvariance : public CandidateTest {
   // out of rows [begin, begin + count) of x as bytes, the first of `weights` computed last of all
   // problems.
   std::vector<uint8_t> multiply(const Tensor& x, int64_t begin, int64_t count,
-                                const std::vector<Weight>& weights, bool quantise) {
+                                const std::vector<Weight>& weights, bool quantise,
+                                bool beside = false) {
     std::vector<LinearProblem> problems;
     for (size_t i = weights.size(); i-- > 0;) {
       problems.push_back({x.rows(begin, count), weights[i],
@@ -33,7 +34,7 @@ class LinearInvariance : public CandidateTest {
     limits.max_tokens = count;
     limits.max_cols = x.shape[1];
     limits.max_rows = weights[0].rows;
-    run(ops_.linear, {.problems = problems, .quantise_input = quantise}, limits);
+    run(ops_.linear, {.problems = problems, .quantise_input = quantise, .beside = beside}, limits);
     const Tensor& out = problems.back().out;
     return memory().get(out.as<uint8_t>(), out.num_bytes());
   }
@@ -127,6 +128,24 @@ TEST_P(LinearInvariance, CallsOfManyCodes) {
                           static_cast<size_t>(part.count * kRows) * sizeof(float)),
               0)
         << part.count << " tokens from " << part.begin;
+  }
+}
+
+// A call that leaves a part of the device to others takes other kernels and grids.
+TEST_P(LinearInvariance, BesideOthers) {
+  const int64_t rows = GetParam().platform == Platform::kCuda ? 17000 : 40, cols = 1024;
+  const int64_t tokens = emulated() ? 5 : 20;
+  Random random(16);
+  const Tensor x = memory().tensor(DType::kBf16, {tokens, cols},
+                                   rounded(DType::kBf16, normal_values(random, tokens * cols, 1)));
+  for (DType w : {DType::kBf16, DType::kF8E4M3}) {
+    const Weight weight = make_weight(memory(), w, rows, cols, 17).weight;
+    for (int64_t count : {int64_t{1}, int64_t{4}, tokens}) {
+      const bool quantise = w == DType::kF8E4M3;
+      EXPECT_EQ(multiply(x, 0, count, {weight}, quantise, true),
+                multiply(x, 0, count, {weight}, quantise, false))
+          << dtype_name(w) << ", " << count << " tokens";
+    }
   }
 }
 

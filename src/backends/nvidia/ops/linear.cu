@@ -6,7 +6,7 @@
 #include <bit>
 
 #include "backends/nvidia/ops/families.h"
-#include "backends/nvidia/ops/gpu_check.h"
+#include "backends/nvidia/ops/launch.h"
 #include "backends/nvidia/ops/linear_sm90.h"
 #include "backends/nvidia/ops/linear_sm90_fp8.h"
 #include "core/checked_math.h"
@@ -90,6 +90,11 @@ class Launches {
       if (takes_sm90(problem)) budget_ = std::max(budget_, panels_bytes(rows, whole_cols));
     }
     base_ = context.scratch->take(budget_);
+    // Beside others, a third of the device is theirs; sums in f32 of many tokens want all of it.
+    const int all = num_multiprocessors(), most = params.beside ? all * 2 / 3 : all;
+    codes_batch_.most_blocks = most;
+    fp8_.most_blocks = max_rows() <= kMaxStreamTokens ? most : all;
+    bf16_.most_blocks = all;
   }
 
   void add(size_t idx) {
@@ -133,6 +138,12 @@ class Launches {
   }
 
  private:
+  int64_t max_rows() const {
+    int64_t rows = 0;
+    for (const LinearProblem& problem : params_.problems) rows = std::max(rows, problem.x.shape[0]);
+    return rows;
+  }
+
   // A property of the call and the weight, never of the number of tokens.
   bool takes_fp8(const LinearProblem& problem) const {
     return (kernels_ == LinearKernels::kSm90Fp8 ||
@@ -143,8 +154,13 @@ class Launches {
 
   bool takes_sm90(const LinearProblem& problem) const {
     return kernels_ >= LinearKernels::kSm90 && problem.x.dtype == DType::kBf16 &&
-           problem.x.shape[0] >= sm90_fewest_tokens(problem.w, call_codes_) &&
+           (problem.x.shape[0] >= sm90_fewest_tokens(problem.w, call_codes_) || walks(problem)) &&
            sm90_takes(problem.w);
+  }
+
+  // Beside others few blocks walk over the tiles; those that stream fill the device.
+  bool walks(const LinearProblem& problem) const {
+    return params_.beside && problem.w.dtype == DType::kF8E4M3;
   }
 
   bool takes_split(const LinearProblem& problem) const {

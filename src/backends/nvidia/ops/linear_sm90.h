@@ -39,6 +39,7 @@ constexpr int kMaxSm90Items = 16;
 /// Products of one launch, whose weights have one format.
 struct Sm90Batch {
   int32_t count = 0;
+  int32_t most_blocks = 0;  ///< that walk over tiles
   Sm90Item items[kMaxSm90Items];
 };
 

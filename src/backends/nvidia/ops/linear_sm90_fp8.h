@@ -40,6 +40,7 @@ struct Fp8Item {
 constexpr int kMaxFp8Items = 16;
 struct Fp8Batch {
   int32_t count = 0;
+  int32_t most_blocks = 0;  ///< of threads; they walk over tiles
   int32_t tile_tokens = 0;  ///< that are copied for a tile; filled in by the launcher
   int32_t scale_pitch = 0;  ///< floats, of a block's scales of x in a stage; filled in, too
   Fp8Item items[kMaxFp8Items];

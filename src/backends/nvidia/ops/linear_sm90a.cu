@@ -186,7 +186,7 @@ void launch_walk(Sm90Batch& batch, cudaStream_t stream) {
   static_assert(kBytes <= 227 << 10);
   const int tiles = number_tiles<Tile, kN>(batch);
   launch<sm90_linear_walk<kDType, kN>>(
-      {dim3(static_cast<unsigned>(std::min(tiles, num_multiprocessors()))), Tile::kThreads, kBytes},
+      {dim3(static_cast<unsigned>(std::min(tiles, batch.most_blocks))), Tile::kThreads, kBytes},
       stream, batch, tiles);
 }
 
@@ -196,7 +196,7 @@ void launch_streams(Sm90Batch& batch, cudaStream_t stream) {
   constexpr int kBytes = static_cast<int>(sizeof(Sm90StreamsShared<Tile>));
   static_assert(kBytes <= 227 << 10);
   const int tiles = number_tiles<Tile, kN>(batch) * (kSplit ? 2 : 1);
-  const int blocks = kSplit ? tiles : std::min(tiles, num_multiprocessors());
+  const int blocks = kSplit ? tiles : std::min(tiles, batch.most_blocks);
   launch<sm90_linear_streams<kDType, kN, kSplit, kRows>>(
       {dim3(static_cast<unsigned>(blocks)), Tile::kThreads, kBytes, kSplit ? 2 : 1}, stream, batch,
       tiles);
