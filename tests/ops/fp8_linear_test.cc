@@ -436,22 +436,23 @@ TEST_P(Fp8Product, CodesOfNormAndProduct) {
       if (HasFatalFailure()) return;
       EXPECT_EQ(bits(), alone);
 
-      // Two problems, whose outputs are the columns of one.
-      constexpr int64_t kRows = 256, kOut = 2 * kRows;
-      const Weight w[] = {make_weight(memory(), DType::kF8E4M3, kRows, cols, 4).weight,
-                          make_weight(memory(), DType::kF8E4M3, kRows, cols, 5).weight};
-      const Tensor values = memory().tensor(DType::kBf16, {tokens, kOut});
-      const Codes next = room_for_codes(tokens, kOut);
-      limits.max_cols = std::max(cols, kOut);
-      limits.max_rows = kRows;
+      // Two problems, whose outputs are the columns of one; once so many rows that blocks have
+      // several tiles.
+      const int64_t rows = tokens == 17 && cols == 1024 ? 8960 : 256, out_cols = 2 * rows;
+      const Weight w[] = {make_weight(memory(), DType::kF8E4M3, rows, cols, 4).weight,
+                          make_weight(memory(), DType::kF8E4M3, rows, cols, 5).weight};
+      const Tensor values = memory().tensor(DType::kBf16, {tokens, out_cols});
+      const Codes next = room_for_codes(tokens, out_cols);
+      limits.max_cols = std::max(cols, out_cols);
+      limits.max_rows = rows;
       for (const bool as_codes : {false, true}) {
         LinearProblem problems[2];
         for (int64_t i = 0; i < 2; ++i) {
           Tensor out = as_codes ? next.rows : values;
-          out.data = out.as<char>() + i * kRows * size_of(out.dtype);
-          out.shape[1] = kRows;
+          out.data = out.as<char>() + i * rows * size_of(out.dtype);
+          out.shape[1] = rows;
           RowScales scale = next.scale;
-          scale.data += i * kRows / 128 * scale.stride;
+          scale.data += i * rows / 128 * scale.stride;
           problems[i] = {codes.rows, w[i], out, codes.scale, as_codes ? scale : RowScales{}};
         }
         run(ops_.linear, {.problems = problems}, limits);
@@ -459,7 +460,7 @@ TEST_P(Fp8Product, CodesOfNormAndProduct) {
       expect_codes_of(memory().numbers(values), next);
       if (HasFatalFailure()) return;
 
-      const Weight last = make_weight(memory(), DType::kF8E4M3, 136, kOut, 6).weight;
+      const Weight last = make_weight(memory(), DType::kF8E4M3, 136, out_cols, 6).weight;
       const std::vector<float> expected = multiply(values, last, false);
       const LinearProblem problem{next.rows, last, memory().tensor(DType::kF32, {tokens, 136}),
                                   next.scale};

@@ -3,6 +3,7 @@
 // Included by the kernel only.
 #pragma once
 #include "backends/nvidia/arch/sm80/instructions.h"
+#include "backends/nvidia/arch/sm90/cluster.h"
 #include "backends/nvidia/arch/sm90/memory.h"
 #include "backends/nvidia/ops/linear_sm90_fp8-inl.h"
 #include "backends/nvidia/ops/linear_sm90_fp8.h"
@@ -48,38 +49,77 @@ __device__ __forceinline__ uint32_t out_unit(uint32_t staging, int token, int un
          (unit % kUnits ^ line % kUnits) * 16;
 }
 
-/// Codes of a token's values in bf16 and their scale, where the tile holds whole groups of 128.
-template <typename Tile>
-__device__ __forceinline__ void stage_codes(const Fp8Item& item, int token0, int row0, int lane,
-                                            uint32_t staging, const float (&totals)[Tile::kN / 2]) {
-  static_assert(Tile::kN == kQuantiseGroup);
-  constexpr int kPairs = Tile::kN / 8;
+/// What the other block of a pair says of its half of the rows that share a scale: the largest
+/// magnitudes of a warp's tokens. Two places, as it may be one tile ahead.
+template <int kWarps>
+struct Fp8Other {
+  alignas(16) float2 largest[kWarps][2][8];
+  uint64_t told[kWarps][2];
+
+  __device__ __forceinline__ void init() {
+    for (int i = 0; i < 2 * kWarps; ++i)
+      sm90::mbarrier_init(sm80::shared_address(&told[i / 2][i % 2]), 1);
+  }
+  /// Of tokens g and g + 8, in both blocks; a warp calls.
+  __device__ __forceinline__ uint2 larger(int warp, int lane, int turn, uint2 own) {
+    const int place = turn % 2;
+    const uint32_t to = sm80::shared_address(&largest[warp][place][lane / 4]);
+    const uint32_t barrier = sm80::shared_address(&told[warp][place]);
+    const uint32_t rank = sm90::cluster_rank() ^ 1;
+    if (lane == 0) sm90::mbarrier_expect_bytes(barrier, sizeof(largest[warp][place]));
+    if (lane % 4 == 0) {
+      sm90::cluster_store_async(sm90::cluster_address(to, rank), __uint_as_float(own.x),
+                                __uint_as_float(own.y), sm90::cluster_address(barrier, rank));
+    }
+    sm90::mbarrier_wait(barrier, turn / 2 % 2);
+    const float2 other = largest[warp][place][lane / 4];
+    return {max(own.x, __float_as_uint(other.x)), max(own.y, __float_as_uint(other.y))};
+  }
+};
+template <>
+struct Fp8Other<0> {};
+
+/// The largest magnitude of a token's values in bf16; `half`: of tokens g or g + 8.
+template <int kCount>
+__device__ __forceinline__ uint32_t largest_of_token(const float (&totals)[kCount], int half) {
+  uint32_t largest = 0;
+#pragma unroll
+  for (int j = 0; j < kCount / 4; ++j) {
+    largest = max(largest, larger_magnitude(sm80::pack_bf16x2(totals[4 * j + 2 * half],
+                                                              totals[4 * j + 2 * half + 1])));
+  }
+#pragma unroll
+  for (int distance = 1; distance < 4; distance *= 2)
+    largest = max(largest, __shfl_xor_sync(0xffffffffu, largest, distance));
+  return largest;
+}
+
+/// Codes of a warp's tokens in bf16 and their scales. `larger`: largest magnitudes of tokens g and
+/// g + 8 in all 128 rows, of those in the tile; `put(token, row, codes)`: four codes.
+template <typename Tile, typename Larger, typename Put>
+__device__ __forceinline__ void make_codes(const Fp8Item& item, int token0, int row0, int lane,
+                                           const float (&totals)[Tile::kN / 2], Larger larger,
+                                           Put put) {
+  const uint2 largest = larger(uint2{largest_of_token(totals, 0), largest_of_token(totals, 1)});
   const bool odd = lane % 2 != 0;
 #pragma unroll
-  for (int half = 0; half < 2; ++half) {  // tokens g, g + 8
-    uint32_t pairs[kPairs], largest = 0;
-#pragma unroll
-    for (int j = 0; j < kPairs; ++j) {
-      pairs[j] = sm80::pack_bf16x2(totals[4 * j + 2 * half], totals[4 * j + 2 * half + 1]);
-      largest = max(largest, larger_magnitude(pairs[j]));
-    }
-#pragma unroll
-    for (int distance = 1; distance < 4; distance *= 2)
-      largest = max(largest, __shfl_xor_sync(0xffffffffu, largest, distance));
-    const GroupScale scale = group_scale(largest, kQuantiseFloor);
+  for (int half = 0; half < 2; ++half) {
+    const GroupScale scale = group_scale(half == 0 ? largest.x : largest.y, kQuantiseFloor);
     const int token = lane / 4 + 8 * half;
-    if (lane % 4 == 0 && token0 + token < item.tokens) {
+    if (lane % 4 == 0 && row0 % kQuantiseGroup == 0 && token0 + token < item.tokens) {
       item.out_scale[row0 / kQuantiseGroup * item.out_scale_stride + token0 + token] =
           scale.value();
     }
+    const auto codes = [&](int i) {
+      return scale.codes(sm80::pack_bf16x2(totals[4 * i + 2 * half], totals[4 * i + 2 * half + 1]));
+    };
     // Neighbours swap halves, so that each has four codes in a row.
-    const uint32_t within = (odd ? 8 : 0) + lane % 4 / 2 * 4;
+    const int within = (odd ? 8 : 0) + lane % 4 / 2 * 4;
 #pragma unroll
-    for (int j = 0; j < kPairs; j += 2) {
-      const uint32_t first = scale.codes(pairs[j]), second = scale.codes(pairs[j + 1]);
+    for (int j = 0; j < Tile::kN / 8; j += 2) {
+      const uint32_t first = codes(j), second = codes(j + 1);
       const uint32_t other = __shfl_xor_sync(0xffffffffu, odd ? first : second, 1);
-      sm90::store_shared(out_unit<Tile>(staging, token, j / 2) + within,
-                         odd ? other | second << 16 : first | other << 16);
+      put(token, 8 * j + within, odd ? other | second << 16 : first | other << 16);
     }
   }
 }

@@ -5,7 +5,9 @@
 //           rows of an instruction share the scale of W, a thread needs two scales of x. A warp
 //           asks the copy engine for 128 columns of both and for the scales of x, and adds the
 //           scale of W and, once a tile, which one it is; blocks stride over tiles, tokens fastest
-//           within bands. Outputs leave by the copy engine under the next tile's products
+//           within bands. Outputs leave by the copy engine under the next tile's products.
+//           Codes of out share a scale by 128 rows of W: few tokens have them in pairs of blocks, a
+//           cluster, 64 rows each, which tell each other their largest magnitudes
 // Budget    few tokens: bytes of W, x once a tile from L2; a stage of one block of 128 columns
 //           takes 230 clocks for 32 rows of W, 430 for 128, of which 170 are not products: narrow
 //           tiles have two or four blocks a stage. Many: 128 x 128 x 128 columns are 512 clocks of
@@ -13,14 +15,15 @@
 //           clocks, 47 B a clock, three. 128 FFMA a scheduler and 512 clocks for the promotion,
 //           under other products. At 4096 tokens power holds an H200 at 1.45 GHz of 1.98: what
 //           counts is work, and idle clocks
-// Launch    128 threads that copy + 128 a warpgroup, grid min(tiles, SMs); may start before the
-//           kernel that prepares x has ended, and reads W meanwhile
+// Launch    128 threads that copy + 128 a warpgroup, grid min(tiles, Fp8Batch::most_blocks); may
+//           start before the kernel that prepares x has ended, and reads W meanwhile
 // Contract  sm90_takes() W of FP8; x as Fp8Item says; rows of x beyond `tokens` are not read
 // Numerics  linear_sm90_fp8.h. Code NaN of W or x, scale byte 255: NaN
 #include <algorithm>
 
 #include "backends/nvidia/arch/sm80/instructions.h"
 #include "backends/nvidia/arch/sm90/bulk.h"
+#include "backends/nvidia/arch/sm90/cluster.h"
 #include "backends/nvidia/arch/sm90/memory.h"
 #include "backends/nvidia/arch/sm90/sync.h"
 #include "backends/nvidia/arch/sm90/wgmma.h"
@@ -36,21 +39,29 @@ namespace {
 
 /// Registers of the two roles where two warpgroups multiply: out of 168 a thread.
 constexpr int kMultiplyRegisters = 232, kCopyRegisters = 40;
-constexpr int kEarlyStages = 2;  // of W, before the kernels before have ended
-constexpr int kBandTiles = 16;   // of tokens, that blocks go through before the next rows of W
+constexpr int kBandTiles = 16;  // of tokens, that blocks go through before the next rows of W
 
 /// kTokensOfTile may be less than the rows that the instructions take: what they read beyond
 /// belongs to others, and so do their sums.
-template <int kTokensOfTile, int kNOfTile, int kBlocksOfStage>
+/// kPairsOfBlocks: two blocks of a cluster have halves of the rows that share a scale of out.
+template <int kTokensOfTile, int kNOfTile, int kBlocksOfStage, bool kPairsOfBlocks>
 struct Fp8Tile {
   static constexpr int kTokens = kTokensOfTile, kN = kNOfTile;
   /// Of columns in a stage: all of W, then all of x.
   static constexpr int kBlocks = kBlocksOfStage;
+  static constexpr bool kPairs = kPairsOfBlocks;
+  static constexpr bool kMakesCodes = kPairs || kN == kQuantiseGroup;
   static constexpr int kGroups = kTokens > 64 ? 2 : 1;
   static constexpr int kWaves = kTokens > 128 ? 2 : 1;
   static_assert(kBlocks == 1 || kWaves == 1);
+  static_assert(!kPairs || (2 * kN == kQuantiseGroup && kGroups == 1));
   static constexpr int kWarps = 4 * kGroups;  ///< that multiply
   static constexpr int kThreads = 128 * (kGroups + 1);
+  /// What else a step reads, and code, stays in the L2 then.
+  static constexpr bool kReadsWOnce = kTokens <= 64;
+  /// Of W, asked for before the kernels before have ended. Pairs follow a small launch, beside
+  /// which memory has nothing to do.
+  static constexpr int kEarlyStages = kPairs ? 4 : 2;
   static constexpr int kWBytes = kN * 128, kXBytes = kTokens * 128;
   /// Scales of x lie behind the operands of all stages, which need an alignment of 1024.
   static constexpr int kStageBytes = kBlocks * (kWBytes + kXBytes);
@@ -82,6 +93,7 @@ struct Fp8Shared {
   /// Of a tile, there before the first stage of it. Whoever copies is at most kStages tiles ahead.
   Fp8Work works[Tile::kStages + 1];
   uint64_t full[Tile::kStages], empty[Tile::kStages];
+  Fp8Other<Tile::kPairs ? Tile::kStoringWarps : 0> other;
 };
 
 template <typename Tile>
@@ -143,12 +155,12 @@ __device__ __forceinline__ void copy_tile(const Fp8Batch& batch, const Fp8Work& 
     const uint32_t ring = sm80::shared_address(shared.ring[stage]),
                    full = sm80::shared_address(&shared.full[stage]);
     if constexpr (kBlocks == 1) {
-      sm90::copy_box(ring, item.w_map, block * 128, work.row0, full);
+      sm90::copy_box<Tile::kReadsWOnce>(ring, item.w_map, block * 128, work.row0, full);
     } else {
-      sm90::copy_box(ring, item.w_map, 0, work.row0, block, full);
+      sm90::copy_box<Tile::kReadsWOnce>(ring, item.w_map, 0, work.row0, block, full);
     }
   };
-  const int early = first ? min(kEarlyStages * kBlocks, work.blocks) : 0;
+  const int early = first ? min(Tile::kEarlyStages * kBlocks, work.blocks) : 0;
   if (sm90::elect()) {
     for (int i = 0; i < early; i += kBlocks) ask_for_w(i, i / kBlocks);
   }
@@ -362,8 +374,8 @@ __device__ __forceinline__ void multiply_tile(int blocks, const Fp8Role& role, P
 /// A warp's outputs of a wave.
 template <typename Tile>
 __device__ __forceinline__ void store_wave(const Fp8Item& item, const Fp8Work& work,
-                                           const Fp8Role& role, int wave, std::byte* to,
-                                           const float (&totals)[Tile::kN / 2]) {
+                                           const Fp8Role& role, int wave, Fp8Shared<Tile>& shared,
+                                           const float (&totals)[Tile::kN / 2], int& turn) {
   int lane = role.lane;
   asm volatile("" : "+r"(lane));  // addresses are not worth registers while products are under way
   const int token0 = work.token0 + (role.warp / 4 * Tile::kWaves + wave) * 64 + role.warp % 4 * 16;
@@ -377,13 +389,29 @@ __device__ __forceinline__ void store_wave(const Fp8Item& item, const Fp8Work& w
     }
     return;
   }
-  const uint32_t staging = sm80::shared_address(to);
-  if constexpr (Tile::kN == kQuantiseGroup) {
+  const uint32_t staging = sm80::shared_address(shared.out[role.warp][wave]);
+  if constexpr (Tile::kMakesCodes) {
     if (item.out_scale != nullptr) {
-      stage_codes<Tile>(item, token0, work.row0, lane, staging, totals);
-      sm90::fence_proxy_async();
-      __syncwarp();
-      if (lane == 0) sm90::store_box(item.out_map, work.row0, token0, staging);
+      if constexpr (Tile::kPairs) {
+        make_codes<Tile>(
+            item, token0, work.row0, lane, totals,
+            [&](uint2 own) { return shared.other.larger(role.warp, lane, turn, own); },
+            [&](int token, int row, uint32_t codes) {
+              if (token0 + token >= item.tokens) return;
+              auto* to = static_cast<uint8_t*>(item.out) + (token0 + token) * item.out_stride;
+              *reinterpret_cast<uint32_t*>(to + work.row0 + row) = codes;
+            });
+        ++turn;
+      } else {
+        make_codes<Tile>(
+            item, token0, work.row0, lane, totals, [](uint2 own) { return own; },
+            [&](int token, int row, uint32_t codes) {
+              sm90::store_shared(out_unit<Tile>(staging, token, row / 16) + row % 16, codes);
+            });
+        sm90::fence_proxy_async();
+        __syncwarp();
+        if (lane == 0) sm90::store_box(item.out_map, work.row0, token0, staging);
+      }
       return;
     }
   }
@@ -404,13 +432,14 @@ __device__ __forceinline__ void store_wave(const Fp8Item& item, const Fp8Work& w
 template <typename Tile>
 __device__ __forceinline__ void store_tile(const Fp8Item& item, const Fp8Work& work,
                                            const Fp8Role& role, Fp8Shared<Tile>& shared,
-                                           const float (&totals)[Tile::kWaves][Tile::kN / 2]) {
+                                           const float (&totals)[Tile::kWaves][Tile::kN / 2],
+                                           int& turn) {
   if (role.warp >= Tile::kStoringWarps) return;
   sm90::store_wait_read();  // of the tile before
   __syncwarp();
 #pragma unroll
   for (int wave = 0; wave < Tile::kWaves; ++wave)
-    store_wave<Tile>(item, work, role, wave, shared.out[role.warp][wave], totals[wave]);
+    store_wave<Tile>(item, work, role, wave, shared, totals[wave], turn);
   sm90::store_commit();
 }
 
@@ -425,9 +454,15 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
       sm90::mbarrier_init(sm80::shared_address(&shared.full[s]), 1);
       sm90::mbarrier_init(sm80::shared_address(&shared.empty[s]), Tile::kWarps);
     }
+    if constexpr (Tile::kPairs) shared.other.init();
     sm90::fence_barrier_init();
   }
-  __syncthreads();
+  if constexpr (Tile::kPairs) {
+    sm90::cluster_arrive();
+    sm90::cluster_wait();
+  } else {
+    __syncthreads();
+  }
   const auto first = static_cast<int>(blockIdx.x), step = static_cast<int>(gridDim.x);
   sm90::RingPlace<Tile::kStages> place;
   sm90::RingPlace<Tile::kStages + 1> work_place;
@@ -445,6 +480,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
   }
   if constexpr (Tile::kGroups == 2) sm90::increase_registers<kMultiplyRegisters>();
   const Fp8Role role = Fp8Role::of(batch, shared, warp);
+  int turn = 0;  // of what the two blocks of a pair tell each other
   for (int tile = first; tile < tiles; tile += step) {
     sm90::mbarrier_wait(role.full + place.stage * 8, place.phase);
     const Fp8Work& given = shared.works[work_place.stage];
@@ -455,7 +491,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
     work_place.advance();
     float totals[Tile::kWaves][Tile::kN / 2];
     multiply_tile<Tile>(work.blocks, role, place, totals);
-    store_tile<Tile>(batch.items[work.item], work, role, shared, totals);
+    store_tile<Tile>(batch.items[work.item], work, role, shared, totals, turn);
   }
   sm90::store_wait_read();
 }
@@ -467,9 +503,9 @@ bool maps_out(const Fp8Item& item, int n) {
          reinterpret_cast<uintptr_t>(item.out) % 16 == 0;
 }
 
-template <int kTokens, int kN, int kBlocks>
+template <int kTokens, int kN, int kBlocks, bool kPairs>
 void launch_tiles(Fp8Batch& batch, int64_t most_tokens, cudaStream_t stream) {
-  using Tile = Fp8Tile<kTokens, kN, kBlocks>;
+  using Tile = Fp8Tile<kTokens, kN, kBlocks, kPairs>;
   constexpr int kBytes = static_cast<int>(sizeof(Fp8Shared<Tile>));
   static_assert(kBytes <= 227 << 10);
   batch.tile_tokens = static_cast<int32_t>(std::min<int64_t>(kTokens, round_up(most_tokens, 8)));
@@ -481,7 +517,7 @@ void launch_tiles(Fp8Batch& batch, int64_t most_tokens, cudaStream_t stream) {
     Fp8Item& item = batch.items[i];
     item.first_tile = static_cast<int32_t>(tiles);
     tiles += ceil_div(item.w.rows, kN) * ceil_div(item.tokens, kTokens);
-    item.out_mapped = maps_out(item, kN);
+    item.out_mapped = maps_out(item, kN) && !(kPairs && item.out_scale != nullptr);
     if (item.out_mapped) {
       const int64_t elem_bytes = item.out_scale == nullptr ? 2 : 1;
       item.out_map = byte_map(item.out, item.out_stride * elem_bytes, item.tokens,
@@ -499,24 +535,32 @@ void launch_tiles(Fp8Batch& batch, int64_t most_tokens, cudaStream_t stream) {
                                kFp8BlockCols, batch.tile_tokens, kBlocks);
     }
   }
-  const auto blocks = static_cast<unsigned>(std::min<int64_t>(tiles, num_multiprocessors()));
-  launch<sm90_linear_fp8<Tile>>({dim3(blocks), Tile::kThreads, kBytes}, stream, batch,
-                                static_cast<int>(tiles));
+  constexpr unsigned kCluster = kPairs ? 2 : 1;
+  const auto blocks = static_cast<unsigned>(std::min<int64_t>(tiles, batch.most_blocks));
+  launch<sm90_linear_fp8<Tile>>(
+      {dim3(blocks / kCluster * kCluster), Tile::kThreads, kBytes, kCluster}, stream, batch,
+      static_cast<int>(tiles));
 }
 
 struct Fp8TileChoice {
   int tokens, n, blocks;
+  bool pairs, makes_codes;
   void (*launch)(Fp8Batch&, int64_t most_tokens, cudaStream_t);
 };
-template <int kTokens, int kN, int kBlocks = 1>
+template <int kTokens, int kN, int kBlocks = 1, bool kPairs = false>
 constexpr Fp8TileChoice choice() {
-  return {kTokens, kN, kBlocks, launch_tiles<kTokens, kN, kBlocks>};
+  return {kTokens,
+          kN,
+          kBlocks,
+          kPairs,
+          Fp8Tile<kTokens, kN, kBlocks, kPairs>::kMakesCodes,
+          launch_tiles<kTokens, kN, kBlocks, kPairs>};
 }
 /// The first of the cheapest is taken.
-constexpr Fp8TileChoice kTiles[] = {choice<16, 32, 4>(), choice<16, 64, 2>(), choice<16, 128>(),
-                                    choice<64, 32, 4>(), choice<64, 64, 2>(), choice<64, 128>(),
-                                    choice<128, 128>(),  choice<128, 64>(),   choice<128, 32>(),
-                                    choice<256, 128>()};
+constexpr Fp8TileChoice kTiles[] = {
+    choice<16, 32, 4>(), choice<16, 64, 2>(), choice<16, 64, 2, true>(), choice<16, 128>(),
+    choice<64, 32, 4>(), choice<64, 64, 2>(), choice<64, 64, 2, true>(), choice<64, 128>(),
+    choice<128, 128>(),  choice<128, 64>(),   choice<128, 32>(),         choice<256, 128>()};
 
 /// Clocks for 128 columns of everything, about, as measured: W from memory, operands from L2, or
 /// the tiles of a multiprocessor one after the other; the ends of these tiles; tokens that are
@@ -546,11 +590,15 @@ int64_t cost(const Fp8Batch& batch, const Fp8TileChoice& tile) {
          (token_tiles * tile.tokens - most_tokens) / 16;
 }
 
-/// Whether K is whole stages of that many blocks of columns.
+/// Whether K is whole stages of that many blocks of columns, codes of out can be made, and pairs of
+/// tiles share scales: all of a pair are of one item and the same tokens.
 bool takes(const Fp8Batch& batch, const Fp8TileChoice& tile) {
-  if (tile.blocks == 1) return true;
   for (int i = 0; i < batch.count; ++i) {
-    if (batch.items[i].w.cols % (tile.blocks * kFp8BlockCols) != 0) return false;
+    const Fp8Item& item = batch.items[i];
+    if (item.w.cols % (tile.blocks * kFp8BlockCols) != 0 && tile.blocks > 1) return false;
+    if (item.out_scale != nullptr && !tile.makes_codes) return false;
+    if (tile.pairs && (item.w.rows % kQuantiseGroup != 0 || item.tokens > tile.tokens))
+      return false;
   }
   return true;
 }
@@ -564,11 +612,8 @@ void launch_linear_sm90_fp8(Fp8Batch& batch, cudaStream_t stream) {
     most_tokens = std::max<int64_t>(most_tokens, batch.items[i].tokens);
   const Fp8TileChoice* best = nullptr;
   int64_t fewest_clocks = 0;
-  bool writes_codes = false;
-  for (int i = 0; i < batch.count; ++i)
-    writes_codes = writes_codes || batch.items[i].out_scale != nullptr;
   for (const Fp8TileChoice& tile : kTiles) {
-    if (!takes(batch, tile) || (writes_codes && tile.n != kQuantiseGroup)) continue;
+    if (!takes(batch, tile)) continue;
     const int64_t clocks = cost(batch, tile);
     if (best != nullptr && clocks >= fewest_clocks) continue;
     best = &tile;
