@@ -38,6 +38,14 @@ Needs avx512_and(const Needs& more) {
   all.insert(all.end(), more.begin(), more.end());
   return all;
 }
+
+// What the files need that permute bytes.
+Needs vbmi_and(const Needs& more) {
+  Needs all{{__builtin_cpu_supports("avx512vnni"), "avx512_vnni"},
+            {__builtin_cpu_supports("avx512vbmi"), "avx512vbmi"}};
+  all.insert(all.end(), more.begin(), more.end());
+  return avx512_and(all);
+}
 #endif
 
 }  // namespace
@@ -55,14 +63,11 @@ std::string why_not_avx512vnni() {
   return missing(avx512_and({{__builtin_cpu_supports("avx512vnni"), "avx512_vnni"}}));
 }
 std::string why_not_avx512vbmi() {
-  return missing(avx512_and({{__builtin_cpu_supports("avx512vnni"), "avx512_vnni"},
-                             {__builtin_cpu_supports("avx512vbmi"), "avx512vbmi"}}));
+  return missing(vbmi_and({}));
 }
 std::string why_not_avx512bf16() {
-  // VBMI for the byte permutes: Cooper Lake has the dot product without it.
-  return missing(avx512_and({{__builtin_cpu_supports("avx512vnni"), "avx512_vnni"},
-                             {__builtin_cpu_supports("avx512vbmi"), "avx512vbmi"},
-                             {__builtin_cpu_supports("avx512bf16"), "avx512_bf16"}}));
+  // Cooper Lake has the dot product, but no VBMI.
+  return missing(vbmi_and({{__builtin_cpu_supports("avx512bf16"), "avx512_bf16"}}));
 }
 std::string cpu_maker() {
   unsigned eax = 0, name[3] = {};

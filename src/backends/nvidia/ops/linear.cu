@@ -71,6 +71,17 @@ int64_t column_of(const ConstTensor& whole, const ConstTensor& part) {
   return offset >= 0 && offset + part.shape[1] <= whole.shape[1] ? offset : -1;
 }
 
+// Fewer tokens stream (linear_stream.cu), with the same bits. call_codes: of all FP8 weights of the
+// call. Beside other operations few blocks walk over the tiles; those that stream fill the device.
+int64_t fewest_sm90_tokens(const Weight& weight, int64_t call_codes, bool beside) {
+  if (weight.dtype != DType::kF8E4M3) return kMaxStreamTokens + 1;
+  // Measured (docs/kernels/linear_nvidia.md): boxes of the copy engine bring many codes sooner,
+  // lanes few.
+  constexpr int64_t kMany = int64_t{1} << 26;
+  if (beside || call_codes >= kMany) return 1;
+  return 2 * weight.rows * weight.cols >= kMany ? 5 : 9;
+}
+
 // Products of a call, gathered until a launch is full.
 class Launches {
  public:
@@ -154,13 +165,8 @@ class Launches {
 
   bool takes_sm90(const LinearProblem& problem) const {
     return kernels_ >= LinearKernels::kSm90 && problem.x.dtype == DType::kBf16 &&
-           (problem.x.shape[0] >= sm90_fewest_tokens(problem.w, call_codes_) || walks(problem)) &&
+           problem.x.shape[0] >= fewest_sm90_tokens(problem.w, call_codes_, params_.beside) &&
            sm90_takes(problem.w);
-  }
-
-  // Beside others few blocks walk over the tiles; those that stream fill the device.
-  bool walks(const LinearProblem& problem) const {
-    return params_.beside && problem.w.dtype == DType::kF8E4M3;
   }
 
   bool takes_split(const LinearProblem& problem) const {
@@ -397,15 +403,6 @@ bool sm90_takes(const Weight& weight) {
   if (!tensor_cores_take(weight)) return false;
   return weight.dtype == DType::kBf16 || (weight.dtype == DType::kF8E4M3 &&
                                           weight.block_cols == 128 && weight.block_rows % 128 == 0);
-}
-
-int sm90_fewest_tokens(const Weight& weight, int64_t call_codes) {
-  if (weight.dtype != DType::kF8E4M3) return kMaxStreamTokens + 1;
-  // Measured (docs/kernels/linear_nvidia.md): boxes of the copy engine bring many codes sooner,
-  // lanes few.
-  constexpr int64_t kMany = int64_t{1} << 26;
-  if (call_codes >= kMany) return 1;
-  return 2 * weight.rows * weight.cols >= kMany ? 5 : 9;
 }
 
 void launch_linear_fast(LinearBatch& batch, int64_t max_tokens, cudaStream_t stream) {

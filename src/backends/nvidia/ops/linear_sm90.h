@@ -46,10 +46,6 @@ struct Sm90Batch {
 /// FP8 with scale blocks of 128 columns x a multiple of 128 rows, or bf16; 16-byte aligned rows.
 bool sm90_takes(const Weight& weight);
 
-/// Fewer tokens stream (linear_stream.cu), with the same bits. call_codes: of all FP8 weights of
-/// the call.
-int sm90_fewest_tokens(const Weight& weight, int64_t call_codes);
-
 /// Tokens of a tile where a call has `tokens`; x is prepared for whole tiles.
 int sm90_tile_tokens(int64_t tokens);
 constexpr int kSm90MaxTileTokens = 128;
