@@ -8,6 +8,7 @@
 #include <tuple>
 
 #include "core/checked_math.h"
+#include "core/fail.h"
 #include "tests/oracle/layer_parts.h"
 #include "tests/testing/random.h"
 #include "tests/testing/tolerance.h"
@@ -737,11 +738,11 @@ std::vector<AttendCase> attend_cases(const std::vector<KvFormat>& formats, bool 
     const bool f32 = format == KvFormat::kF32;
     which.activation = f32 ? DType::kF32 : DType::kBf16;
     which.round_p = !f32;
-    which.name += "_" + std::to_string(which.heads) + "heads_";
-    which.name += f32                             ? "f32"
-                  : format == KvFormat::kFp8DsMla ? "fp8dsmla"
-                  : format == KvFormat::kBf16     ? "bf16"
-                                                  : "fp8";
+    const char* const rows = f32                             ? "f32"
+                             : format == KvFormat::kFp8DsMla ? "fp8dsmla"
+                             : format == KvFormat::kBf16     ? "bf16"
+                                                             : "fp8";
+    which.name = concat(which.name, "_", which.heads, "heads_", rows);
     cases.push_back(which);
   };
   std::vector<KvFormat> all = formats;

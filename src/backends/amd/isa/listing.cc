@@ -56,7 +56,7 @@ void split_encoding(ListedInstruction& out) {
   for (const std::string_view suffix : {"_e64_dpp", "_e32", "_e64", "_sdwa", "_dpp"}) {
     if (out.mnemonic.size() > suffix.size() && out.mnemonic.ends_with(suffix)) {
       out.encoding = suffix.substr(1);
-      out.mnemonic.resize(out.mnemonic.size() - suffix.size());
+      out.mnemonic.erase(out.mnemonic.size() - suffix.size());
       return;
     }
   }

@@ -34,7 +34,7 @@ struct LaunchOptions {
   /// A wave that executes more is taken for one that never ends.
   uint64_t max_wave_instructions = 1'000'000'000;
   /// For negative controls: the barrier at this address of the listing does nothing.
-  std::optional<uint64_t> dropped_barrier;
+  std::optional<uint64_t> dropped_barrier = {};
 };
 
 struct RunResult {
