@@ -71,15 +71,10 @@ struct CompressEntries {
     for (int64_t from = begin; from < limit; from += kTokens) {
       shared.list.find(args, from, std::min<int64_t>(limit, from + kTokens));
       const int count = shared.list.count;
-      DSV4_UNROLL_BY(1)
+      DSV4_UNROLL
       for (int i = 0; i < kStages; ++i) {
         if (i < count) fetch_rows(args, shared.list.entries[i], channel, shared, i);
         sm80::copy_async_commit();
-      }
-      // While rows are on their way: a sequence's one token takes a row of the ring that its entry
-      // does not pool.
-      if (args.keeps_rows) {
-        keep_tokens<kThreads>(args, from, std::min<int64_t>(limit, from + kTokens));
       }
       for (int i = 0; i < count; ++i) {
         const Entry entry = shared.list.entries[i];
@@ -99,6 +94,7 @@ struct CompressEntries {
         Finish::run(args, entry.token, slot, weights, finish);
       }
     }
+    if (args.keeps_rows) keep_tokens<kThreads>(args, begin, limit);
   }
 
   DSV4_DEVICE static void fetch_rows(const CompressArgs& args, const Entry& entry, int channel,
@@ -115,9 +111,8 @@ struct CompressEntries {
       for (int k = 0; k < kRows; ++k, row += args.gates_stride)
         fetch_row(k, row + (k >= first_own ? args.width : 0));
     } else {
-      // One of a step, and its code comes from the L2: a loop.
       const PoolRows rows = entry.rows(args);
-      DSV4_UNROLL_BY(1)
+      DSV4_UNROLL
       for (int k = 0; k < kRows; ++k) fetch_row(k, rows.row(args, k).value + channel);
     }
   }
