@@ -87,7 +87,9 @@ class Launches {
  public:
   Launches(const LinearParams& params, const OpContext& context, LinearKernels kernels)
       : params_(params), context_(context), kernels_(kernels) {
+    int64_t most_rows = 0;
     for (const LinearProblem& problem : params.problems) {
+      most_rows = std::max(most_rows, problem.x.shape[0]);
       if (problem.w.dtype == DType::kF8E4M3) call_codes_ += problem.w.rows * problem.w.cols;
     }
     for (size_t i = 0; i < params.problems.size(); ++i) {
@@ -104,7 +106,7 @@ class Launches {
     // Beside others, a third of the device is theirs; sums in f32 of many tokens want all of it.
     const int all = num_multiprocessors(), most = params.beside ? all * 2 / 3 : all;
     codes_batch_.most_blocks = most;
-    fp8_.most_blocks = max_rows() <= kMaxStreamTokens ? most : all;
+    fp8_.most_blocks = most_rows <= kMaxStreamTokens ? most : all;
     bf16_.most_blocks = all;
   }
 
@@ -149,12 +151,6 @@ class Launches {
   }
 
  private:
-  int64_t max_rows() const {
-    int64_t rows = 0;
-    for (const LinearProblem& problem : params_.problems) rows = std::max(rows, problem.x.shape[0]);
-    return rows;
-  }
-
   // A property of the call and the weight, never of the number of tokens.
   bool takes_fp8(const LinearProblem& problem) const {
     return (kernels_ == LinearKernels::kSm90Fp8 ||

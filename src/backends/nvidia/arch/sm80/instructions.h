@@ -8,6 +8,13 @@ __device__ __forceinline__ uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
+/// A policy [createpolicy] for what is read once: its lines are the first to leave the L2.
+__device__ __forceinline__ uint64_t first_to_leave() {
+  uint64_t policy;
+  asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  return policy;
+}
+
 /// 16 bytes to shared memory, of which the first `bytes` come from `from` and the rest are zero
 /// [cp.async]. `from` is not read where bytes is 0. Past the L1: for data that is read once.
 __device__ __forceinline__ void copy_async_stream(uint32_t to, const void* from, int bytes) {
@@ -15,19 +22,14 @@ __device__ __forceinline__ void copy_async_stream(uint32_t to, const void* from,
                "r"(bytes)
                : "memory");
 }
-/// A policy for what is read once: its lines are the first to leave the L2.
-__device__ __forceinline__ uint64_t first_to_leave() {
-  uint64_t policy;
-  asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
-  return policy;
-}
+/// The same with a policy, and without the 128 bytes around them.
 __device__ __forceinline__ void copy_async_stream(uint32_t to, const void* from, int bytes,
                                                   uint64_t policy) {
   asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, %3;" ::"r"(to),
                "l"(from), "r"(bytes), "l"(policy)
                : "memory");
 }
-/// As above through the L1: for data that blocks of one multiprocessor share.
+/// copy_async_stream through the L1: for data that blocks of one multiprocessor share.
 __device__ __forceinline__ void copy_async_shared(uint32_t to, const void* from, int bytes) {
   asm volatile("cp.async.ca.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
                "r"(bytes)

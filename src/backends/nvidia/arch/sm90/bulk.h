@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "backends/nvidia/arch/sm80/instructions.h"
+
 namespace dsv4::nvidia::sm90 {
 
 /// What one thread initialised is seen by the copy engine.
@@ -13,18 +15,15 @@ __device__ __forceinline__ void fence_barrier_init() {
 }
 
 /// 9.7.9.27 cp.async.bulk.tensor: the box of a two-dimensional map at (x, y); what lies outside the
-/// map is zero. kOnce: with a policy made for it (createpolicy), its lines are the first to leave
-/// the L2.
+/// map is zero. kOnce: its lines are the first to leave the L2.
 template <bool kOnce = false>
 __device__ __forceinline__ void copy_box(uint32_t to, const CUtensorMap& map, int x, int y,
                                          uint32_t barrier) {
   if constexpr (kOnce) {
     asm volatile(
-        "{\n.reg .b64 policy;\n"
-        "createpolicy.fractional.L2::evict_first.b64 policy, 1.0;\n"
         "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint"
-        " [%0], [%1, {%3, %4}], [%2], policy;\n}\n" ::"r"(to),
-        "l"(&map), "r"(barrier), "r"(x), "r"(y)
+        " [%0], [%1, {%3, %4}], [%2], %5;" ::"r"(to),
+        "l"(&map), "r"(barrier), "r"(x), "r"(y), "l"(sm80::first_to_leave())
         : "memory");
   } else {
     asm volatile(
@@ -41,11 +40,9 @@ __device__ __forceinline__ void copy_box(uint32_t to, const CUtensorMap& map, in
                                          uint32_t barrier) {
   if constexpr (kOnce) {
     asm volatile(
-        "{\n.reg .b64 policy;\n"
-        "createpolicy.fractional.L2::evict_first.b64 policy, 1.0;\n"
         "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint"
-        " [%0], [%1, {%3, %4, %5}], [%2], policy;\n}\n" ::"r"(to),
-        "l"(&map), "r"(barrier), "r"(x), "r"(y), "r"(z)
+        " [%0], [%1, {%3, %4, %5}], [%2], %6;" ::"r"(to),
+        "l"(&map), "r"(barrier), "r"(x), "r"(y), "r"(z), "l"(sm80::first_to_leave())
         : "memory");
   } else {
     asm volatile(
