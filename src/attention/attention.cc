@@ -49,8 +49,14 @@ bool takes_codes(const Numerics& numerics, const Weight& w) {
          w.block_cols == 128 && w.block_rows % 128 == 0 && w.row_stride % 16 == 0;
 }
 
+bool makes_input(const Ops& ops, const Numerics& numerics, const StreamBranches* branches,
+                 const LinearProblem& problem) {
+  return branches != nullptr && ops.makes_input != nullptr && takes_codes(numerics, problem.w) &&
+         ops.makes_input(problem);
+}
+
 void project(const Ops& ops, const OpContext& context, const Numerics& numerics,
-             std::span<const LinearProblem> problems, bool beside) {
+             std::span<const LinearProblem> problems, int leaves_percent) {
   std::array<LinearProblem, 16> group;
   DSV4_CHECK(problems.size() <= group.size());
   for (bool quantised_weights : {true, false}) {
@@ -64,7 +70,7 @@ void project(const Ops& ops, const OpContext& context, const Numerics& numerics,
     ops.linear({.problems = {group.data(), count},
                 .quantise_input = quantised_weights && numerics.quantise_linear_input,
                 .products = numerics.products,
-                .beside = beside},
+                .leaves_percent = leaves_percent},
                context);
   }
 }

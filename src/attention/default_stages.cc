@@ -39,13 +39,14 @@ void make_queries(const DeepseekV4Attention::Step& step, const DeepseekV4Attenti
       const int64_t used = q.shape[1];
       ops.zero({col_slice(flatten(step.q), used, flatten(step.q).shape[1] - used)}, context);
     }
-    std::array<LinearProblem, 2> problems{LinearProblem{step.qr, weights.wq_b, q, step.qr_scale}};
+    const auto of_qr = [&](const Weight& w, const Tensor& out) {
+      return step.of_qr(w, weights, layer.config.rms_norm_eps, out);
+    };
+    std::array<LinearProblem, 2> problems{of_qr(weights.wq_b, q)};
     const bool indexer = weights.indexer && !step.inserts_beside();
-    if (indexer) {
-      problems[1] = {step.qr, weights.indexer->wq_b, flatten(step.index_q), step.qr_scale};
-    }
+    if (indexer) problems[1] = of_qr(weights.indexer->wq_b, flatten(step.index_q));
     project(ops, context, layer.numerics, {problems.data(), indexer ? size_t{2} : size_t{1}},
-            step.inserts_beside());
+            step.percent_for_selection());
   }
   StepScope observe(options, AttentionStep::kQnormRopeInsert);
   ops.qnorm_rope_insert({.q = step.q,
@@ -54,7 +55,8 @@ void make_queries(const DeepseekV4Attention::Step& step, const DeepseekV4Attenti
                          .eps = layer.config.rms_norm_eps,
                          .positions = step.plan->positions,
                          .slot_mapping = step.plan->window_slot_mapping,
-                         .window = step.caches->window},
+                         .window = step.caches->window,
+                         .kv_norm = step.norms_late ? weights.kv_norm : ConstTensor{}},
                         context);
 }
 
@@ -100,24 +102,33 @@ void DeepseekV4Attention::prepare(Step& step) const {
   const ForwardOptions& options = *step.options;
   const OpContext context = step.context(ops());
   const int64_t tokens = step.num_tokens();
-  // Codes, where all products that read it take such.
-  if (takes_codes(layer.numerics, weights.wq_b) &&
-      (!weights.indexer || takes_codes(layer.numerics, weights.indexer->wq_b)) &&
-      config.q_lora_rank <= 4096) {
-    const InputRows codes = codes_in_place(step.qr);
-    step.qr = codes.rows;
-    step.qr_scale = codes.scale;
-  }
+  // Products that read qr norm it themselves, or all of them take codes.
+  const auto all_that_read_qr = [&](auto predicate) {
+    return predicate(weights.wq_b) && (!weights.indexer || predicate(weights.indexer->wq_b));
+  };
+  step.norms_late = all_that_read_qr([&](const Weight& w) {
+    const LinearProblem problem{
+        .x = step.qr, .w = w, .out = {}, .input = NormedInput{weights.q_norm, config.rms_norm_eps}};
+    return makes_input(ops(), layer.numerics, step.branches, problem);
+  });
   Arena::Scope scope(*step.scratch);
-  const Tensor a =
-      step.scratch->take_tensor(layer.numerics.activation, {tokens, config.q_lora_rank});
+  Tensor a = step.qr;
+  if (!step.norms_late) {
+    a = step.scratch->take_tensor(layer.numerics.activation, {tokens, config.q_lora_rank});
+    if (config.q_lora_rank <= 4096 &&
+        all_that_read_qr([&](const Weight& w) { return takes_codes(layer.numerics, w); })) {
+      const InputRows codes = codes_in_place(step.qr);
+      step.qr = codes.rows;
+      step.qr_scale = codes.scale;
+    }
+  }
   {
     StepScope observe(options, AttentionStep::kProjectIn);
     const LinearProblem problems[] = {{step.hidden, weights.wq_a, a},
                                       {step.hidden, weights.wkv, step.kv}};
     project(ops(), context, layer.numerics, problems);
   }
-  {
+  if (!step.norms_late) {
     StepScope observe(options, AttentionStep::kNormQKv);
     const RmsNormParams norm_kv{
         .x = step.kv, .weight = weights.kv_norm, .eps = config.rms_norm_eps, .out = step.kv};
@@ -134,8 +145,8 @@ void DeepseekV4Attention::prepare(Step& step) const {
     // first; the heads' follow beside them, from here or from select() on.
     const bool early = step.inserts_start_early();
     const Stream branch = early ? step.branches->fork(step.stream, kInsertBranch) : Stream{};
-    const LinearProblem problem{step.qr, weights.indexer->wq_b, flatten(step.index_q),
-                                step.qr_scale};
+    const LinearProblem problem =
+        step.of_qr(weights.indexer->wq_b, weights, config.rms_norm_eps, flatten(step.index_q));
     project(ops(), context, layer.numerics, {&problem, 1});
     if (early) make_queries_beside(step, layer, ops(), branch);
   } else {

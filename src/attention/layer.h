@@ -66,6 +66,7 @@ struct DeepseekV4Attention::Step {
 
   Tensor qr;                       // [T, q_lora_rank] act, after q_norm, or its codes
   RowScales qr_scale;              // of codes
+  bool norms_late = false;         // qr and kv are from before their norms: who reads them norms
   Tensor kv;                       // [T, head_dim] act
   Tensor q;                        // [T, padded heads, head_dim] act
   Tensor gates;                    // [T, 2 * coff * head_dim] f32
@@ -100,6 +101,20 @@ struct DeepseekV4Attention::Step {
   /// And do they start with the indexer's queries, or behind them? Where few tokens leave the
   /// device room for the indexer's small launches it is the sooner the better.
   bool inserts_start_early() const { return inserts_beside() && num_tokens() <= 16; }
+  /// What the queries of the heads leave of the device to the selection beside them, which takes
+  /// the longer the more entries it scores (docs/kernels/layer_step_nvidia.md).
+  int percent_for_selection() const {
+    if (!inserts_beside()) return 0;
+    const int64_t scores = num_tokens() * (plan->max_context / ratio->ratio);
+    return num_tokens() <= 16 && scores >= 32768 ? 50 : 33;
+  }
+  /// A product with `w` that reads qr.
+  LinearProblem of_qr(const Weight& w, const AttentionWeights& weights, float eps,
+                      const Tensor& out) const {
+    LinearProblem problem{qr, w, out, qr_scale};
+    if (norms_late) problem.input = NormedInput{weights.q_norm, eps};
+    return problem;
+  }
   OpContext context(const Ops& ops) const { return {stream, scratch, &ops}; }
 };
 
@@ -119,10 +134,15 @@ struct InputRows {
 InputRows codes_in_place(const Tensor& values);
 /// Do products with `w` take codes?
 bool takes_codes(const Numerics& numerics, const Weight& w);
+/// Does a product do what `problem.input` says itself, in this step? Not where somebody watches the
+/// steps one by one.
+bool makes_input(const Ops& ops, const Numerics& numerics, const StreamBranches* branches,
+                 const LinearProblem& problem);
 
 /// Linear problems in as few regions as their input kinds allow: FP8 and FP4 weights take quantised
-/// input where the numerics say so, others take the input as it is. `beside` as in LinearParams.
+/// input where the numerics say so, others take the input as it is. `leaves_percent` as in
+/// LinearParams.
 void project(const Ops& ops, const OpContext& context, const Numerics& numerics,
-             std::span<const LinearProblem> problems, bool beside = false);
+             std::span<const LinearProblem> problems, int leaves_percent = 0);
 
 }  // namespace dsv4

@@ -70,18 +70,31 @@ void project_out(DeepseekV4Attention::Step& step, const DeepseekV4Attention::Lay
       z = codes_in_place(step.z);
     }
   }
-  ops.inverse_rope({.o = real_heads(step.o, layer.num_heads),
-                    .rope = layer.rope(),
-                    .positions = step.plan->positions,
-                    .quantise = quantise,
-                    .out = x.rows,
-                    .scale = x.scale},
-                   context);
+  // Or wo_a rotates the heads itself; what it reads then:
+  LinearProblem late{
+      .x = ConstTensor(step.o.data, step.o.dtype, {step.num_tokens(), group_width}),
+      .w = wo_a,
+      .out = {},
+      .input = RotatedInput{layer.rope(), step.plan->positions, layer.config.head_dim}};
+  late.x.strides[0] = step.o.strides[0];
+  const bool rotates_late = quantise && makes_input(ops, layer.numerics, step.branches, late);
+  if (rotates_late) {
+    x = {step.o, {}};
+  } else {
+    ops.inverse_rope({.o = real_heads(step.o, layer.num_heads),
+                      .rope = layer.rope(),
+                      .positions = step.plan->positions,
+                      .quantise = quantise,
+                      .out = x.rows,
+                      .scale = x.scale},
+                     context);
+  }
 
   constexpr int kMaxGroups = 64;
   DSV4_CHECK(layer.num_groups <= kMaxGroups);
   std::array<LinearProblem, kMaxGroups> groups;
-  const int64_t o_stride = layer.num_heads * int64_t{layer.config.head_dim};
+  const int64_t o_stride =
+      rotates_late ? step.o.strides[0] : layer.num_heads * int64_t{layer.config.head_dim};
   // Columns of a group, and their scales.
   const auto part = [&](const InputRows& whole, int64_t row_elems, int64_t begin, int64_t count) {
     InputRows out = whole;
@@ -98,7 +111,8 @@ void project_out(DeepseekV4Attention::Step& step, const DeepseekV4Attention::Lay
                                       .w = wo_a.row_slice(g * rank, rank),
                                       .out = out.rows,
                                       .x_scale = in.scale,
-                                      .out_scale = out.scale};
+                                      .out_scale = out.scale,
+                                      .input = rotates_late ? late.input : decltype(late.input){}};
   }
   ops.linear({.problems = {groups.data(), static_cast<size_t>(layer.num_groups)},
               .quantised_input = quantise,

@@ -10,6 +10,7 @@ inline void check_linear_problem(const LinearProblem& problem, bool quantise_inp
   const ConstTensor& x = problem.x;
   const Weight& w = problem.w;
   const Tensor& out = problem.out;
+  DSV4_CHECK(std::holds_alternative<std::monostate>(problem.input));
   DSV4_CHECK(x.rank == 2 && out.rank == 2 && x.shape[0] == out.shape[0]);
   DSV4_CHECK(x.shape[1] == w.cols && out.shape[1] == w.rows);
   DSV4_CHECK(x.strides[1] == 1 && out.strides[1] == 1);

@@ -46,6 +46,24 @@ constexpr int64_t row_scale_stride(int64_t rows) {
   return (rows + tile - 1) / tile * tile;
 }
 
+/// x of a product is what rms_norm makes of it (weight [cols] bf16 or f32), ...
+struct NormedInput {
+  ConstTensor weight;
+  float eps;
+};
+/// RoPE on the last rope_dim of a row of head_dim.
+struct RopeView {
+  const float* frequencies = nullptr;  ///< [rope_dim / 2] f32; angle = f32(position) * frequency
+                                       ///< rounded to f32, then cos and sin
+  int32_t rope_dim = 64;
+};
+/// ... or what inverse_rope with `quantise` does, whole heads.
+struct RotatedInput {
+  RopeView rope;
+  const int32_t* positions;  ///< [M], written before the operation that writes x
+  int32_t head_dim;
+};
+
 /// out = x w^T. x [M, cols] act (row stride may exceed cols), out [M, rows] bf16 or f32 (row stride
 /// may exceed rows). f32 accumulation in one order for every M. With bf16 x the products are bf16 x
 /// bf16 (FP8 and FP4 weights with power-of-two scales are exact in bf16); with f32 x they are f32 x
@@ -57,6 +75,8 @@ struct LinearProblem {
   Tensor out;
   RowScales x_scale{};    ///< where x is kF8E4M3 (Ops::takes_e4m3)
   RowScales out_scale{};  ///< where out is kF8E4M3, too: codes that the next product reads
+  /// Of x in bf16, done and rounded to codes on its way, where Ops::makes_input says so.
+  std::variant<std::monostate, NormedInput, RotatedInput> input{};
 };
 /// Independent problems in one region. Neighbours with the same x share its preparation.
 struct LinearParams {
@@ -70,8 +90,8 @@ struct LinearParams {
   /// summed on FP8 tensor cores.
   Products products = Products::kF32;
   /// Operations that others wait for run beside this one, on another branch of the stream: it
-  /// leaves them a part of the device.
-  bool beside = false;
+  /// leaves them that part of the device, in percent.
+  int32_t leaves_percent = 0;
 };
 
 /// out = weight * x / sqrt(mean(x^2) + eps), f32 inside, one rounding. x [T, n] act, weight [n]
@@ -156,13 +176,6 @@ struct ExpandPlanParams {
 // ---- attention
 // -----------------------------------------------------------------------------------------------------
 
-/// 32 (rope_dim / 2) frequencies in f32; angle = f32(position) * frequency rounded to f32, then cos
-/// and sin.
-struct RopeView {
-  const float* frequencies = nullptr;
-  int32_t rope_dim = 64;
-};
-
 /// Per head: q /= sqrt(mean(q^2) + eps); RoPE on the last rope_dim of q and kv at the token's
 /// position; kv is rounded to act, written back in place and stored in the window cache in its
 /// format. q in place [T, heads, head_dim] act, kv [T, head_dim] act. q and kv arithmetic in f32
@@ -175,6 +188,7 @@ struct QnormRopeInsertParams {
   const int32_t* positions;     // [T]
   const int64_t* slot_mapping;  // [T], -1 skipped
   CacheView window;
+  ConstTensor kv_norm{};  // [head_dim]: kv is normed first, as rms_norm does; empty: it is already
 };
 
 /// Compressor step (compressor.md 1): for every token, gates row = [v | s], s += ape[pos % ratio];
@@ -449,6 +463,9 @@ struct Ops {
   /// inverse_rope and rms_norm write them: a head_dim, a row (of at most 4096) that is a multiple
   /// of 128.
   bool takes_e4m3 = false;
+  /// Does linear with Products::kFp8 do what `input` says itself? Null: never. The same bits as two
+  /// operations, a launch less: for few tokens.
+  bool (*makes_input)(const LinearProblem&) = nullptr;
   /// Do index_query and index_logits know q as E4M3 codes (format kIndexFp8) and want it so?
   bool index_takes_e4m3 = false;
   /// Does top_k write the slots, too, so that no map_slots has to follow?

@@ -21,19 +21,23 @@ class Watch final : public StepObserver {
 };
 
 /// A layer that runs every step, and one with the same weights that replays them.
-class Recording : public ::testing::TestWithParam<std::tuple<LayerTarget, int>> {
+class Recording : public ::testing::TestWithParam<std::tuple<LayerTarget, int, Products>> {
  protected:
   void SetUp() override {
-    const auto& [target, ratio] = GetParam();
-    if (const std::string reason = target.why_not(); !reason.empty()) {
+    const auto& [target, ratio, products] = GetParam();
+    if (const std::string reason = target.why_not(products); !reason.empty()) {
       GTEST_SKIP() << target.backend << ": " << reason;
     }
+    auto device = open_device(DeviceId::parse(target.device), LayerHarness::kThreads);
+    if (!device->can_record()) GTEST_SKIP() << target.device << " records nothing";
+    if (products == Products::kFp8 && !device->ops().takes_e4m3)
+      GTEST_SKIP() << target.device << " has no FP8 products";
     Numerics numerics = kServing;
     numerics.kv = target.descriptor().native_format;
+    numerics.products = products;
     const StepLimits limits{250, 2, 600};
     eager_.emplace(config_, ratio, numerics, limits, TensorParallel{}, target);
     recorded_.emplace(config_, ratio, numerics, limits, TensorParallel{}, target);
-    if (!eager_->device().can_record()) GTEST_SKIP() << target.device << " records nothing";
   }
   static void expect_same(const std::vector<float>& a, const std::vector<float>& b,
                           const std::string& what) {
@@ -41,7 +45,13 @@ class Recording : public ::testing::TestWithParam<std::tuple<LayerTarget, int>> 
     EXPECT_EQ(std::memcmp(a.data(), b.data(), a.size() * sizeof(float)), 0) << what;
   }
 
-  const ModelConfig config_ = small_config(8, 2);
+  // Rows that FP8 products norm on their way, as V4's are.
+  static ModelConfig config() {
+    ModelConfig out = small_config(8, 2);
+    out.q_lora_rank = 256;
+    return out;
+  }
+  const ModelConfig config_ = config();
   std::optional<LayerHarness> eager_, recorded_;
 };
 
@@ -94,10 +104,12 @@ TEST_P(Recording, ReplaysBatchesOfOneTokenEach) {
 
 INSTANTIATE_TEST_SUITE_P(Targets, Recording,
                          ::testing::Combine(::testing::ValuesIn(layer_targets()),
-                                            ::testing::Values(0, 4, 128)),
+                                            ::testing::Values(0, 4, 128),
+                                            ::testing::Values(Products::kF32, Products::kFp8)),
                          [](const auto& info) {
                            return std::get<0>(info.param).label() + "_" +
-                                  std::to_string(std::get<1>(info.param));
+                                  std::to_string(std::get<1>(info.param)) +
+                                  (std::get<2>(info.param) == Products::kFp8 ? "_fp8" : "");
                          });
 
 }  // namespace

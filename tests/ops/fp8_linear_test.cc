@@ -476,6 +476,159 @@ TEST_P(Fp8Product, CodesOfNormAndProduct) {
   }
 }
 
+// A product that norms or rotates its input itself has the bits of one that follows rms_norm or
+// inverse_rope: one problem and several that share x or not, blocks of several tiles, codes out.
+TEST_P(Fp8Product, InputOnItsWay) {
+  ASSERT_NE(ops_.makes_input, nullptr);
+  struct Shape {
+    int64_t cols, problems, rows;
+    bool shares_x;
+  };
+  constexpr int64_t kDim = 512;
+  const std::vector<float> frequencies = oracle::rope_frequencies({}, 64);
+  for (const Shape& shape :
+       {Shape{1024, 1, 200, true}, Shape{1536, 2, 256, true}, Shape{512, 3, 128, false},
+        Shape{4096, 2, 384, false}, Shape{1024, 1, 8960, true}, Shape{512, 16, 1024, false},
+        Shape{7168, 1, 128, true}}) {
+    for (const int64_t tokens : {1, 2, 3, 4}) {
+      for (const bool rotates : {false, true}) {
+        for (const bool as_codes : {false, true}) {
+          // What is made fits 8192 values, weights of a norm included.
+          if (rotates ? shape.cols % kDim != 0 : shape.cols > 4096) continue;
+          if ((tokens + (rotates ? 0 : 1)) * shape.cols > 8192) continue;
+          if (as_codes && shape.rows % 128 != 0) continue;
+          SCOPED_TRACE(::testing::Message()
+                       << tokens << " tokens, " << shape.problems << " x " << shape.rows << " x "
+                       << shape.cols << (rotates ? ", rotated" : ", normed")
+                       << (as_codes ? ", codes" : ""));
+          const int64_t parts = shape.shares_x ? 1 : shape.problems, width = parts * shape.cols;
+          const int64_t out_cols = shape.problems * shape.rows;
+          Random random(static_cast<uint64_t>(shape.cols + tokens));
+          Vector values = rounded(DType::kBf16, normal_values(random, tokens * width, 0.3));
+          std::fill_n(values.begin(), 128, 0.0);  // the floor decides
+          for (int64_t i = width - 128; i < width; ++i) values[static_cast<size_t>(i)] *= 0x1p-20;
+          if (tokens == 3)
+            values[static_cast<size_t>(width) + 77] = std::numeric_limits<double>::quiet_NaN();
+          const Tensor x = memory().tensor(DType::kBf16, {tokens, width}, values);
+          const Tensor norm =
+              memory().tensor(DType::kBf16, {shape.cols},
+                              rounded(DType::kBf16, normal_values(random, shape.cols, 1)));
+          std::vector<int32_t> positions;
+          for (int64_t t = 0; t < tokens; ++t)
+            positions.push_back(static_cast<int32_t>(1 + t * 97));
+          const RopeView rope{memory().put(frequencies), 64};
+          const int32_t* device_positions = memory().put(positions);
+          ScratchLimits limits;
+          limits.max_tokens = tokens;
+          limits.max_cols = width;
+          limits.max_rows = shape.rows;
+          limits.num_heads = static_cast<int>(width / kDim);
+          limits.head_dim = kDim;
+          const Codes codes = room_for_codes(tokens, width);
+          if (rotates) {
+            const auto heads = [&](const Tensor& rows) {
+              return Tensor(rows.data, rows.dtype, {tokens, width / kDim, kDim});
+            };
+            run(ops_.inverse_rope,
+                {.o = heads(x),
+                 .rope = rope,
+                 .positions = device_positions,
+                 .quantise = true,
+                 .out = heads(codes.rows),
+                 .scale = codes.scale},
+                limits);
+          } else {
+            // Groups of columns are rows of their own.
+            for (int64_t p = 0; p < parts; ++p) {
+              const auto part = [&](Tensor rows) {
+                rows.data = rows.as<char>() + p * shape.cols * size_of(rows.dtype);
+                rows.shape[1] = shape.cols;
+                return rows;
+              };
+              RowScales scale = codes.scale;
+              scale.data += p * shape.cols / 128 * scale.stride;
+              run(ops_.rms_norm,
+                  {.x = part(x),
+                   .weight = norm,
+                   .eps = 1e-6f,
+                   .out = part(codes.rows),
+                   .scale = scale},
+                  limits);
+            }
+          }
+          std::vector<Weight> weights;
+          for (int64_t p = 0; p < shape.problems; ++p) {
+            if (p >= 2) {
+              weights.push_back(weights[static_cast<size_t>(p) % 2]);
+              continue;
+            }
+            weights.push_back(make_weight(memory(), DType::kF8E4M3, shape.rows, shape.cols,
+                                          static_cast<uint64_t>(p))
+                                  .weight);
+          }
+          const auto multiply_all = [&](bool late) {
+            const Codes next = room_for_codes(tokens, out_cols);
+            const Tensor bf16 = memory().tensor(DType::kBf16, {tokens, out_cols});
+            std::vector<LinearProblem> problems;
+            for (int64_t p = 0; p < shape.problems; ++p) {
+              const auto columns = [](Tensor rows, int64_t begin, int64_t count) {
+                rows.data = rows.as<char>() + begin * size_of(rows.dtype);
+                rows.shape[1] = count;
+                return rows;
+              };
+              const int64_t at = shape.shares_x ? 0 : p * shape.cols;
+              RowScales in_scale = codes.scale, out_scale = next.scale;
+              in_scale.data += at / 128 * in_scale.stride;
+              out_scale.data += p * shape.rows / 128 * out_scale.stride;
+              LinearProblem problem{
+                  columns(late ? x : codes.rows, at, shape.cols), weights[static_cast<size_t>(p)],
+                  columns(as_codes ? next.rows : bf16, p * shape.rows, shape.rows)};
+              if (as_codes) problem.out_scale = out_scale;
+              if (!late) {
+                problem.x_scale = in_scale;
+              } else if (rotates) {
+                problem.input = RotatedInput{rope, device_positions, kDim};
+              } else {
+                problem.input = NormedInput{norm, 1e-6f};
+              }
+              EXPECT_TRUE(!late || ops_.makes_input(problem));
+              problems.push_back(problem);
+            }
+            run(ops_.linear,
+                {.problems = problems, .quantised_input = true, .products = Products::kFp8},
+                limits);
+            if (!as_codes) return memory().numbers(bf16);
+            const auto bytes = memory().get(next.rows.as<uint8_t>(), tokens * out_cols);
+            Vector out;
+            for (int64_t t = 0; t < tokens; ++t) {
+              for (int64_t n = 0; n < out_cols; ++n) {
+                const float scale =
+                    memory().get(next.scale.data + n / 128 * next.scale.stride + t, 1)[0];
+                out.push_back(oracle::e4m3_decode(bytes[static_cast<size_t>(t * out_cols + n)]) *
+                              double{scale});
+              }
+            }
+            return out;
+          };
+          const Vector expected = multiply_all(false), actual = multiply_all(true);
+          int64_t wrong = 0;
+          for (size_t i = 0; i < expected.size(); ++i) {
+            if (!(actual[i] == expected[i] || (std::isnan(actual[i]) && std::isnan(expected[i]))))
+              ++wrong;
+          }
+          EXPECT_EQ(wrong, 0) << "of " << expected.size();
+          clear_memory();
+        }
+      }
+    }
+  }
+  // What it does not take, it says.
+  const Weight w = make_weight(memory(), DType::kF8E4M3, 128, 1024, 1).weight;
+  const Tensor many = memory().tensor(DType::kBf16, {64, 1024});
+  const LinearProblem problem{.x = many, .w = w, .out = {}, .input = NormedInput{many, 1e-6f}};
+  EXPECT_FALSE(ops_.makes_input(problem));
+}
+
 // The measure of DeepGEMM's tests, 1 - 2 sum(xy) / sum(x^2 + y^2), against exact products of the
 // same codes: at most 1e-3 there, for codes against numbers that were not quantised.
 TEST_P(Fp8Product, ErrorOfAWholeProduct) {

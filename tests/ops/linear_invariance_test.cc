@@ -24,7 +24,7 @@ class LinearInvariance : public CandidateTest {
   // problems.
   std::vector<uint8_t> multiply(const Tensor& x, int64_t begin, int64_t count,
                                 const std::vector<Weight>& weights, bool quantise,
-                                bool beside = false) {
+                                int leaves_percent = 0) {
     std::vector<LinearProblem> problems;
     for (size_t i = weights.size(); i-- > 0;) {
       problems.push_back({x.rows(begin, count), weights[i],
@@ -34,7 +34,9 @@ class LinearInvariance : public CandidateTest {
     limits.max_tokens = count;
     limits.max_cols = x.shape[1];
     limits.max_rows = weights[0].rows;
-    run(ops_.linear, {.problems = problems, .quantise_input = quantise, .beside = beside}, limits);
+    run(ops_.linear,
+        {.problems = problems, .quantise_input = quantise, .leaves_percent = leaves_percent},
+        limits);
     const Tensor& out = problems.back().out;
     return memory().get(out.as<uint8_t>(), out.num_bytes());
   }
@@ -142,9 +144,11 @@ TEST_P(LinearInvariance, BesideOthers) {
     const Weight weight = make_weight(memory(), w, rows, cols, 17).weight;
     for (int64_t count : {int64_t{1}, int64_t{4}, tokens}) {
       const bool quantise = w == DType::kF8E4M3;
-      EXPECT_EQ(multiply(x, 0, count, {weight}, quantise, true),
-                multiply(x, 0, count, {weight}, quantise, false))
-          << dtype_name(w) << ", " << count << " tokens";
+      const auto alone = multiply(x, 0, count, {weight}, quantise);
+      for (int leaves_percent : {33, 50, 90}) {
+        EXPECT_EQ(multiply(x, 0, count, {weight}, quantise, leaves_percent), alone)
+            << dtype_name(w) << ", " << count << " tokens, " << leaves_percent << "% for others";
+      }
     }
   }
 }

@@ -220,6 +220,64 @@ TEST_P(RowwiseBits, QnormRopeInsert) {
   }
 }
 
+// kv is normed on its way: the CPU's bits, and those of rms_norm before it.
+TEST_P(RowwiseBits, QnormRopeInsertNormsKv) {
+  for (const HeadShape& shape : {HeadShape{1, 512, 64}, HeadShape{3, 96, 32},
+                                 HeadShape{65, 512, 64}, HeadShape{2, 1000, 6}}) {
+    for (KvFormat format : {KvFormat::kFp8DsMla, KvFormat::kBf16, KvFormat::kF32}) {
+      if (format == KvFormat::kFp8DsMla && shape.dim != 512) continue;
+      if (format == KvFormat::kF32 && !exact()) continue;
+      const DType act = format == KvFormat::kF32 ? DType::kF32 : DType::kBf16;
+      for (DType weight_dtype : {DType::kBf16, DType::kF32}) {
+        for (int64_t gap : {0, 1}) {
+          SCOPED_TRACE(::testing::Message() << shape.heads << " x " << shape.dim << " "
+                                            << kv_format_name(format) << " gap " << gap);
+          Random random(8);
+          const Vector q =
+              rounded(act, normal_values(random, kTokens * shape.heads * shape.dim, 3.0));
+          Vector kv = normal_values(random, kTokens * shape.dim, 1.0);
+          for (int64_t d = 0; d < shape.dim; ++d) kv[static_cast<size_t>(d)] *= 1e-7;  // eps counts
+          kv = rounded(act, kv);
+          const Vector weight = rounded(weight_dtype, normal_values(random, shape.dim, 1.0));
+          const auto insert = [&](Side& side, bool before) {
+            PagedCache cache(side.memory, format, static_cast<int>(shape.dim), 4, 3);
+            const Tensor device_q = side.strided(act, {kTokens, shape.heads, shape.dim}, q, gap);
+            const Tensor device_kv = side.strided(act, {kTokens, shape.dim}, kv, gap);
+            const Tensor norm = side.memory.tensor(weight_dtype, {shape.dim}, weight);
+            ScratchLimits limits;
+            limits.max_tokens = kTokens;
+            limits.num_heads = static_cast<int>(shape.heads);
+            limits.head_dim = static_cast<int>(shape.dim);
+            if (before) {
+              side.run(side.subject.ops->rms_norm,
+                       {.x = device_kv, .weight = norm, .eps = 1e-6f, .out = device_kv}, limits);
+            }
+            side.run(side.subject.ops->qnorm_rope_insert,
+                     {.q = device_q,
+                      .kv = device_kv,
+                      .rope = {side.memory.put(frequencies(shape.rope_dim)), shape.rope_dim},
+                      .eps = 1e-6f,
+                      .positions = side.memory.put(kPositions),
+                      .slot_mapping = side.memory.put(std::vector<int64_t>{3, 0, 11, 5, -1, 6}),
+                      .window = cache.view(),
+                      .kv_norm = before ? ConstTensor{} : ConstTensor(norm)},
+                     limits);
+            return std::vector<Bytes>{
+                side.bytes(device_q), side.bytes(device_kv),
+                side.memory.get(reinterpret_cast<const uint8_t*>(cache.view().base),
+                                cache.view().block_stride_bytes * 3)};
+          };
+          expect_same([&](Side& side) {
+            std::vector<Bytes> late = insert(side, false);
+            EXPECT_EQ(late, insert(side, true));
+            return late;
+          });
+        }
+      }
+    }
+  }
+}
+
 // Blocks of several rounds of heads, the last one short, and kv without a block of its own.
 TEST_P(RowwiseBits, QnormRopeInsertManyTokens) {
   struct Case {

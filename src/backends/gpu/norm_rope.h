@@ -229,6 +229,8 @@ struct QnormRopeInsertArgs {
   int64_t q_token_stride, q_head_stride;
   void* kv;  // [tokens, head_dim]
   int64_t kv_stride;
+  const void* kv_norm;  // [head_dim], where kNormsKv
+  bool kv_norm_is_bf16;
   Rope rope;
   const int32_t* positions;
   const int64_t* slots;
@@ -237,7 +239,7 @@ struct QnormRopeInsertArgs {
   float eps;
 };
 
-template <typename Act, typename CacheRows, int kVectors, Access kAccess>
+template <typename Act, typename CacheRows, int kVectors, Access kAccess, bool kNormsKv = false>
 struct QnormRopeInsert {
   using Params = QnormRopeInsertArgs;
   static constexpr int kThreads = 256;
@@ -268,6 +270,14 @@ struct QnormRopeInsert {
     if (has_kv) {
       part = load_row<kOwn, kAccess, kGroups>(kv, count);
       slot = args.slots[mine.token];
+      if constexpr (kNormsKv) {
+        // Every group has the whole row for the sum, and norms its own vectors.
+        const float factor =
+            inverse_rms(sum_squares(load_row<kVectors, kAccess>(kv, count)), count, args.eps);
+        scale_row(part, factor,
+                  load_weights<kOwn, kAccess, kGroups>(args.kv_norm, args.kv_norm_is_bf16, count));
+        if constexpr (sizeof(Act) == sizeof(Bf16)) round_row_to_bf16(part);
+      }
     }
     // While one group computes the angles the others norm their first row.
     table.fill<kThreads>(args.rope, args.positions[mine.token], 1.0f);
@@ -276,8 +286,8 @@ struct QnormRopeInsert {
     block_sync();
     if (has_kv) {
       rotate_tail<kGroups>(part, count, pairs, angle_of);
-      // Vectors before the tail keep their bits.
-      const int kept = (count - 2 * pairs) / kVectorElems - group_idx();
+      // Vectors before the tail keep their bits, where they have them.
+      const int kept = kNormsKv ? 0 : (count - 2 * pairs) / kVectorElems - group_idx();
       store_row<kAccess, kGroups>(kv, count, part, kept > 0 ? (kept + kGroups - 1) / kGroups : 0);
       if (slot >= 0) {
         if constexpr (sizeof(Act) == sizeof(Bf16)) round_row_to_bf16(part);

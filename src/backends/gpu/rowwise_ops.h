@@ -284,6 +284,8 @@ void qnorm_rope_insert(const QnormRopeInsertParams& params, const OpContext& con
                            .q_head_stride = q.strides[1],
                            .kv = kv.data,
                            .kv_stride = kv.strides[0],
+                           .kv_norm = nullptr,
+                           .kv_norm_is_bf16 = false,
                            .rope = rope_of(params.rope),
                            .positions = params.positions,
                            .slots = params.slot_mapping,
@@ -291,6 +293,20 @@ void qnorm_rope_insert(const QnormRopeInsertParams& params, const OpContext& con
                            .head_dim = static_cast<int32_t>(head_dim),
                            .eps = params.eps};
   const bool aligned = has_aligned_pairs(q) && has_aligned_pairs(kv);
+  // V4's rows are normed by the same launch where codes are written, others by one before it.
+  bool norms_kv = false;
+  if (params.kv_norm) {
+    if constexpr (requires { Launch::kWritesCodes; }) {
+      norms_kv = q.dtype == DType::kBf16 && head_dim == Row<8>::kMaxElems && aligned &&
+                 has_aligned_pairs(params.kv_norm);
+    }
+    if (norms_kv) {
+      args.kv_norm = params.kv_norm.data;
+      args.kv_norm_is_bf16 = is_bf16(params.kv_norm);
+    } else {
+      rms_norm<Launch>({.x = kv, .weight = params.kv_norm, .eps = params.eps, .out = kv}, context);
+    }
+  }
   with_act<Launch>(q.dtype, [&]<typename Act>(Act) {
     with_kv_rows<Launch>(params.window, [&]<typename Rows>(Rows) {
       constexpr int kAny = std::is_same_v<Rows, Fp8DsMlaRows> ? 8 : 16;
@@ -302,6 +318,14 @@ void qnorm_rope_insert(const QnormRopeInsertParams& params, const OpContext& con
                               tokens <= kHeadsGrid ? kHeadsGrid : kFullGrid);
         args.kv_is_a_part = blocks_of(args.cut) + tokens <= kHeadsGrid;
         if (args.kv_is_a_part) ++args.cut.blocks_per_token;
+        if constexpr (requires { Launch::kWritesCodes; } && std::is_same_v<Act, Bf16> &&
+                      decltype(access)::value == Access::kWhole) {
+          if (norms_kv) {
+            return launch.template run<
+                QnormRopeInsert<Act, Rows, decltype(vectors)::value, Access::kWhole, true>>(
+                blocks_of(args.cut), args);
+          }
+        }
         launch.template run<Kernel>(blocks_of(args.cut), args);
       });
     });

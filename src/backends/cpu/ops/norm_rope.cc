@@ -18,6 +18,11 @@ void qnorm_rope_insert(const RowKernels& kernels, const QnormRopeInsertParams& p
                    for (int64_t h = head_begin; h < head_end; ++h)
                      kernels.qnorm_rope(row_at(q, t, h), q.dtype, head_dim, params.eps, rope);
                    if (head_begin != 0) return;
+                   if (params.kv_norm) {
+                     kernels.rms_norm(row_at(kv, t), kv.dtype, params.kv_norm.data,
+                                      params.kv_norm.dtype, head_dim, params.eps, row_at(kv, t),
+                                      kv.dtype);
+                   }
                    float* values = buffers.of(thread_idx);
                    kernels.rope_kv(row_at(kv, t), kv.dtype, head_dim, rope, values);
                    if (params.slot_mapping[t] >= 0)

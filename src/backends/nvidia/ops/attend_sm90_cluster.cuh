@@ -440,7 +440,11 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
   cluster_arrive_relaxed();
   if (role == 2) prefetch_lists(args, item_of_cluster<Traits>(args).token, thread_of_role());
   if (role == 3) prefetch_query<Traits>(args, rank(), thread_of_role());
-  follow_kernels_before();
+  if constexpr (Traits::kSendsValues) {
+    follow_kernels_before();
+  } else {
+    sm90::wait_for_kernels_before();
+  }
   if (role == 0) {
     copy_query(args, shared, thread_of_role() >> 5, thread_of_role() & 31);
   } else if (threadIdx.x == 128) {
@@ -473,6 +477,8 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
                 thread_of_role() & 31);
     }
   }
+  // Not sooner: what a product asks for before it waits stands in front of the rows.
+  if (!Traits::kSendsValues && role >= 2) sm90::start_next_kernel();
   // Others may still read or write here. In pairs nobody waits for what the last blocks give back,
   // so that it must be ordered before the end; all else that leaves a CTA has been waited for.
   __syncwarp();

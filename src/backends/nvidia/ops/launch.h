@@ -2,11 +2,13 @@
 //
 // On sm_90 and later a kernel starts before the one before it on the stream has ended, so that
 // launches cost little (programmatic dependent launch). Each begins with follow_kernels_before(),
-// or with its two halves. Products let the next kernel start first, and ask for weights, which no
-// kernel writes, before they wait. The compressor's second launch does so, too, and reads what its
-// first one does not write: that one has waited before it let it start, and must go on doing so.
-// After the wait what a kernel reads is complete, also if it stems from kernels further back: each
-// of them has waited for those before it.
+// or with its two halves. Products ask for weights, which no kernel writes, before they wait; those
+// of few tokens and attention in clusters let the next kernel start only when they have asked for
+// all that they read, as what it asks for would stand in front of it. Others let it start at once.
+// The compressor's second launch reads what its first one does not write before it waits: that one
+// has waited before it let it start, and must go on doing so. After the wait what a kernel reads is
+// complete, also if it stems from kernels further back: each of them has waited for those before
+// it.
 #pragma once
 #include <array>
 #include <atomic>

@@ -73,13 +73,44 @@ int64_t column_of(const ConstTensor& whole, const ConstTensor& part) {
 
 // Fewer tokens stream (linear_stream.cu), with the same bits. call_codes: of all FP8 weights of the
 // call. Beside other operations few blocks walk over the tiles; those that stream fill the device.
-int64_t fewest_sm90_tokens(const Weight& weight, int64_t call_codes, bool beside) {
+int64_t fewest_sm90_tokens(const Weight& weight, int64_t call_codes, bool is_beside) {
   if (weight.dtype != DType::kF8E4M3) return kMaxStreamTokens + 1;
   // Measured (docs/kernels/linear_nvidia.md): boxes of the copy engine bring many codes sooner,
   // lanes few.
   constexpr int64_t kMany = int64_t{1} << 26;
-  if (beside || call_codes >= kMany) return 1;
+  if (is_beside || call_codes >= kMany) return 1;
   return 2 * weight.rows * weight.cols >= kMany ? 5 : 9;
+}
+
+// May the blocks of an FP8 product do what its `input` says? For few tokens: every block does all
+// of it.
+bool makes_input(const LinearProblem& problem) {
+  const ConstTensor& x = problem.x;
+  const int64_t tokens = x.shape[0], cols = x.shape[1];
+  if (x.dtype != DType::kBf16 || tokens > kFp8MadeTokens || cols > kFp8MadeCols ||
+      cols % kFp8MadeUnitCols != 0 || !aligned(x.data, x.strides[0] * size_of(x.dtype)))
+    return false;
+  if (const auto* normed = std::get_if<NormedInput>(&problem.input)) {
+    return normed->weight.dtype == DType::kBf16 && aligned(normed->weight.data, 0) &&
+           (tokens + 1) * cols <= kFp8MadeValues;
+  }
+  const auto* rotated = std::get_if<RotatedInput>(&problem.input);
+  return rotated != nullptr && rotated->rope.rope_dim == 64 && tokens * cols <= kFp8MadeValues &&
+         rotated->head_dim % kFp8MadeUnitCols == 0 && cols % rotated->head_dim == 0;
+}
+Fp8Maker maker_of(const LinearProblem& problem) {
+  if (const auto* normed = std::get_if<NormedInput>(&problem.input)) {
+    return {.kind = Fp8Maker::Kind::kNormed,
+            .weight = normed->weight.data,
+            .eps = normed->eps,
+            .floor = 1e-4f};
+  }
+  const auto& rotated = std::get<RotatedInput>(problem.input);
+  return {.kind = Fp8Maker::Kind::kRotated,
+          .floor = 1e-10f,
+          .frequencies = rotated.rope.frequencies,
+          .positions = rotated.positions,
+          .head_dim = rotated.head_dim};
 }
 
 // Products of a call, gathered until a launch is full.
@@ -103,8 +134,8 @@ class Launches {
       if (takes_sm90(problem)) budget_ = std::max(budget_, panels_bytes(rows, whole_cols));
     }
     base_ = context.scratch->take(budget_);
-    // Beside others, a third of the device is theirs; sums in f32 of many tokens want all of it.
-    const int all = num_multiprocessors(), most = params.beside ? all * 2 / 3 : all;
+    // Sums in f32 of many tokens want all of the device.
+    const int all = num_multiprocessors(), most = all * (100 - params.leaves_percent) / 100;
     codes_batch_.most_blocks = most;
     fp8_.most_blocks = most_rows <= kMaxStreamTokens ? most : all;
     bf16_.most_blocks = all;
@@ -114,6 +145,7 @@ class Launches {
     const LinearProblem& problem = params_.problems[idx];
     if (problem.x.shape[0] == 0 || problem.w.rows == 0) return;
     if (problem.x.dtype == DType::kF8E4M3) return add_codes(problem);
+    if (problem.input.index() != 0) return add_made(problem);
     check(problem, params_.quantise_input);
     if (takes_fp8(problem)) return add_fp8(idx);
     if (takes_sm90(problem)) return add_sm90(idx);
@@ -161,7 +193,8 @@ class Launches {
 
   bool takes_sm90(const LinearProblem& problem) const {
     return kernels_ >= LinearKernels::kSm90 && problem.x.dtype == DType::kBf16 &&
-           problem.x.shape[0] >= fewest_sm90_tokens(problem.w, call_codes_, params_.beside) &&
+           problem.x.shape[0] >=
+               fewest_sm90_tokens(problem.w, call_codes_, params_.leaves_percent > 0) &&
            sm90_takes(problem.w);
   }
 
@@ -302,23 +335,43 @@ class Launches {
                x.strides[1] == 1 && x.shape[1] % kFp8BlockCols == 0 &&
                aligned(x.data, x.strides[0]) && aligned(problem.x_scale.data, 0) &&
                problem.x_scale.stride == row_scale_stride(x.shape[0]));
+    check_codes_out(problem);
+    add_codes(problem, x.data, x.strides[0], problem.x_scale);
+  }
+
+  // Values of which the product makes codes itself.
+  void add_made(const LinearProblem& problem) {
+    DSV4_CHECK(takes_fp8(problem) && makes_input(problem));
+    check_codes_out(problem);
+    LinearProblem plain = problem;
+    plain.input = {};
+    if (plain.out.dtype == DType::kF8E4M3) plain.out.dtype = DType::kBf16;
+    check(plain, true);
+    add_codes(problem, problem.x.data, problem.x.strides[0], {}, maker_of(problem));
+  }
+
+  static void check_codes_out(const LinearProblem& problem) {
     DSV4_CHECK(problem.out.dtype != DType::kF8E4M3 ||
                (problem.out_scale.data != nullptr && problem.w.rows % kFp8BlockCols == 0 &&
                 aligned(problem.out.data, problem.out.strides[0])));
-    add_codes(problem, x.as<uint8_t>(), x.strides[0], problem.x_scale);
   }
 
-  void add_codes(const LinearProblem& problem, const uint8_t* codes, int64_t stride,
-                 const RowScales& scale) {
+  void add_codes(const LinearProblem& problem, const void* x, int64_t stride,
+                 const RowScales& scale, const Fp8Maker& maker = {}) {
     // A launch has tiles of one size, whose scales are read whole.
     const auto tokens = static_cast<int32_t>(problem.x.shape[0]);
+    const auto differs = [&](const Fp8Item& other) {
+      const bool made = maker.kind != Fp8Maker::Kind::kNone;
+      return other.tokens != tokens || made != (other.maker.kind != Fp8Maker::Kind::kNone);
+    };
     if (codes_batch_.count == kMaxFp8Items ||
-        (codes_batch_.count > 0 && codes_batch_.items[0].tokens != tokens))
+        (codes_batch_.count > 0 && differs(codes_batch_.items[0])))
       flush();
     Fp8Item& item = codes_batch_.items[codes_batch_.count++];
     item.w = linear_weight(problem.w);
-    item.x = codes;
+    item.x = x;
     item.x_stride = stride;
+    item.maker = maker;
     item.x_scale = scale.data;
     item.x_scale_stride = scale.stride;
     item.out = problem.out.data;
@@ -363,6 +416,12 @@ class Launches {
 template <LinearKernels kKernels>
 void install(Ops& ops) {
   ops.takes_e4m3 = kKernels >= LinearKernels::kSm90;
+  if (kKernels >= LinearKernels::kSm90) {
+    ops.makes_input = [](const LinearProblem& problem) {
+      return problem.w.dtype == DType::kF8E4M3 && sm90_takes(problem.w) &&
+             nvidia::makes_input(problem);
+    };
+  }
   ops.linear = [](const LinearParams& params, const OpContext& context) {
     run_linear(params, context, kKernels);
   };

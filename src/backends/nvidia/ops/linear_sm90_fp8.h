@@ -19,12 +19,34 @@ namespace dsv4::nvidia {
 constexpr int kFp8BlockCols = 128;  ///< that share scales of x and W
 constexpr int kFp8MaxTileTokens = 256;
 
+/// How the blocks that multiply x make codes of it, where nobody has written them: what rms_norm or
+/// inverse_rope would write, the same bits.
+struct Fp8Maker {
+  enum class Kind : uint8_t {
+    kNone,     ///< x is codes and scales
+    kNormed,   ///< x is bf16 that rms_norm would read
+    kRotated,  ///< x is bf16 heads that inverse_rope would read
+  };
+  Kind kind = Kind::kNone;
+  const void* weight = nullptr;        ///< [cols] bf16 of a norm, aligned to 16 bytes
+  float eps = 0;                       ///< of a norm
+  float floor = 0;                     ///< of a group's largest magnitude
+  const float* frequencies = nullptr;  ///< [32] of the last 64 of every head
+  const int32_t* positions = nullptr;  ///< [tokens]
+  int32_t head_dim = 0;
+};
+constexpr int kFp8MadeTokens = 4;      ///< at most: every block makes all of x
+constexpr int kFp8MadeCols = 7168;     ///< at most
+constexpr int kFp8MadeValues = 8192;   ///< at most, of x and the weights of a norm
+constexpr int kFp8MadeUnitCols = 256;  ///< of which x and heads are multiples
+
 /// One product. Prepared x: codes in rows, scales [block of columns][scale_stride].
 struct Fp8Item {
   CUtensorMap w_map, x_map, out_map;  ///< filled in by the launcher
   LinearWeight w;
-  const uint8_t* x;
+  const void* x;  ///< codes; bf16 where `maker` says so, rows aligned to 16 bytes
   int64_t x_stride;
+  Fp8Maker maker;
   const float* x_scale;
   int64_t x_scale_stride;  ///< row_scale_stride() of ops.h
   void* out;

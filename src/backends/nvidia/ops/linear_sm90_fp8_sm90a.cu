@@ -7,7 +7,8 @@
 //           scale of W and, once a tile, which one it is; blocks stride over tiles, tokens fastest
 //           within bands. Outputs leave by the copy engine under the next tile's products.
 //           Codes of out share a scale by 128 rows of W: few tokens have them in pairs of blocks, a
-//           cluster, 64 rows each, which tell each other their largest magnitudes
+//           cluster, 64 rows each, which tell each other their largest magnitudes. With an Fp8Maker
+//           every block norms or rotates all of x itself and keeps the codes (up to four tokens)
 // Budget    few tokens: bytes of W, x once a tile from L2; a stage of one block of 128 columns
 //           takes 230 clocks for 32 rows of W, 430 for 128, of which 170 are not products: narrow
 //           tiles have two or four blocks a stage. Many: 128 x 128 x 128 columns are 512 clocks of
@@ -16,7 +17,7 @@
 //           under other products. At 4096 tokens power holds an H200 at 1.45 GHz of 1.98: what
 //           counts is work, and idle clocks
 // Launch    128 threads that copy + 128 a warpgroup, grid min(tiles, Fp8Batch::most_blocks); may
-//           start before the kernel that prepares x has ended, and reads W meanwhile
+//           start before the kernel that writes x has ended, and reads W and positions meanwhile
 // Contract  sm90_takes() W of FP8; x as Fp8Item says; rows of x beyond `tokens` are not read
 // Numerics  linear_sm90_fp8.h. Code NaN of W or x, scale byte 255: NaN
 #include <algorithm>
@@ -30,6 +31,7 @@
 #include "backends/nvidia/ops/launch.h"
 #include "backends/nvidia/ops/linear_sm90_fp8-inl.h"
 #include "backends/nvidia/ops/linear_sm90_fp8.h"
+#include "backends/nvidia/ops/linear_sm90_fp8_maker-inl.h"
 #include "backends/nvidia/ops/linear_sm90_fp8_out-inl.h"
 #include "backends/nvidia/ops/tensor_map.h"
 #include "core/checked_math.h"
@@ -44,25 +46,30 @@ constexpr int kBandTiles = 16;  // of tokens, that blocks go through before the 
 /// kTokensOfTile may be less than the rows that the instructions take: what they read beyond
 /// belongs to others, and so do their sums.
 /// kPairsOfBlocks: two blocks of a cluster have halves of the rows that share a scale of out.
-template <int kTokensOfTile, int kNOfTile, int kBlocksOfStage, bool kPairsOfBlocks>
+/// kMakesItsX: all of x is made by the block, stages hold W alone.
+template <int kTokensOfTile, int kNOfTile, int kBlocksOfStage, bool kPairsOfBlocks, bool kMakesItsX>
 struct Fp8Tile {
   static constexpr int kTokens = kTokensOfTile, kN = kNOfTile;
   /// Of columns in a stage: all of W, then all of x.
   static constexpr int kBlocks = kBlocksOfStage;
-  static constexpr bool kPairs = kPairsOfBlocks;
+  static constexpr bool kPairs = kPairsOfBlocks, kMakesX = kMakesItsX;
   static constexpr bool kMakesCodes = kPairs || kN == kQuantiseGroup;
   static constexpr int kGroups = kTokens > 64 ? 2 : 1;
   static constexpr int kWaves = kTokens > 128 ? 2 : 1;
   static_assert(kBlocks == 1 || kWaves == 1);
   static_assert(!kPairs || (2 * kN == kQuantiseGroup && kGroups == 1));
+  static_assert(!kMakesX || (kFp8MadeTokens <= kTokens && kGroups == 1));
   static constexpr int kWarps = 4 * kGroups;  ///< that multiply
   static constexpr int kThreads = 128 * (kGroups + 1);
   /// What else a step reads, and code, stays in the L2 then.
   static constexpr bool kReadsWOnce = kTokens <= 64;
+  /// The next kernel starts when all of W has been asked for: what it asks for itself would stand
+  /// in front. Where tokens are many, memory is not what a product waits for.
+  static constexpr bool kStartsNextLate = kTokens <= 64;
   /// Of W, asked for before the kernels before have ended. Pairs follow a small launch, beside
   /// which memory has nothing to do.
   static constexpr int kEarlyStages = kPairs ? 4 : 2;
-  static constexpr int kWBytes = kN * 128, kXBytes = kTokens * 128;
+  static constexpr int kWBytes = kN * 128, kXBytes = kMakesX ? 0 : kTokens * 128;
   /// Scales of x lie behind the operands of all stages, which need an alignment of 1024.
   static constexpr int kStageBytes = kBlocks * (kWBytes + kXBytes);
   /// Outputs of 16 tokens on their way out, a wave of a warp: panels of up to 128 bytes a row.
@@ -70,8 +77,8 @@ struct Fp8Tile {
   static constexpr int kPanelBytes = kN < 64 ? kN * 2 : 128;  ///< of a row
   static constexpr int kOutBytes = 16 * kN * 2;
   static constexpr int kBytesBeyond = kTokens < 64 ? (64 - kTokens) * 128 : 0;
-  static constexpr int kLeft =
-      (226 << 10) - kStoringWarps * kWaves * kOutBytes - kBytesBeyond - 2048;
+  static constexpr int kLeft = (226 << 10) - kStoringWarps * kWaves * kOutBytes - kBytesBeyond -
+                               static_cast<int>(sizeof(Fp8Made<kMakesX>)) - 2048;
   static constexpr int kMostStages = 32;
   static constexpr int kStages =
       std::min(kMostStages, kLeft / (kStageBytes + kBlocks * kTokens * 4));
@@ -85,6 +92,7 @@ struct Fp8Work {
 
 template <typename Tile>
 struct Fp8Shared {
+  Fp8Made<Tile::kMakesX> made;  ///< before the ring: instructions read rows beyond it
   alignas(1024) std::byte ring[Tile::kStages][Tile::kStageBytes];
   alignas(1024) std::byte out[Tile::kStoringWarps][Tile::kWaves][Tile::kOutBytes];
   alignas(128) std::byte beyond[Tile::kBytesBeyond + 16];
@@ -96,10 +104,14 @@ struct Fp8Shared {
   Fp8Other<Tile::kPairs ? Tile::kStoringWarps : 0> other;
 };
 
-template <typename Tile>
-__device__ __forceinline__ Fp8Work find_work(const Fp8Batch& batch, int tile) {
+__device__ __forceinline__ int item_of(const Fp8Batch& batch, int tile) {
   int i = 0;
   while (i + 1 < batch.count && tile >= batch.items[i + 1].first_tile) ++i;
+  return i;
+}
+template <typename Tile>
+__device__ __forceinline__ Fp8Work find_work(const Fp8Batch& batch, int tile) {
+  const int i = item_of(batch, tile);
   const Fp8Item& item = batch.items[i];
   const int token_tiles = (item.tokens + Tile::kTokens - 1) / Tile::kTokens;
   const int row_tiles = (item.w.rows + Tile::kN - 1) / Tile::kN;
@@ -149,8 +161,10 @@ __device__ __forceinline__ void copy_tile(const Fp8Batch& batch, const Fp8Work& 
   constexpr int kBlocks = Tile::kBlocks;
   const Fp8Item& item = batch.items[work.item];
   const int tile_tokens = batch.tile_tokens, pitch = batch.scale_pitch;
-  const uint32_t bytes = kBlocks * (Tile::kWBytes + static_cast<uint32_t>(tile_tokens) * 128 +
-                                    static_cast<uint32_t>(pitch) * 4);
+  const uint32_t x_bytes =
+      Tile::kMakesX ? 0
+                    : static_cast<uint32_t>(tile_tokens) * 128 + static_cast<uint32_t>(pitch) * 4;
+  const uint32_t bytes = kBlocks * (Tile::kWBytes + x_bytes);
   const auto ask_for_w = [&](int block, int stage) {
     const uint32_t ring = sm80::shared_address(shared.ring[stage]),
                    full = sm80::shared_address(&shared.full[stage]);
@@ -176,20 +190,22 @@ __device__ __forceinline__ void copy_tile(const Fp8Batch& batch, const Fp8Work& 
     for (int b = 0; b < kBlocks; ++b) w_scale[b] = w_scales.of_block(i + b);
     if (sm90::elect()) {
       if (i >= early) ask_for_w(i, place.stage);
-      const uint32_t x = sm80::shared_address(shared.ring[place.stage]) + kBlocks * Tile::kWBytes,
-                     scales = sm80::shared_address(shared.scales[place.stage]);
-      if constexpr (kBlocks == 1) {
-        sm90::copy_box(x, item.x_map, i * 128, work.token0, full);
-      } else {
-        sm90::copy_box(x, item.x_map, 0, work.token0, i, full);
-      }
-      if (kBlocks > 1 && pitch == item.x_scale_stride) {  // one tile of tokens: in one piece
-        sm90::copy_bulk(scales, scale, static_cast<uint32_t>(kBlocks * pitch) * 4, full);
-      } else {
+      if constexpr (!Tile::kMakesX) {
+        const uint32_t x = sm80::shared_address(shared.ring[place.stage]) + kBlocks * Tile::kWBytes,
+                       scales = sm80::shared_address(shared.scales[place.stage]);
+        if constexpr (kBlocks == 1) {
+          sm90::copy_box(x, item.x_map, i * 128, work.token0, full);
+        } else {
+          sm90::copy_box(x, item.x_map, 0, work.token0, i, full);
+        }
+        if (kBlocks > 1 && pitch == item.x_scale_stride) {  // one tile of tokens: in one piece
+          sm90::copy_bulk(scales, scale, static_cast<uint32_t>(kBlocks * pitch) * 4, full);
+        } else {
 #pragma unroll
-        for (int b = 0; b < kBlocks; ++b) {
-          sm90::copy_bulk(scales + b * pitch * 4, scale + b * item.x_scale_stride,
-                          static_cast<uint32_t>(pitch) * 4, full);
+          for (int b = 0; b < kBlocks; ++b) {
+            sm90::copy_bulk(scales + b * pitch * 4, scale + b * item.x_scale_stride,
+                            static_cast<uint32_t>(pitch) * 4, full);
+          }
         }
       }
       if (i == 0) to = work;
@@ -215,28 +231,35 @@ struct Fp8Role {
                                                int warp) {
     const int lane = static_cast<int>(threadIdx.x) % 32;
     const uint32_t ring = sm90::uniform(sm80::shared_address(shared.ring));
-    const uint32_t x = ring + Tile::kBlocks * Tile::kWBytes;
+    uint32_t x = ring + Tile::kBlocks * Tile::kWBytes;
+    uint32_t scales = sm90::uniform(sm80::shared_address(shared.scales));
+    if constexpr (Tile::kMakesX) {
+      x = sm90::uniform(sm80::shared_address(shared.made.codes));
+      scales = sm90::uniform(sm80::shared_address(shared.made.scales));
+    }
     const int group_token = warp / 4 * Tile::kWaves * 64;
+    constexpr int kMadeRows = Fp8Made<true>::kRows;
     return {.full = sm90::uniform(sm80::shared_address(shared.full)),
             .empty = sm90::uniform(sm80::shared_address(shared.empty)),
-            .scales = sm90::uniform(sm80::shared_address(shared.scales)) +
-                      (group_token + warp % 4 * 16 + lane / 4) * 4,
+            .scales = scales + (group_token + (Tile::kMakesX ? 0 : warp % 4 * 16) + lane / 4) * 4,
             .w_scales = sm90::uniform(sm80::shared_address(shared.w_scales)),
             .w_operand = sm90::fp8_operand(ring),
             .x_operand = sm90::fp8_operand(x + group_token * 128),
-            .x_panel = static_cast<uint32_t>(sm90::operand_offset(batch.tile_tokens * 128)),
-            .scale_panel = static_cast<uint32_t>(batch.scale_pitch) * 4,
+            .x_panel = static_cast<uint32_t>(
+                sm90::operand_offset((Tile::kMakesX ? kMadeRows : batch.tile_tokens) * 128)),
+            .scale_panel = static_cast<uint32_t>(Tile::kMakesX ? kMadeRows : batch.scale_pitch) * 4,
             .warp = warp,
             .lane = lane};
   }
 };
 
-/// Products of all blocks of columns of a stage, each with its own sums, with wave `wave` of this
-/// warpgroup's tokens.
+/// Products of all blocks of columns of a stage, `block0` the first of them, each with its own
+/// sums, with wave `wave` of this warpgroup's tokens.
 template <typename Tile>
-__device__ __forceinline__ void start_products(const Fp8Role& role, int stage, int wave,
+__device__ __forceinline__ void start_products(const Fp8Role& role, int stage, int block0, int wave,
                                                float (&sums)[Tile::kBlocks][Tile::kN / 2]) {
   const uint32_t place = stage * static_cast<uint32_t>(sm90::operand_offset(Tile::kStageBytes));
+  const uint32_t x_place = Tile::kMakesX ? block0 * role.x_panel : place;
   sm90::wgmma_fence();
   using Product = sm90::Fp8Product<Tile::kN>;
 #pragma unroll
@@ -244,7 +267,7 @@ __device__ __forceinline__ void start_products(const Fp8Role& role, int stage, i
 #pragma unroll
     for (int block = 0; block < Tile::kBlocks; ++block) {
       const uint64_t x =
-          place + block * role.x_panel + sm90::operand_offset(wave * (64 * 128) + 32 * k);
+          x_place + block * role.x_panel + sm90::operand_offset(wave * (64 * 128) + 32 * k);
       const uint64_t w = place + sm90::operand_offset(block * Tile::kWBytes + 32 * k);
       const uint64_t a = sm90::operand_at(role.x_operand, x);
       const uint64_t b = sm90::operand_at(role.w_operand, w);
@@ -260,15 +283,19 @@ template <typename Tile>
 struct Fp8Scales {
   float2 of[Tile::kBlocks * Tile::kWaves];
 
-  __device__ __forceinline__ void read(const Fp8Role& role, int stage) {
-    const uint32_t from = role.scales + stage * (Tile::kBlocks * Tile::kTokens * 4);
+  __device__ __forceinline__ void read(const Fp8Role& role, int stage, int block0) {
+    const uint32_t from =
+        role.scales +
+        (Tile::kMakesX ? block0 * role.scale_panel : stage * (Tile::kBlocks * Tile::kTokens * 4));
 #pragma unroll
     for (int i = 0; i < Tile::kBlocks * Tile::kWaves; ++i) {
       const int w_at = stage * Tile::kBlocks + i / Tile::kWaves;
       const uint32_t tokens = from + (Tile::kBlocks > 1 ? i * role.scale_panel : i * (64 * 4));
+      // Tokens that are made have no others 8 further.
+      constexpr uint32_t kNext = Tile::kMakesX ? 0 : 32;
       const float w = __uint_as_float(sm90::load_shared(role.w_scales + w_at * 4));
       of[i] = {__uint_as_float(sm90::load_shared(tokens)) * w,
-               __uint_as_float(sm90::load_shared(tokens + 32)) * w};
+               __uint_as_float(sm90::load_shared(tokens + kNext)) * w};
     }
   }
 };
@@ -308,11 +335,11 @@ __device__ __forceinline__ void multiply_tile(int blocks, const Fp8Role& role, P
   if constexpr (Tile::kWaves == 1) {
     float even[Tile::kBlocks][Tile::kN / 2], odd[Tile::kBlocks][Tile::kN / 2];
     Fp8Scales<Tile> before{}, now{};
-    int stage_before = 0;
+    int stage_before = 0, block = 0;
     const auto start = [&](float(&sums)[Tile::kBlocks][Tile::kN / 2]) {
       sm90::mbarrier_wait(role.full + place.stage * 8, place.phase);
-      now.read(role, place.stage);
-      start_products<Tile>(role, place.stage, 0, sums);
+      now.read(role, place.stage, block);
+      start_products<Tile>(role, place.stage, block, 0, sums);
     };
     const auto finish = [&](float(&sums)[Tile::kBlocks][Tile::kN / 2]) {
       release_stage(role, stage_before);
@@ -323,6 +350,7 @@ __device__ __forceinline__ void multiply_tile(int blocks, const Fp8Role& role, P
       before = now;
       stage_before = place.stage;
       place.advance();
+      block += Tile::kBlocks;
     };
     start(even);
     step_on();
@@ -349,7 +377,7 @@ __device__ __forceinline__ void multiply_tile(int blocks, const Fp8Role& role, P
     }
   } else {
     Fp8Scales<Tile> next;
-    next.read(role, place.stage);
+    next.read(role, place.stage, 0);
     for (int block = 0; block < blocks; ++block) {
       const Fp8Scales<Tile> scales = next;
       const int stage = place.stage;
@@ -358,10 +386,10 @@ __device__ __forceinline__ void multiply_tile(int blocks, const Fp8Role& role, P
       for (int wave = 0; wave < Tile::kWaves; ++wave) {
         const bool last = wave + 1 == Tile::kWaves;
         float sums[Tile::kBlocks][Tile::kN / 2];
-        start_products<Tile>(role, stage, wave, sums);
+        start_products<Tile>(role, stage, block, wave, sums);
         if (last && block + 1 < blocks) {
           sm90::mbarrier_wait(role.full + place.stage * 8, place.phase);
-          next.read(role, place.stage);
+          next.read(role, place.stage, block + 1);
         }
         sm90::wgmma_wait<0>();
         if (last) release_stage(role, stage);
@@ -448,13 +476,14 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
     sm90_linear_fp8(const __grid_constant__ Fp8Batch batch, int tiles) {
   extern __shared__ __align__(1024) std::byte raw[];
   auto& shared = *reinterpret_cast<Fp8Shared<Tile>*>(raw);
-  sm90::start_next_kernel();  // it waits for this one's end before it reads
+  if constexpr (!Tile::kStartsNextLate) sm90::start_next_kernel();  // it waits for this one's end
   if (threadIdx.x == 0) {
     for (int s = 0; s < Tile::kStages; ++s) {
       sm90::mbarrier_init(sm80::shared_address(&shared.full[s]), 1);
       sm90::mbarrier_init(sm80::shared_address(&shared.empty[s]), Tile::kWarps);
     }
     if constexpr (Tile::kPairs) shared.other.init();
+    if constexpr (Tile::kMakesX) sm90::mbarrier_init(sm80::shared_address(&shared.made.landed), 1);
     sm90::fence_barrier_init();
   }
   if constexpr (Tile::kPairs) {
@@ -475,13 +504,23 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
         copy_tile<Tile>(batch, work, shared.works[work_place.stage], tile == first, shared, place);
         work_place.advance();
       }
+      if constexpr (Tile::kStartsNextLate) sm90::start_next_kernel();
     }
     return;
   }
   if constexpr (Tile::kGroups == 2) sm90::increase_registers<kMultiplyRegisters>();
   const Fp8Role role = Fp8Role::of(batch, shared, warp);
-  int turn = 0;  // of what the two blocks of a pair tell each other
+  int turn = 0;                // of what the two blocks of a pair tell each other
+  const void* made = nullptr;  // the x of which there are codes
+  int made_count = 0;
   for (int tile = first; tile < tiles; tile += step) {
+    if constexpr (Tile::kMakesX) {
+      const Fp8Item& item = batch.items[item_of(batch, tile)];
+      if (item.x != made) {
+        Fp8RowMaker(item, warp, shared.made).run(made_count++);
+        made = item.x;
+      }
+    }
     sm90::mbarrier_wait(role.full + place.stage * 8, place.phase);
     const Fp8Work& given = shared.works[work_place.stage];
     const Fp8Work work{.item = sm90::uniform(given.item),
@@ -503,9 +542,9 @@ bool maps_out(const Fp8Item& item, int n) {
          reinterpret_cast<uintptr_t>(item.out) % 16 == 0;
 }
 
-template <int kTokens, int kN, int kBlocks, bool kPairs>
+template <int kTokens, int kN, int kBlocks, bool kPairs, bool kMakesX>
 void launch_tiles(Fp8Batch& batch, int64_t most_tokens, cudaStream_t stream) {
-  using Tile = Fp8Tile<kTokens, kN, kBlocks, kPairs>;
+  using Tile = Fp8Tile<kTokens, kN, kBlocks, kPairs, kMakesX>;
   constexpr int kBytes = static_cast<int>(sizeof(Fp8Shared<Tile>));
   static_assert(kBytes <= 227 << 10);
   batch.tile_tokens = static_cast<int32_t>(std::min<int64_t>(kTokens, round_up(most_tokens, 8)));
@@ -525,14 +564,18 @@ void launch_tiles(Fp8Batch& batch, int64_t most_tokens, cudaStream_t stream) {
     }
     if (kBlocks == 1) {
       item.w_map = byte_map(item.w.data, item.w.row_bytes, item.w.rows, item.w.cols, kN, true);
-      item.x_map = byte_map(item.x, item.x_stride, item.tokens,
-                            round_up(item.w.cols, kFp8BlockCols), batch.tile_tokens, true);
+      if (!kMakesX) {
+        item.x_map = byte_map(item.x, item.x_stride, item.tokens,
+                              round_up(item.w.cols, kFp8BlockCols), batch.tile_tokens, true);
+      }
     } else {
       const int64_t blocks = item.w.cols / kFp8BlockCols;
       item.w_map = byte_map_3d(item.w.data, item.w.row_bytes, kFp8BlockCols, blocks, item.w.rows,
                                kFp8BlockCols, kN, kBlocks);
-      item.x_map = byte_map_3d(item.x, item.x_stride, kFp8BlockCols, blocks, item.tokens,
-                               kFp8BlockCols, batch.tile_tokens, kBlocks);
+      if (!kMakesX) {
+        item.x_map = byte_map_3d(item.x, item.x_stride, kFp8BlockCols, blocks, item.tokens,
+                                 kFp8BlockCols, batch.tile_tokens, kBlocks);
+      }
     }
   }
   constexpr unsigned kCluster = kPairs ? 2 : 1;
@@ -544,23 +587,36 @@ void launch_tiles(Fp8Batch& batch, int64_t most_tokens, cudaStream_t stream) {
 
 struct Fp8TileChoice {
   int tokens, n, blocks;
-  bool pairs, makes_codes;
+  bool pairs, makes_codes, makes_x;
   void (*launch)(Fp8Batch&, int64_t most_tokens, cudaStream_t);
 };
-template <int kTokens, int kN, int kBlocks = 1, bool kPairs = false>
+template <int kTokens, int kN, int kBlocks = 1, bool kPairs = false, bool kMakesX = false>
 constexpr Fp8TileChoice choice() {
   return {kTokens,
           kN,
           kBlocks,
           kPairs,
-          Fp8Tile<kTokens, kN, kBlocks, kPairs>::kMakesCodes,
-          launch_tiles<kTokens, kN, kBlocks, kPairs>};
+          Fp8Tile<kTokens, kN, kBlocks, kPairs, kMakesX>::kMakesCodes,
+          kMakesX,
+          launch_tiles<kTokens, kN, kBlocks, kPairs, kMakesX>};
 }
 /// The first of the cheapest is taken.
-constexpr Fp8TileChoice kTiles[] = {
-    choice<16, 32, 4>(), choice<16, 64, 2>(), choice<16, 64, 2, true>(), choice<16, 128>(),
-    choice<64, 32, 4>(), choice<64, 64, 2>(), choice<64, 64, 2, true>(), choice<64, 128>(),
-    choice<128, 128>(),  choice<128, 64>(),   choice<128, 32>(),         choice<256, 128>()};
+constexpr Fp8TileChoice kTiles[] = {choice<16, 32, 4>(),
+                                    choice<16, 64, 2>(),
+                                    choice<16, 64, 2, true>(),
+                                    choice<16, 128>(),
+                                    choice<64, 32, 4>(),
+                                    choice<64, 64, 2>(),
+                                    choice<64, 64, 2, true>(),
+                                    choice<64, 128>(),
+                                    choice<128, 128>(),
+                                    choice<128, 64>(),
+                                    choice<128, 32>(),
+                                    choice<256, 128>(),
+                                    choice<16, 32, 4, false, true>(),
+                                    choice<16, 64, 2, false, true>(),
+                                    choice<16, 64, 2, true, true>(),
+                                    choice<16, 128, 1, false, true>()};
 
 /// Clocks for 128 columns of everything, about, as measured: W from memory, operands from L2, or
 /// the tiles of a multiprocessor one after the other; the ends of these tiles; tokens that are
@@ -595,6 +651,7 @@ int64_t cost(const Fp8Batch& batch, const Fp8TileChoice& tile) {
 bool takes(const Fp8Batch& batch, const Fp8TileChoice& tile) {
   for (int i = 0; i < batch.count; ++i) {
     const Fp8Item& item = batch.items[i];
+    if (tile.makes_x != (item.maker.kind != Fp8Maker::Kind::kNone)) return false;
     if (item.w.cols % (tile.blocks * kFp8BlockCols) != 0 && tile.blocks > 1) return false;
     if (item.out_scale != nullptr && !tile.makes_codes) return false;
     if (tile.pairs && (item.w.rows % kQuantiseGroup != 0 || item.tokens > tile.tokens))

@@ -280,7 +280,6 @@ __global__ void __launch_bounds__(Sm90Streams<kDType, kN, kSplit, kRows>::kThrea
   using Tile = Sm90Streams<kDType, kN, kSplit, kRows>;
   extern __shared__ __align__(1024) std::byte raw[];
   auto& shared = *reinterpret_cast<Sm90StreamsShared<Tile>*>(raw);
-  sm90::start_next_kernel();  // it waits for this one's end before it reads
   if (threadIdx.x == 0) {
     for (int stream = 0; stream < Tile::kStreams; ++stream) {
       for (int s = 0; s < Tile::kStages; ++s) {
@@ -308,6 +307,7 @@ __global__ void __launch_bounds__(Sm90Streams<kDType, kN, kSplit, kRows>::kThrea
         copy_stream<Tile>(work, find_segments<kSplit>(work, rank), stream, tile == first, shared,
                           place);
       }
+      sm90::start_next_kernel();  // not sooner: what it asks for would stand in front of W
     }
     if constexpr (kSplit) {
       __syncwarp();

@@ -69,7 +69,6 @@ __global__ void __launch_bounds__(Sm90Tile<kDType, kN, false>::kThreads,
   using Tile = Sm90Tile<kDType, kN, false>;
   extern __shared__ __align__(1024) std::byte raw[];
   auto& shared = *reinterpret_cast<Sm90Shared<Tile, false>*>(raw);
-  sm90::start_next_kernel();  // it waits for this one's end before it reads
   init_barriers<Tile>(shared);
   __syncthreads();
   const auto rank = static_cast<int>(sm90::cluster_rank());
@@ -80,7 +79,10 @@ __global__ void __launch_bounds__(Sm90Tile<kDType, kN, false>::kThreads,
   sm90::RingPlace<Tile::kStages> place;
   if (threadIdx.x >= Tile::kWarps * 32) {
     take_copy_role<Tile>();
-    if (threadIdx.x == Tile::kWarps * 32) copy_tile<Tile>(work, true, shared, place);
+    if (threadIdx.x == Tile::kWarps * 32) {
+      copy_tile<Tile>(work, true, shared, place);
+      sm90::start_next_kernel();  // not sooner: what it asks for would stand in front of W
+    }
     __syncwarp();
     sm90::cluster_arrive_relaxed();
     sm90::cluster_wait();
@@ -107,7 +109,6 @@ __global__ void __launch_bounds__(Sm90Tile<kDType, kN, true>::kThreads, 1)
   using Tile = Sm90Tile<kDType, kN, true>;
   extern __shared__ __align__(1024) std::byte raw[];
   auto& shared = *reinterpret_cast<Sm90Shared<Tile, true>*>(raw);
-  sm90::start_next_kernel();  // it waits for this one's end before it reads
   init_barriers<Tile>(shared);
   __syncthreads();
   const auto first = static_cast<int>(blockIdx.x), step = static_cast<int>(gridDim.x);
@@ -117,6 +118,7 @@ __global__ void __launch_bounds__(Sm90Tile<kDType, kN, true>::kThreads, 1)
     if (threadIdx.x == Tile::kWarps * 32) {
       for (int tile = first; tile < tiles; tile += step)
         copy_tile<Tile>(find_work<Tile, kN>(batch, tile), tile == first, shared, place);
+      sm90::start_next_kernel();  // as above
     }
     return;
   }

@@ -1,0 +1,193 @@
+// x of few tokens as codes in shared memory, by the block that multiplies it (Fp8Maker): a launch
+// less in front of a product. Included by the kernel only, which is compiled without contraction.
+#pragma once
+#include "backends/gpu/row.h"
+#include "backends/nvidia/arch/sm80/instructions.h"
+#include "backends/nvidia/arch/sm90/bulk.h"
+#include "backends/nvidia/arch/sm90/memory.h"
+#include "backends/nvidia/arch/sm90/sync.h"
+#include "backends/nvidia/ops/linear_sm90_fp8-inl.h"
+#include "backends/nvidia/ops/linear_sm90_fp8.h"
+
+namespace dsv4::nvidia {
+
+template <bool kMakes>
+struct Fp8Made {
+  static constexpr int kBlocks = kFp8MadeCols / kFp8BlockCols;
+  static constexpr int kRows = 8;  ///< that a swizzle takes together
+  static_assert(kFp8MadeTokens <= kRows);
+  /// As the copy engine would bring them: 128 columns after the other, 128 bytes a token.
+  alignas(1024) uint8_t codes[kBlocks][kRows * kFp8BlockCols];
+  float scales[kBlocks][kRows];
+  alignas(16) uint16_t x[kFp8MadeValues];              ///< rows, behind them weights of a norm
+  float factors[kFp8MadeTokens];                       ///< of norms
+  alignas(16) gpu::CosSin angles[kFp8MadeTokens][32];  ///< of rotations
+  uint64_t landed;                                     ///< x and weights are there
+};
+template <>
+struct Fp8Made<false> {};
+
+/// By the warps that multiply. A warp has every fourth unit of 256 columns, 8 columns a lane. Short
+/// and in few copies: it runs once a launch, and its code comes from memory.
+class Fp8RowMaker {
+ public:
+  static constexpr int kWarps = 4, kThreads = 32 * kWarps;
+
+  __device__ __forceinline__ Fp8RowMaker(const Fp8Item& item, int warp, Fp8Made<true>& made)
+      : item_(item), maker_(item.maker), warp_(warp), cols_(item.w.cols), made_(made) {}
+
+  /// `turn` counts the inputs of a launch.
+  __device__ __forceinline__ void run(int turn) {
+    const bool norms = maker_.kind == Fp8Maker::Kind::kNormed;
+    if (turn > 0) meet();  // the one before has been read
+    if (threadIdx.x == 0) {
+      const auto row_bytes = static_cast<uint32_t>(cols_) * 2;
+      const uint32_t to = sm80::shared_address(made_.x),
+                     landed = sm80::shared_address(&made_.landed);
+      sm90::mbarrier_arrive_expecting(landed, row_bytes * (item_.tokens + (norms ? 1 : 0)));
+      if (norms) sm90::copy_bulk(to + item_.tokens * row_bytes, maker_.weight, row_bytes, landed);
+      if (turn == 0) sm90::wait_for_kernels_before();
+      const auto* row = static_cast<const uint16_t*>(item_.x);
+      for (int token = 0; token < item_.tokens; ++token, row += item_.x_stride)
+        sm90::copy_bulk(to + token * row_bytes, row, row_bytes, landed);
+    }
+    __syncwarp();
+    if (!norms) find_angles();
+    sm90::mbarrier_wait(sm80::shared_address(&made_.landed), turn % 2);
+    if (norms) find_factors();
+    meet();
+    make();
+    sm90::fence_proxy_async();  // of codes, and of x that the next copy overwrites
+    meet();
+  }
+
+ private:
+  static constexpr int kLaneCols = kFp8MadeUnitCols / 32;
+  static constexpr int kAtOnce = 2;  ///< units
+
+  __device__ __forceinline__ static void meet() { sm90::barrier_sync(1, kThreads); }
+
+  __device__ __forceinline__ void find_angles() const {
+    const int lane = gpu::group_lane();
+#pragma unroll 1
+    for (int token = warp_; token < item_.tokens; token += kWarps) {
+      const gpu::CosSin at = gpu::rope_angle(maker_.positions[token], maker_.frequencies[lane]);
+      made_.angles[token][lane] = {at.cos, -at.sin};
+    }
+  }
+
+  /// The sums of rms_norm, in its order.
+  __device__ __forceinline__ void find_factors() const {
+#pragma unroll 1
+    for (int token = warp_; token < item_.tokens; token += kWarps) {
+      const auto* pairs =
+          reinterpret_cast<const uint32_t*>(made_.x + token * cols_) + gpu::group_lane();
+      gpu::SquareSums sums;
+#pragma unroll 4
+      for (int i = 0; i < cols_ / gpu::kVectorElems; ++i) {
+        const uint32_t pair = pairs[32 * i];
+        sums.add({gpu::even_of(pair), gpu::odd_of(pair)});
+      }
+      const float factor = gpu::inverse_rms(sums.total(), cols_, maker_.eps);
+      if (gpu::group_lane() == 0) made_.factors[token] = factor;
+    }
+  }
+
+  __device__ __forceinline__ static void load_eight(const uint16_t* from,
+                                                    float (&values)[kLaneCols]) {
+    const uint4 words = *reinterpret_cast<const uint4*>(from);
+    const uint32_t pairs[] = {words.x, words.y, words.z, words.w};
+#pragma unroll
+    for (int i = 0; i < kLaneCols; ++i)
+      values[i] = i % 2 == 0 ? gpu::even_of(pairs[i / 2]) : gpu::odd_of(pairs[i / 2]);
+  }
+
+  __device__ __forceinline__ void norm(int token, int col, float (&values)[kLaneCols]) const {
+    float weights[kLaneCols];
+    load_eight(made_.x + item_.tokens * cols_ + col, weights);
+    const float factor = made_.factors[token];
+#pragma unroll
+    for (int k = 0; k < kLaneCols; k += 2) {
+      const uint32_t pair =
+          gpu::pack_bf16(values[k] * factor * weights[k], values[k + 1] * factor * weights[k + 1]);
+      values[k] = gpu::even_of(pair);
+      values[k + 1] = gpu::odd_of(pair);
+    }
+  }
+  /// Heads end with a unit, and their tails are its last 64 columns.
+  __device__ __forceinline__ void rotate(int token, int unit, float (&values)[kLaneCols]) const {
+    constexpr int kTail = 64, kFirst = (kFp8MadeUnitCols - kTail) / kLaneCols;
+    const int lane = gpu::group_lane();
+    if ((unit + 1) * kFp8MadeUnitCols % maker_.head_dim != 0 || lane < kFirst) return;
+    const gpu::CosSin* angles = made_.angles[token] + (lane - kFirst) * (kLaneCols / 2);
+#pragma unroll
+    for (int k = 0; k < kLaneCols; k += 2) {
+      const gpu::CosSin at = angles[k / 2];
+      const float even = values[k], odd = values[k + 1];
+      values[k] = even * at.cos - odd * at.sin;
+      values[k + 1] = odd * at.cos + even * at.sin;
+    }
+  }
+
+  __device__ __forceinline__ void make() const {
+    const int lane = gpu::group_lane(), units = cols_ / kFp8MadeUnitCols;
+    int token = 0, unit = warp_;
+#pragma unroll 1
+    while (true) {
+      int tokens[kAtOnce], places[kAtOnce];
+      float values[kAtOnce][kLaneCols];
+      uint32_t largest[kAtOnce];
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        while (unit >= units) {
+          unit -= units;
+          ++token;
+        }
+        tokens[i] = token;
+        places[i] = unit;
+        unit += kWarps;
+        const int from = min(token, item_.tokens - 1),
+                  col = places[i] * kFp8MadeUnitCols + 8 * lane;
+        load_eight(made_.x + from * cols_ + col, values[i]);
+        maker_.kind == Fp8Maker::Kind::kNormed ? norm(from, col, values[i])
+                                               : rotate(from, places[i], values[i]);
+        largest[i] = 0;
+#pragma unroll
+        for (const float value : values[i])
+          largest[i] = max(largest[i], gpu::magnitude_bits(value));
+      }
+      if (tokens[0] >= item_.tokens) break;
+#pragma unroll
+      for (int distance = 8; distance > 0; distance /= 2) {  // 16 lanes hold a group
+#pragma unroll
+        for (uint32_t& bits : largest)
+          bits = max(bits, __shfl_xor_sync(0xffffffffu, bits, distance));
+      }
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        const GroupScale scale = group_scale(largest[i], maker_.floor);
+        const float inverse = __uint_as_float((254 - scale.exponent) << 23);
+        uint32_t codes[2];
+#pragma unroll
+        for (int k = 0; k < 2; ++k) {
+          const float* of = values[i] + 4 * k;
+          codes[k] = sm90::e4m3x2(of[0] * inverse, of[1] * inverse) |
+                     sm90::e4m3x2(of[2] * inverse, of[3] * inverse) << 16;
+          if (!scale.finite) codes[k] = 0x7f7f7f7f;
+        }
+        if (tokens[i] >= item_.tokens) break;
+        const int block = places[i] * 2 + lane / 16, piece = lane % 16 / 2 ^ tokens[i];
+        *reinterpret_cast<uint2*>(made_.codes[block] + tokens[i] * kFp8BlockCols + piece * 16 +
+                                  lane % 2 * 8) = {codes[0], codes[1]};
+        if (lane % 16 == 0) made_.scales[block][tokens[i]] = scale.value();
+      }
+    }
+  }
+
+  const Fp8Item& item_;
+  const Fp8Maker& maker_;
+  int warp_, cols_;
+  Fp8Made<true>& made_;
+};
+
+}  // namespace dsv4::nvidia
