@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <bit>
 
+#include "backends/gpu/numbers.h"
 #include "backends/nvidia/ops/families.h"
 #include "backends/nvidia/ops/launch.h"
 #include "backends/nvidia/ops/linear_sm90.h"
@@ -103,11 +104,11 @@ Fp8Maker maker_of(const LinearProblem& problem) {
     return {.kind = Fp8Maker::Kind::kNormed,
             .weight = normed->weight.data,
             .eps = normed->eps,
-            .floor = 1e-4f};
+            .floor = gpu::kFp8AmaxFloor};
   }
   const auto& rotated = std::get<RotatedInput>(problem.input);
   return {.kind = Fp8Maker::Kind::kRotated,
-          .floor = 1e-10f,
+          .floor = gpu::kInverseRopeAmaxFloor,
           .frequencies = rotated.rope.frequencies,
           .positions = rotated.positions,
           .head_dim = rotated.head_dim};

@@ -16,7 +16,8 @@ struct Fp8Made {
   static constexpr int kBlocks = kFp8MadeCols / kFp8BlockCols;
   static constexpr int kRows = 8;  ///< that a swizzle takes together
   static_assert(kFp8MadeTokens <= kRows);
-  /// As the copy engine would bring them: 128 columns after the other, 128 bytes a token.
+  /// As the copy engine would bring them: 128 columns after the other, 128 bytes a token, with room
+  /// for eight. Packed they are slower (docs/kernels/layer_step_nvidia.md).
   alignas(1024) uint8_t codes[kBlocks][kRows * kFp8BlockCols];
   float scales[kBlocks][kRows];
   alignas(16) uint16_t x[kFp8MadeValues];              ///< rows, behind them weights of a norm
@@ -67,11 +68,13 @@ class Fp8RowMaker {
 
   __device__ __forceinline__ static void meet() { sm90::barrier_sync(1, kThreads); }
 
+  /// Before the kernel before has ended: positions stem from kernels further back, and from L2.
   __device__ __forceinline__ void find_angles() const {
     const int lane = gpu::group_lane();
 #pragma unroll 1
     for (int token = warp_; token < item_.tokens; token += kWarps) {
-      const gpu::CosSin at = gpu::rope_angle(maker_.positions[token], maker_.frequencies[lane]);
+      const gpu::CosSin at =
+          gpu::rope_angle(__ldcg(maker_.positions + token), maker_.frequencies[lane]);
       made_.angles[token][lane] = {at.cos, -at.sin};
     }
   }
