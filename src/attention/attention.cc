@@ -51,12 +51,12 @@ bool takes_codes(const Numerics& numerics, const Weight& w) {
 
 bool makes_input(const Ops& ops, const Numerics& numerics, const StreamBranches* branches,
                  const LinearProblem& problem) {
-  return branches != nullptr && ops.makes_input != nullptr && takes_codes(numerics, problem.w) &&
+  return branches != nullptr && numerics.products == Products::kFp8 && ops.makes_input != nullptr &&
          ops.makes_input(problem);
 }
 
 void project(const Ops& ops, const OpContext& context, const Numerics& numerics,
-             std::span<const LinearProblem> problems, int leaves_percent) {
+             std::span<const LinearProblem> problems, int64_t scores_beside) {
   std::array<LinearProblem, 16> group;
   DSV4_CHECK(problems.size() <= group.size());
   for (bool quantised_weights : {true, false}) {
@@ -70,7 +70,7 @@ void project(const Ops& ops, const OpContext& context, const Numerics& numerics,
     ops.linear({.problems = {group.data(), count},
                 .quantise_input = quantised_weights && numerics.quantise_linear_input,
                 .products = numerics.products,
-                .leaves_percent = leaves_percent},
+                .scores_beside = scores_beside},
                context);
   }
 }

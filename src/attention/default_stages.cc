@@ -39,14 +39,11 @@ void make_queries(const DeepseekV4Attention::Step& step, const DeepseekV4Attenti
       const int64_t used = q.shape[1];
       ops.zero({col_slice(flatten(step.q), used, flatten(step.q).shape[1] - used)}, context);
     }
-    const auto of_qr = [&](const Weight& w, const Tensor& out) {
-      return step.of_qr(w, weights, layer.config.rms_norm_eps, out);
-    };
-    std::array<LinearProblem, 2> problems{of_qr(weights.wq_b, q)};
+    std::array<LinearProblem, 2> problems{step.of_qr(weights.wq_b, q)};
     const bool indexer = weights.indexer && !step.inserts_beside();
-    if (indexer) problems[1] = of_qr(weights.indexer->wq_b, flatten(step.index_q));
+    if (indexer) problems[1] = step.of_qr(weights.indexer->wq_b, flatten(step.index_q));
     project(ops, context, layer.numerics, {problems.data(), indexer ? size_t{2} : size_t{1}},
-            step.percent_for_selection());
+            step.scores_beside());
   }
   StepScope observe(options, AttentionStep::kQnormRopeInsert);
   ops.qnorm_rope_insert({.q = step.q,
@@ -56,7 +53,7 @@ void make_queries(const DeepseekV4Attention::Step& step, const DeepseekV4Attenti
                          .positions = step.plan->positions,
                          .slot_mapping = step.plan->window_slot_mapping,
                          .window = step.caches->window,
-                         .kv_norm = step.norms_late ? weights.kv_norm : ConstTensor{}},
+                         .kv_norm = step.norms_late() ? weights.kv_norm : ConstTensor{}},
                         context);
 }
 
@@ -106,14 +103,16 @@ void DeepseekV4Attention::prepare(Step& step) const {
   const auto all_that_read_qr = [&](auto predicate) {
     return predicate(weights.wq_b) && (!weights.indexer || predicate(weights.indexer->wq_b));
   };
-  step.norms_late = all_that_read_qr([&](const Weight& w) {
-    const LinearProblem problem{
-        .x = step.qr, .w = w, .out = {}, .input = NormedInput{weights.q_norm, config.rms_norm_eps}};
-    return makes_input(ops(), layer.numerics, step.branches, problem);
-  });
+  const NormedInput norm{weights.q_norm, config.rms_norm_eps};
+  if (all_that_read_qr([&](const Weight& w) {
+        return makes_input(ops(), layer.numerics, step.branches,
+                           {.x = step.qr, .w = w, .out = {}, .input = norm});
+      })) {
+    step.qr_input = norm;
+  }
   Arena::Scope scope(*step.scratch);
   Tensor a = step.qr;
-  if (!step.norms_late) {
+  if (!step.norms_late()) {
     a = step.scratch->take_tensor(layer.numerics.activation, {tokens, config.q_lora_rank});
     if (config.q_lora_rank <= 4096 &&
         all_that_read_qr([&](const Weight& w) { return takes_codes(layer.numerics, w); })) {
@@ -128,7 +127,7 @@ void DeepseekV4Attention::prepare(Step& step) const {
                                       {step.hidden, weights.wkv, step.kv}};
     project(ops(), context, layer.numerics, problems);
   }
-  if (!step.norms_late) {
+  if (!step.norms_late()) {
     StepScope observe(options, AttentionStep::kNormQKv);
     const RmsNormParams norm_kv{
         .x = step.kv, .weight = weights.kv_norm, .eps = config.rms_norm_eps, .out = step.kv};
@@ -145,8 +144,7 @@ void DeepseekV4Attention::prepare(Step& step) const {
     // first; the heads' follow beside them, from here or from select() on.
     const bool early = step.inserts_start_early();
     const Stream branch = early ? step.branches->fork(step.stream, kInsertBranch) : Stream{};
-    const LinearProblem problem =
-        step.of_qr(weights.indexer->wq_b, weights, config.rms_norm_eps, flatten(step.index_q));
+    const LinearProblem problem = step.of_qr(weights.indexer->wq_b, flatten(step.index_q));
     project(ops(), context, layer.numerics, {&problem, 1});
     if (early) make_queries_beside(step, layer, ops(), branch);
   } else {

@@ -64,20 +64,20 @@ struct DeepseekV4Attention::Step {
   Step* waits_for_index_rows = nullptr;  // of the compressor's branch: the step it is a branch of
   bool has_index_rows = true;            // of the layer's step: index rows need no more waiting
 
-  Tensor qr;                       // [T, q_lora_rank] act, after q_norm, or its codes
-  RowScales qr_scale;              // of codes
-  bool norms_late = false;         // qr and kv are from before their norms: who reads them norms
-  Tensor kv;                       // [T, head_dim] act
-  Tensor q;                        // [T, padded heads, head_dim] act
-  Tensor gates;                    // [T, 2 * coff * head_dim] f32
-  Tensor index_gates;              // [T, 2 * coff * index_head_dim] f32
-  Tensor index_q;                  // [T, index_n_heads, index_head_dim] act, from wq_b
-  Tensor index_weights;            // [T, index_n_heads] act, from weights_proj
-  Tensor index_q_quantised;        // as index_query writes it
-  Tensor index_weights_folded;     // [T, index_n_heads] f32
-  Tensor logits;                   // [tile, max_entries] f32
-  Tensor topk_indices;             // [T, index_topk] i32, local entries
-  Tensor topk_slots;               // [T, index_topk] i32, global slots
+  Tensor qr;                    // [T, q_lora_rank] act, after q_norm, or its codes
+  RowScales qr_scale;           // of codes
+  LinearInput qr_input;         // its norm, where products that read qr norm it; kv has none then
+  Tensor kv;                    // [T, head_dim] act
+  Tensor q;                     // [T, padded heads, head_dim] act
+  Tensor gates;                 // [T, 2 * coff * head_dim] f32
+  Tensor index_gates;           // [T, 2 * coff * index_head_dim] f32
+  Tensor index_q;               // [T, index_n_heads, index_head_dim] act, from wq_b
+  Tensor index_weights;         // [T, index_n_heads] act, from weights_proj
+  Tensor index_q_quantised;     // as index_query writes it
+  Tensor index_weights_folded;  // [T, index_n_heads] f32
+  Tensor logits;                // [tile, max_entries] f32
+  Tensor topk_indices;          // [T, index_topk] i32, local entries
+  Tensor topk_slots;            // [T, index_topk] i32, global slots
   int32_t* topk_length = nullptr;  // [T]
   bool all_entries_visible =
       false;         // no token of the step has more entries than index_topk: ranges serve as lists
@@ -101,19 +101,14 @@ struct DeepseekV4Attention::Step {
   /// And do they start with the indexer's queries, or behind them? Where few tokens leave the
   /// device room for the indexer's small launches it is the sooner the better.
   bool inserts_start_early() const { return inserts_beside() && num_tokens() <= 16; }
-  /// What the queries of the heads leave of the device to the selection beside them, which takes
-  /// the longer the more entries it scores (docs/kernels/layer_step_nvidia.md).
-  int percent_for_selection() const {
-    if (!inserts_beside()) return 0;
-    const int64_t scores = num_tokens() * (plan->max_context / ratio->ratio);
-    return num_tokens() <= 16 && scores >= 32768 ? 50 : 33;
+  /// That the selection makes beside the queries of the heads; 0: none.
+  int64_t scores_beside() const {
+    return inserts_beside() ? num_tokens() * (plan->max_context / ratio->ratio) : 0;
   }
+  bool norms_late() const { return !std::holds_alternative<std::monostate>(qr_input); }
   /// A product with `w` that reads qr.
-  LinearProblem of_qr(const Weight& w, const AttentionWeights& weights, float eps,
-                      const Tensor& out) const {
-    LinearProblem problem{qr, w, out, qr_scale};
-    if (norms_late) problem.input = NormedInput{weights.q_norm, eps};
-    return problem;
+  LinearProblem of_qr(const Weight& w, const Tensor& out) const {
+    return {.x = qr, .w = w, .out = out, .x_scale = qr_scale, .input = qr_input};
   }
   OpContext context(const Ops& ops) const { return {stream, scratch, &ops}; }
 };
@@ -140,9 +135,9 @@ bool makes_input(const Ops& ops, const Numerics& numerics, const StreamBranches*
                  const LinearProblem& problem);
 
 /// Linear problems in as few regions as their input kinds allow: FP8 and FP4 weights take quantised
-/// input where the numerics say so, others take the input as it is. `leaves_percent` as in
+/// input where the numerics say so, others take the input as it is. `scores_beside` as in
 /// LinearParams.
 void project(const Ops& ops, const OpContext& context, const Numerics& numerics,
-             std::span<const LinearProblem> problems, int leaves_percent = 0);
+             std::span<const LinearProblem> problems, int64_t scores_beside = 0);
 
 }  // namespace dsv4

@@ -77,10 +77,10 @@ void project_out(DeepseekV4Attention::Step& step, const DeepseekV4Attention::Lay
       .out = {},
       .input = RotatedInput{layer.rope(), step.plan->positions, layer.config.head_dim}};
   late.x.strides[0] = step.o.strides[0];
-  const bool rotates_late = quantise && makes_input(ops, layer.numerics, step.branches, late);
-  if (rotates_late) {
+  if (quantise && makes_input(ops, layer.numerics, step.branches, late)) {
     x = {step.o, {}};
   } else {
+    late.input = {};
     ops.inverse_rope({.o = real_heads(step.o, layer.num_heads),
                       .rope = layer.rope(),
                       .positions = step.plan->positions,
@@ -93,8 +93,6 @@ void project_out(DeepseekV4Attention::Step& step, const DeepseekV4Attention::Lay
   constexpr int kMaxGroups = 64;
   DSV4_CHECK(layer.num_groups <= kMaxGroups);
   std::array<LinearProblem, kMaxGroups> groups;
-  const int64_t o_stride =
-      rotates_late ? step.o.strides[0] : layer.num_heads * int64_t{layer.config.head_dim};
   // Columns of a group, and their scales.
   const auto part = [&](const InputRows& whole, int64_t row_elems, int64_t begin, int64_t count) {
     InputRows out = whole;
@@ -105,14 +103,14 @@ void project_out(DeepseekV4Attention::Step& step, const DeepseekV4Attention::Lay
     return out;
   };
   for (int g = 0; g < layer.num_groups; ++g) {
-    const InputRows in = part(x, o_stride, g * group_width, group_width);
+    const InputRows in = part(x, x.rows.strides[0], g * group_width, group_width);
     const InputRows out = part(z, step.z.strides[0], g * rank, rank);
     groups[static_cast<size_t>(g)] = {.x = in.rows,
                                       .w = wo_a.row_slice(g * rank, rank),
                                       .out = out.rows,
                                       .x_scale = in.scale,
                                       .out_scale = out.scale,
-                                      .input = rotates_late ? late.input : decltype(late.input){}};
+                                      .input = late.input};
   }
   ops.linear({.problems = {groups.data(), static_cast<size_t>(layer.num_groups)},
               .quantised_input = quantise,

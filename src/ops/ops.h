@@ -64,6 +64,9 @@ struct RotatedInput {
   int32_t head_dim;
 };
 
+/// Done to an x in bf16, and rounded to codes, on its way (Ops::makes_input); monostate: nothing.
+using LinearInput = std::variant<std::monostate, NormedInput, RotatedInput>;
+
 /// out = x w^T. x [M, cols] act (row stride may exceed cols), out [M, rows] bf16 or f32 (row stride
 /// may exceed rows). f32 accumulation in one order for every M. With bf16 x the products are bf16 x
 /// bf16 (FP8 and FP4 weights with power-of-two scales are exact in bf16); with f32 x they are f32 x
@@ -75,8 +78,7 @@ struct LinearProblem {
   Tensor out;
   RowScales x_scale{};    ///< where x is kF8E4M3 (Ops::takes_e4m3)
   RowScales out_scale{};  ///< where out is kF8E4M3, too: codes that the next product reads
-  /// Of x in bf16, done and rounded to codes on its way, where Ops::makes_input says so.
-  std::variant<std::monostate, NormedInput, RotatedInput> input{};
+  LinearInput input{};
 };
 /// Independent problems in one region. Neighbours with the same x share its preparation.
 struct LinearParams {
@@ -89,9 +91,9 @@ struct LinearParams {
   /// kFp8, where the device takes it (Ops::takes_e4m3): products of FP8 weights and quantised x are
   /// summed on FP8 tensor cores.
   Products products = Products::kF32;
-  /// Operations that others wait for run beside this one, on another branch of the stream: it
-  /// leaves them that part of the device, in percent.
-  int32_t leaves_percent = 0;
+  /// A selection that others wait for runs beside this call, on another branch of the stream, and
+  /// makes so many scores: the call leaves it a part of the device. 0: nothing is beside.
+  int64_t scores_beside = 0;
 };
 
 /// out = weight * x / sqrt(mean(x^2) + eps), f32 inside, one rounding. x [T, n] act, weight [n]

@@ -486,6 +486,15 @@ TEST_P(Fp8Product, InputOnItsWay) {
   };
   constexpr int64_t kDim = 512;
   const std::vector<float> frequencies = oracle::rope_frequencies({}, 64);
+  const auto columns = [](Tensor rows, int64_t begin, int64_t count) {
+    rows.data = rows.as<char>() + begin * size_of(rows.dtype);
+    rows.shape[1] = count;
+    return rows;
+  };
+  const auto from_column = [](RowScales scale, int64_t begin) {
+    scale.data += begin / 128 * scale.stride;
+    return scale;
+  };
   for (const Shape& shape :
        {Shape{1024, 1, 200, true}, Shape{1536, 2, 256, true}, Shape{512, 3, 128, false},
         Shape{4096, 2, 384, false}, Shape{1024, 1, 8960, true}, Shape{512, 16, 1024, false},
@@ -540,52 +549,31 @@ TEST_P(Fp8Product, InputOnItsWay) {
           } else {
             // Groups of columns are rows of their own.
             for (int64_t p = 0; p < parts; ++p) {
-              const auto part = [&](Tensor rows) {
-                rows.data = rows.as<char>() + p * shape.cols * size_of(rows.dtype);
-                rows.shape[1] = shape.cols;
-                return rows;
-              };
-              RowScales scale = codes.scale;
-              scale.data += p * shape.cols / 128 * scale.stride;
+              const int64_t begin = p * shape.cols;
               run(ops_.rms_norm,
-                  {.x = part(x),
+                  {.x = columns(x, begin, shape.cols),
                    .weight = norm,
                    .eps = 1e-6f,
-                   .out = part(codes.rows),
-                   .scale = scale},
+                   .out = columns(codes.rows, begin, shape.cols),
+                   .scale = from_column(codes.scale, begin)},
                   limits);
             }
           }
-          std::vector<Weight> weights;
-          for (int64_t p = 0; p < shape.problems; ++p) {
-            if (p >= 2) {
-              weights.push_back(weights[static_cast<size_t>(p) % 2]);
-              continue;
-            }
-            weights.push_back(make_weight(memory(), DType::kF8E4M3, shape.rows, shape.cols,
-                                          static_cast<uint64_t>(p))
-                                  .weight);
-          }
+          const Weight weights[] = {
+              make_weight(memory(), DType::kF8E4M3, shape.rows, shape.cols, 0).weight,
+              make_weight(memory(), DType::kF8E4M3, shape.rows, shape.cols, 1).weight};
           const auto multiply_all = [&](bool late) {
             const Codes next = room_for_codes(tokens, out_cols);
             const Tensor bf16 = memory().tensor(DType::kBf16, {tokens, out_cols});
             std::vector<LinearProblem> problems;
             for (int64_t p = 0; p < shape.problems; ++p) {
-              const auto columns = [](Tensor rows, int64_t begin, int64_t count) {
-                rows.data = rows.as<char>() + begin * size_of(rows.dtype);
-                rows.shape[1] = count;
-                return rows;
-              };
               const int64_t at = shape.shares_x ? 0 : p * shape.cols;
-              RowScales in_scale = codes.scale, out_scale = next.scale;
-              in_scale.data += at / 128 * in_scale.stride;
-              out_scale.data += p * shape.rows / 128 * out_scale.stride;
               LinearProblem problem{
-                  columns(late ? x : codes.rows, at, shape.cols), weights[static_cast<size_t>(p)],
+                  columns(late ? x : codes.rows, at, shape.cols), weights[p % 2],
                   columns(as_codes ? next.rows : bf16, p * shape.rows, shape.rows)};
-              if (as_codes) problem.out_scale = out_scale;
+              if (as_codes) problem.out_scale = from_column(next.scale, p * shape.rows);
               if (!late) {
-                problem.x_scale = in_scale;
+                problem.x_scale = from_column(codes.scale, at);
               } else if (rotates) {
                 problem.input = RotatedInput{rope, device_positions, kDim};
               } else {
@@ -599,13 +587,13 @@ TEST_P(Fp8Product, InputOnItsWay) {
                 limits);
             if (!as_codes) return memory().numbers(bf16);
             const auto bytes = memory().get(next.rows.as<uint8_t>(), tokens * out_cols);
+            const auto scales = memory().get(next.scale.data, out_cols / 128 * next.scale.stride);
             Vector out;
             for (int64_t t = 0; t < tokens; ++t) {
               for (int64_t n = 0; n < out_cols; ++n) {
-                const float scale =
-                    memory().get(next.scale.data + n / 128 * next.scale.stride + t, 1)[0];
+                const auto at = static_cast<size_t>(n / 128 * next.scale.stride + t);
                 out.push_back(oracle::e4m3_decode(bytes[static_cast<size_t>(t * out_cols + n)]) *
-                              double{scale});
+                              double{scales[at]});
               }
             }
             return out;

@@ -24,7 +24,7 @@ class LinearInvariance : public CandidateTest {
   // problems.
   std::vector<uint8_t> multiply(const Tensor& x, int64_t begin, int64_t count,
                                 const std::vector<Weight>& weights, bool quantise,
-                                int leaves_percent = 0) {
+                                int64_t scores_beside = 0) {
     std::vector<LinearProblem> problems;
     for (size_t i = weights.size(); i-- > 0;) {
       problems.push_back({x.rows(begin, count), weights[i],
@@ -35,8 +35,7 @@ class LinearInvariance : public CandidateTest {
     limits.max_cols = x.shape[1];
     limits.max_rows = weights[0].rows;
     run(ops_.linear,
-        {.problems = problems, .quantise_input = quantise, .leaves_percent = leaves_percent},
-        limits);
+        {.problems = problems, .quantise_input = quantise, .scores_beside = scores_beside}, limits);
     const Tensor& out = problems.back().out;
     return memory().get(out.as<uint8_t>(), out.num_bytes());
   }
@@ -145,9 +144,9 @@ TEST_P(LinearInvariance, BesideOthers) {
     for (int64_t count : {int64_t{1}, int64_t{4}, tokens}) {
       const bool quantise = w == DType::kF8E4M3;
       const auto alone = multiply(x, 0, count, {weight}, quantise);
-      for (int leaves_percent : {33, 50, 90}) {
-        EXPECT_EQ(multiply(x, 0, count, {weight}, quantise, leaves_percent), alone)
-            << dtype_name(w) << ", " << count << " tokens, " << leaves_percent << "% for others";
+      for (int64_t scores_beside : {1, 1 << 20}) {
+        EXPECT_EQ(multiply(x, 0, count, {weight}, quantise, scores_beside), alone)
+            << dtype_name(w) << ", " << count << " tokens, " << scores_beside << " scores beside";
       }
     }
   }

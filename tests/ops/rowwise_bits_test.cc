@@ -170,6 +170,44 @@ std::vector<float> frequencies(int rope_dim) {
   return oracle::rope_frequencies({.theta = 160000, .yarn = true}, rope_dim);
 }
 
+// A norm of kv, by an operation before or on its way; without a weight there is none.
+struct KvNorm {
+  ConstTensor weight{};
+  bool before = false;
+};
+
+// q, kv and a window cache after six tokens.
+std::vector<Bytes> qnorm_rope_insert(Side& side, const HeadShape& shape, KvFormat format, DType act,
+                                     const Vector& q, const Vector& kv, int64_t gap,
+                                     const KvNorm& norm = {}) {
+  constexpr int kBlocks = 3;
+  PagedCache cache(side.memory, format, static_cast<int>(shape.dim), 4, kBlocks);
+  const Tensor device_q = side.strided(act, {kTokens, shape.heads, shape.dim}, q, gap);
+  const Tensor device_kv = side.strided(act, {kTokens, shape.dim}, kv, gap);
+  ScratchLimits limits;
+  limits.max_tokens = kTokens;
+  limits.num_heads = static_cast<int>(shape.heads);
+  limits.head_dim = static_cast<int>(shape.dim);
+  constexpr float kEps = 1e-6f;
+  if (norm.before) {
+    side.run(side.subject.ops->rms_norm,
+             {.x = device_kv, .weight = norm.weight, .eps = kEps, .out = device_kv}, limits);
+  }
+  side.run(side.subject.ops->qnorm_rope_insert,
+           {.q = device_q,
+            .kv = device_kv,
+            .rope = {side.memory.put(frequencies(shape.rope_dim)), shape.rope_dim},
+            .eps = kEps,
+            .positions = side.memory.put(kPositions),
+            .slot_mapping = side.memory.put(std::vector<int64_t>{3, 0, 11, 5, -1, 6}),
+            .window = cache.view(),
+            .kv_norm = norm.before ? ConstTensor{} : norm.weight},
+           limits);
+  return {side.bytes(device_q), side.bytes(device_kv),
+          side.memory.get(reinterpret_cast<const uint8_t*>(cache.view().base),
+                          cache.view().block_stride_bytes * kBlocks)};
+}
+
 TEST_P(RowwiseBits, QnormRopeInsert) {
   for (const HeadShape& shape : {HeadShape{1, 512, 64}, HeadShape{3, 96, 32},
                                  HeadShape{65, 512, 64}, HeadShape{2, 1000, 6}}) {
@@ -192,28 +230,8 @@ TEST_P(RowwiseBits, QnormRopeInsert) {
           // Formats with a NaN code; the payload of a bf16 or f32 NaN is the platform's.
           if (format == KvFormat::kFp8DsMla || format == KvFormat::kFp8)
             kv[3 * shape.dim + 1] = std::numeric_limits<double>::quiet_NaN();
-          expect_same([&](Side& side) {
-            PagedCache cache(side.memory, format, static_cast<int>(shape.dim), 4, 3);
-            const Tensor device_q = side.strided(act, {kTokens, shape.heads, shape.dim}, q, gap);
-            const Tensor device_kv = side.strided(act, {kTokens, shape.dim}, kv, gap);
-            ScratchLimits limits;
-            limits.max_tokens = kTokens;
-            limits.num_heads = static_cast<int>(shape.heads);
-            limits.head_dim = static_cast<int>(shape.dim);
-            side.run(side.subject.ops->qnorm_rope_insert,
-                     {.q = device_q,
-                      .kv = device_kv,
-                      .rope = {side.memory.put(frequencies(shape.rope_dim)), shape.rope_dim},
-                      .eps = 1e-6f,
-                      .positions = side.memory.put(kPositions),
-                      .slot_mapping = side.memory.put(std::vector<int64_t>{3, 0, 11, 5, -1, 6}),
-                      .window = cache.view()},
-                     limits);
-            return std::vector<Bytes>{
-                side.bytes(device_q), side.bytes(device_kv),
-                side.memory.get(reinterpret_cast<const uint8_t*>(cache.view().base),
-                                cache.view().block_stride_bytes * 3)};
-          });
+          expect_same(
+              [&](Side& side) { return qnorm_rope_insert(side, shape, format, act, q, kv, gap); });
         }
       }
     }
@@ -240,32 +258,9 @@ TEST_P(RowwiseBits, QnormRopeInsertNormsKv) {
           kv = rounded(act, kv);
           const Vector weight = rounded(weight_dtype, normal_values(random, shape.dim, 1.0));
           const auto insert = [&](Side& side, bool before) {
-            PagedCache cache(side.memory, format, static_cast<int>(shape.dim), 4, 3);
-            const Tensor device_q = side.strided(act, {kTokens, shape.heads, shape.dim}, q, gap);
-            const Tensor device_kv = side.strided(act, {kTokens, shape.dim}, kv, gap);
             const Tensor norm = side.memory.tensor(weight_dtype, {shape.dim}, weight);
-            ScratchLimits limits;
-            limits.max_tokens = kTokens;
-            limits.num_heads = static_cast<int>(shape.heads);
-            limits.head_dim = static_cast<int>(shape.dim);
-            if (before) {
-              side.run(side.subject.ops->rms_norm,
-                       {.x = device_kv, .weight = norm, .eps = 1e-6f, .out = device_kv}, limits);
-            }
-            side.run(side.subject.ops->qnorm_rope_insert,
-                     {.q = device_q,
-                      .kv = device_kv,
-                      .rope = {side.memory.put(frequencies(shape.rope_dim)), shape.rope_dim},
-                      .eps = 1e-6f,
-                      .positions = side.memory.put(kPositions),
-                      .slot_mapping = side.memory.put(std::vector<int64_t>{3, 0, 11, 5, -1, 6}),
-                      .window = cache.view(),
-                      .kv_norm = before ? ConstTensor{} : ConstTensor(norm)},
-                     limits);
-            return std::vector<Bytes>{
-                side.bytes(device_q), side.bytes(device_kv),
-                side.memory.get(reinterpret_cast<const uint8_t*>(cache.view().base),
-                                cache.view().block_stride_bytes * 3)};
+            return qnorm_rope_insert(side, shape, format, act, q, kv, gap,
+                                     {.weight = norm, .before = before});
           };
           expect_same([&](Side& side) {
             std::vector<Bytes> late = insert(side, false);

@@ -2,8 +2,8 @@
 //
 // rms_norm            out = weight * (x / sqrt(mean x^2 + eps))
 // qnorm_rope_insert   q /= sqrt(mean q^2 + eps) per head; RoPE on the tails of q and kv; kv
-// rounded,
-//                     written back and stored in the window cache
+//                     rounded, written back and stored in the window cache; its norm before, where
+//                     it is asked for
 // inverse_rope        RoPE backwards per head, then one rounding, or E4M3 per 128 as values
 //
 // Tiling    one lane group a row (long rows of rms_norm, and that of kv: a block); rows stay in

@@ -440,11 +440,8 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
   cluster_arrive_relaxed();
   if (role == 2) prefetch_lists(args, item_of_cluster<Traits>(args).token, thread_of_role());
   if (role == 3) prefetch_query<Traits>(args, rank(), thread_of_role());
-  if constexpr (Traits::kSendsValues) {
-    follow_kernels_before();
-  } else {
-    sm90::wait_for_kernels_before();
-  }
+  sm90::wait_for_kernels_before();
+  if constexpr (Traits::kSendsValues) sm90::start_next_kernel();
   if (role == 0) {
     copy_query(args, shared, thread_of_role() >> 5, thread_of_role() & 31);
   } else if (threadIdx.x == 128) {

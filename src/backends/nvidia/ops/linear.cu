@@ -83,13 +83,21 @@ int64_t fewest_sm90_tokens(const Weight& weight, int64_t call_codes, bool is_bes
   return 2 * weight.rows * weight.cols >= kMany ? 5 : 9;
 }
 
+// Of the device, for a selection beside the call. Measured (docs/kernels/layer_step_nvidia.md): few
+// tokens are done before many scores.
+int percent_for_others(int64_t scores_beside, int64_t tokens) {
+  if (scores_beside == 0) return 0;
+  return tokens <= 16 && scores_beside >= 32768 ? 50 : 33;
+}
+
 // May the blocks of an FP8 product do what its `input` says? For few tokens: every block does all
 // of it.
 bool makes_input(const LinearProblem& problem) {
   const ConstTensor& x = problem.x;
   const int64_t tokens = x.shape[0], cols = x.shape[1];
-  if (x.dtype != DType::kBf16 || tokens > kFp8MadeTokens || cols > kFp8MadeCols ||
-      cols % kFp8MadeUnitCols != 0 || !aligned(x.data, x.strides[0] * size_of(x.dtype)))
+  if (problem.w.dtype != DType::kF8E4M3 || !sm90_takes(problem.w) || x.dtype != DType::kBf16 ||
+      tokens > kFp8MadeTokens || cols > kFp8MadeCols || cols % kFp8MadeUnitCols != 0 ||
+      !aligned(x.data, x.strides[0] * size_of(x.dtype)))
     return false;
   if (const auto* normed = std::get_if<NormedInput>(&problem.input)) {
     return normed->weight.dtype == DType::kBf16 && aligned(normed->weight.data, 0) &&
@@ -136,7 +144,8 @@ class Launches {
     }
     base_ = context.scratch->take(budget_);
     // Sums in f32 of many tokens want all of the device.
-    const int all = num_multiprocessors(), most = all * (100 - params.leaves_percent) / 100;
+    const int all = num_multiprocessors();
+    const int most = all * (100 - percent_for_others(params.scores_beside, most_rows)) / 100;
     codes_batch_.most_blocks = most;
     fp8_.most_blocks = most_rows <= kMaxStreamTokens ? most : all;
     bf16_.most_blocks = all;
@@ -195,7 +204,7 @@ class Launches {
   bool takes_sm90(const LinearProblem& problem) const {
     return kernels_ >= LinearKernels::kSm90 && problem.x.dtype == DType::kBf16 &&
            problem.x.shape[0] >=
-               fewest_sm90_tokens(problem.w, call_codes_, params_.leaves_percent > 0) &&
+               fewest_sm90_tokens(problem.w, call_codes_, params_.scores_beside > 0) &&
            sm90_takes(problem.w);
   }
 
@@ -342,7 +351,7 @@ class Launches {
 
   // Values of which the product makes codes itself.
   void add_made(const LinearProblem& problem) {
-    DSV4_CHECK(takes_fp8(problem) && makes_input(problem));
+    DSV4_CHECK(kernels_ >= LinearKernels::kSm90 && makes_input(problem));
     check_codes_out(problem);
     LinearProblem plain = problem;
     plain.input = {};
@@ -362,8 +371,7 @@ class Launches {
     // A launch has tiles of one size, whose scales are read whole.
     const auto tokens = static_cast<int32_t>(problem.x.shape[0]);
     const auto differs = [&](const Fp8Item& other) {
-      const bool made = maker.kind != Fp8Maker::Kind::kNone;
-      return other.tokens != tokens || made != (other.maker.kind != Fp8Maker::Kind::kNone);
+      return other.tokens != tokens || other.maker.makes() != maker.makes();
     };
     if (codes_batch_.count == kMaxFp8Items ||
         (codes_batch_.count > 0 && differs(codes_batch_.items[0])))
@@ -417,12 +425,7 @@ class Launches {
 template <LinearKernels kKernels>
 void install(Ops& ops) {
   ops.takes_e4m3 = kKernels >= LinearKernels::kSm90;
-  if (kKernels >= LinearKernels::kSm90) {
-    ops.makes_input = [](const LinearProblem& problem) {
-      return problem.w.dtype == DType::kF8E4M3 && sm90_takes(problem.w) &&
-             nvidia::makes_input(problem);
-    };
-  }
+  if (kKernels >= LinearKernels::kSm90) ops.makes_input = makes_input;
   ops.linear = [](const LinearParams& params, const OpContext& context) {
     run_linear(params, context, kKernels);
   };

@@ -34,6 +34,7 @@ struct Fp8Maker {
   const float* frequencies = nullptr;  ///< [32] of the last 64 of every head
   const int32_t* positions = nullptr;  ///< [tokens]
   int32_t head_dim = 0;
+  bool makes() const { return kind != Kind::kNone; }
 };
 constexpr int kFp8MadeTokens = 4;      ///< at most: every block makes all of x
 constexpr int kFp8MadeCols = 7168;     ///< at most

@@ -3,7 +3,6 @@
 #pragma once
 #include "backends/gpu/row.h"
 #include "backends/nvidia/arch/sm80/instructions.h"
-#include "backends/nvidia/arch/sm90/bulk.h"
 #include "backends/nvidia/arch/sm90/memory.h"
 #include "backends/nvidia/arch/sm90/sync.h"
 #include "backends/nvidia/ops/linear_sm90_fp8-inl.h"
@@ -32,8 +31,6 @@ struct Fp8Made<false> {};
 /// and in few copies: it runs once a launch, and its code comes from memory.
 class Fp8RowMaker {
  public:
-  static constexpr int kWarps = 4, kThreads = 32 * kWarps;
-
   __device__ __forceinline__ Fp8RowMaker(const Fp8Item& item, int warp, Fp8Made<true>& made)
       : item_(item), maker_(item.maker), warp_(warp), cols_(item.w.cols), made_(made) {}
 
@@ -63,6 +60,7 @@ class Fp8RowMaker {
   }
 
  private:
+  static constexpr int kWarps = 4, kThreads = 32 * kWarps;
   static constexpr int kLaneCols = kFp8MadeUnitCols / 32;
   static constexpr int kAtOnce = 2;  ///< units
 

@@ -651,7 +651,7 @@ int64_t cost(const Fp8Batch& batch, const Fp8TileChoice& tile) {
 bool takes(const Fp8Batch& batch, const Fp8TileChoice& tile) {
   for (int i = 0; i < batch.count; ++i) {
     const Fp8Item& item = batch.items[i];
-    if (tile.makes_x != (item.maker.kind != Fp8Maker::Kind::kNone)) return false;
+    if (tile.makes_x != item.maker.makes()) return false;
     if (item.w.cols % (tile.blocks * kFp8BlockCols) != 0 && tile.blocks > 1) return false;
     if (item.out_scale != nullptr && !tile.makes_codes) return false;
     if (tile.pairs && (item.w.rows % kQuantiseGroup != 0 || item.tokens > tile.tokens))
