@@ -3,7 +3,7 @@
 //
 //   cuda_attend_bench [--candidate NAME] [--format fp8_ds_mla|bf16|fp8] [--heads H[,H...]]
 //                     [--batch T[,T...]] [--case LETTER...] [--quick] [--load SECONDS]
-//                     [--blocks-per-chain N|batch] [--pool N] [--s-q N]
+//                     [--blocks-per-chain N|batch] [--pool N] [--s-q N] [--codes]
 //
 // --candidate  forces a kernel of the attend family (sm90, sm80, reference); default: the best one
 // --case       of a b c (window; + 512, + 1024 selected rows), d e f g (+ all of 64, 512, 4096,
@@ -13,6 +13,9 @@
 // --blocks-per-chain  length of a chain in blocks of 64 rows; batch: the one that makes the call
 //              fastest, by a model, so that a token's bits depend on the batch (gives up rule 2.2)
 // --s-q        tokens of a request in decode, which follow each other (FlashMLA's times: of one)
+// --codes      also with inverse_rope behind it, which makes wo_a's codes of the outputs, and as
+// one call
+//              that writes them, where there is one
 // --pool       entries that a prefill selects its rows from; default: 8192
 // --load       keeps the GPU busy for so long before the first row is timed, and for a second with
 //              a row's own calls before it: what is left under the power limit
@@ -20,6 +23,7 @@
 // Method and inputs: cuda_attend_cases.h. floor = max(FLOPs at 790 TFLOP/s, bytes at 4274 GB/s,
 // 2.8 us); bytes are rows, q and out, each once.
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
@@ -89,7 +93,43 @@ struct Options {
   double load_seconds = 0;
   int prefill_pool = kPrefillPool;
   int s_q = 1;
+  bool codes = false;
   int blocks_per_chain = ReductionGrid{}.blocks_per_chain;  // 0: by the batch
+};
+
+/// The inverse rotation of the outputs of every set to codes, by a call of its own and by attend.
+struct RotatedCalls {
+  std::vector<InverseRopeParams> after;
+  std::vector<AttendParams> codes;
+
+  RotatedCalls(Memory& memory, const std::vector<AttendParams>& calls) {
+    constexpr int kRopeDim = 64;
+    std::vector<float> frequencies;
+    for (int i = 0; i < kRopeDim; i += 2)
+      frequencies.push_back(static_cast<float>(std::pow(10000.0, -i / double{kRopeDim})));
+    const RopeView rope{memory.put(frequencies), kRopeDim};
+    const int64_t tokens = calls.front().q.shape[0], heads = calls.front().q.shape[1];
+    std::vector<int32_t> positions;
+    for (int64_t t = 0; t < tokens; ++t) positions.push_back(static_cast<int32_t>(100000 + t));
+    const int32_t* at = memory.put(positions);
+    const int64_t stride = row_scale_stride(tokens);
+    for (const AttendParams& call : calls) {
+      const Tensor out(memory.take(tokens * heads * kDim), DType::kF8E4M3, {tokens, heads, kDim});
+      const RowScales scale{
+          reinterpret_cast<float*>(memory.take(heads * kDim / 128 * stride * sizeof(float))),
+          stride};
+      after.push_back({.o = call.out,
+                       .rope = rope,
+                       .positions = at,
+                       .quantise = true,
+                       .out = out,
+                       .scale = scale});
+      codes.push_back(call);
+      codes.back().out = out;
+      codes.back().scale = scale;
+      codes.back().rotation = {rope, at, kDim};
+    }
+  }
 };
 
 /// FlashMLA's time over ours; 0 where there is no time of theirs.
@@ -107,7 +147,21 @@ double run_case(Device& device, const Ops& ops, const Options& options, const Pr
   Arena arena = scratch_for(device, memory, ops, calls.front());
   const OpContext context{device.default_stream(), &arena, &ops};
   const Call call = [&](int64_t set) { ops.attend(calls[static_cast<size_t>(set)], context); };
-  const double us = medians_us(device, sets, load_seconds, {call}).front();
+  std::vector<Call> timed{call};
+  std::unique_ptr<RotatedCalls> rotated;
+  if (options.codes) {
+    rotated = std::make_unique<RotatedCalls>(memory, calls);
+    timed.push_back([&](int64_t set) {
+      call(set);
+      ops.inverse_rope(rotated->after[static_cast<size_t>(set)], context);
+    });
+    if (ops.attend_makes_codes != nullptr && ops.attend_makes_codes(rotated->codes.front())) {
+      timed.push_back(
+          [&](int64_t set) { ops.attend(rotated->codes[static_cast<size_t>(set)], context); });
+    }
+  }
+  const std::vector<double> times = medians_us(device, sets, load_seconds, timed);
+  const double us = times.front();
   const Case& which = problem.which;
   const double flop = problem.flop(), kv_bytes = problem.kv_bytes();
   const double floor =
@@ -117,6 +171,8 @@ double run_case(Device& device, const Ops& ops, const Options& options, const Pr
               which.entries, problem.heads, problem.tokens(), us, flop / us / 1e6,
               kv_bytes / us / 1e3, us / floor);
   if (theirs > 0) std::printf(" | FlashMLA %6.1f us, %.2fx", theirs, theirs / us);
+  if (options.codes) std::printf(" | + inverse_rope %8.2f us", times[1]);
+  if (times.size() > 2) std::printf(", as codes %8.2f us", times[2]);
   std::printf("\n");
   std::fflush(stdout);
   return theirs / us;
@@ -130,6 +186,10 @@ void run(int argc, char** argv) {
       options.heads = {64};
       options.batches = {1, 8, 64, 128};
       options.cases = "bdegp";
+      continue;
+    }
+    if (name == "--codes") {
+      options.codes = true;
       continue;
     }
     if (i + 1 == argc) fail(ErrorCode::kInvalidArgument, name, " needs a value");

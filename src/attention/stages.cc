@@ -12,6 +12,22 @@ Tensor real_heads(Tensor tensor, int num_heads) {
   return tensor;
 }
 
+// A layer whose wo_a was left unquantised takes bf16 input, as vLLM does (o_proj.md 2).
+bool quantises(const DeepseekV4Attention::Layer& layer, const Weight& wo_a) {
+  return layer.numerics.wo_a == WoA::kFp8 && wo_a.dtype == DType::kF8E4M3;
+}
+// Is it codes that wo_a reads? They and their scales take less room than the values. Taps want to
+// see values; products are the same.
+bool rotates_to_codes(const DeepseekV4Attention::Step& step,
+                      const DeepseekV4Attention::Layer& layer, const Weight& wo_a) {
+  return quantises(layer, wo_a) && takes_codes(layer.numerics, wo_a) &&
+         layer.config.head_dim % 128 == 0 && step.options->taps == nullptr;
+}
+RotatedInput rotation(const DeepseekV4Attention::Step& step,
+                      const DeepseekV4Attention::Layer& layer) {
+  return {layer.rope(), step.plan->positions, layer.config.head_dim};
+}
+
 }  // namespace
 
 AttendParams attend_params(const DeepseekV4Attention::Step& step,
@@ -51,33 +67,43 @@ AttendParams attend_params(const DeepseekV4Attention::Step& step,
 
 void attend_pages(DeepseekV4Attention::Step& step, const DeepseekV4Attention::Layer& layer,
                   const Ops& ops) {
-  ops.attend(attend_params(step, layer), step.context(ops));
+  AttendParams params = attend_params(step, layer);
+  if (ops.attend_makes_codes != nullptr && rotates_to_codes(step, layer, layer.weights.wo_a)) {
+    AttendParams codes = params;
+    const InputRows out = codes_in_place(step.o_rotated);
+    codes.out = out.rows;
+    codes.scale = out.scale;
+    codes.rotation = rotation(step, layer);
+    if (ops.attend_makes_codes(codes)) {
+      step.o_codes = out;
+      params = codes;
+    }
+  }
+  ops.attend(params, step.context(ops));
 }
 
 void project_out(DeepseekV4Attention::Step& step, const DeepseekV4Attention::Layer& layer,
                  const Ops& ops, const Weight& wo_a, Tensor out) {
   const OpContext context = step.context(ops);
   const int64_t group_width = layer.config.group_width(), rank = layer.config.o_lora_rank;
-  // A layer whose wo_a was left unquantised takes bf16 input, as vLLM does (o_proj.md 2).
-  const bool quantise = layer.numerics.wo_a == WoA::kFp8 && wo_a.dtype == DType::kF8E4M3;
-  // Codes and scales take less room than the values. Taps want to see values; products are the
-  // same.
+  const bool quantise = quantises(layer, wo_a);
   InputRows x{step.o_rotated, {}}, z{step.z, {}};
-  if (quantise && takes_codes(layer.numerics, wo_a) && layer.config.head_dim % 128 == 0 &&
-      step.options->taps == nullptr) {
+  if (rotates_to_codes(step, layer, wo_a)) {
     x = codes_in_place(step.o_rotated);
     if (takes_codes(layer.numerics, layer.weights.wo_b) && rank % 128 == 0) {
       z = codes_in_place(step.z);
     }
   }
   // Or wo_a rotates the heads itself; what it reads then:
-  LinearProblem late{
-      .x = ConstTensor(step.o.data, step.o.dtype, {step.num_tokens(), group_width}),
-      .w = wo_a,
-      .out = {},
-      .input = RotatedInput{layer.rope(), step.plan->positions, layer.config.head_dim}};
+  LinearProblem late{.x = ConstTensor(step.o.data, step.o.dtype, {step.num_tokens(), group_width}),
+                     .w = wo_a,
+                     .out = {},
+                     .input = rotation(step, layer)};
   late.x.strides[0] = step.o.strides[0];
-  if (quantise && makes_input(ops, layer.numerics, step.branches, late)) {
+  if (step.o_codes.rows.data != nullptr) {
+    x = step.o_codes;
+    late.input = {};
+  } else if (quantise && makes_input(ops, layer.numerics, step.branches, late)) {
     x = {step.o, {}};
   } else {
     late.input = {};

@@ -57,11 +57,11 @@ struct RopeView {
                                        ///< rounded to f32, then cos and sin
   int32_t rope_dim = 64;
 };
-/// ... or what inverse_rope with `quantise` does, whole heads.
+/// ... or what inverse_rope with `quantise` does, whole heads. (attend does it to its outputs.)
 struct RotatedInput {
   RopeView rope;
-  const int32_t* positions;  ///< [M], written before the operation that writes x
-  int32_t head_dim;
+  const int32_t* positions = nullptr;  ///< [M], written before the operation that writes x
+  int32_t head_dim = 0;
 };
 
 /// Done to an x in bf16, and rounded to codes, on its way (Ops::makes_input); monostate: nothing.
@@ -319,7 +319,8 @@ struct RaggedRowsParams {
 };
 
 /// out[t,h] = sum_j p_j k_j / (sum_j p_j + exp(sink_h - m)), p_j = exp(scale q.k_j - m). Source:
-/// attention.md step 8.
+/// attention.md step 8. A kF8E4M3 out (Ops::attend_makes_codes) holds the codes that inverse_rope
+/// with `quantise` would make of the result in bf16.
 struct AttendParams {
   ConstTensor q;                                           // [T, heads, head_dim] act
   std::variant<RangeRows, ListedRows, RaggedRows> window;  // begin, or length, null: no window rows
@@ -330,9 +331,11 @@ struct AttendParams {
   float softmax_scale;
   ReductionGrid grid;
   bool round_p_to_bf16;
-  Tensor out;  // [T, heads, head_dim] act; row without keys -> 0
+  Tensor out;  // [T, heads, head_dim] act, or codes; row without keys -> 0
   float* lse;  // optional [T, heads]: natural log, sink excluded, -inf without keys
   float* max_logits = nullptr;  // optional [T, heads]: largest scale q.k, -inf without keys
+  RotatedInput rotation{};      // of a kF8E4M3 out
+  RowScales scale{};            // of a kF8E4M3 out, as rows of heads * head_dim
 };
 
 /// Inverse RoPE of the last rope_dim of every head at the token's position (attention.md step 9),
@@ -468,6 +471,9 @@ struct Ops {
   /// Does linear with Products::kFp8 do what `input` says itself? Null: never. The same bits as two
   /// operations, a launch less: for few tokens.
   bool (*makes_input)(const LinearProblem&) = nullptr;
+  /// Does attend write codes in such a call (its out is kF8E4M3, and `rotation` given)? Null:
+  /// never. The same bits as inverse_rope behind it.
+  bool (*attend_makes_codes)(const AttendParams&) = nullptr;
   /// Do index_query and index_logits know q as E4M3 codes (format kIndexFp8) and want it so?
   bool index_takes_e4m3 = false;
   /// Does top_k write the slots, too, so that no map_slots has to follow?

@@ -213,6 +213,37 @@ TEST_P(OracleAttend, BitsOfItemsThatAreCut) {
   }
 }
 
+TEST_P(OracleAttend, CodesAreThoseOfInverseRope) {
+  if (candidate().label() != "cuda_sm90" || !which().name.starts_with("csa_4heads")) {
+    GTEST_SKIP() << "a kernel that writes codes";
+  }
+  struct Call {
+    CompressedKind compressed;
+    int heads, tokens, position;
+    bool made;
+  };
+  constexpr CompressedKind kNone = CompressedKind::kNone, kList = CompressedKind::kList,
+                           kRange = CompressedKind::kRange;
+  // An item a CTA or less, two tiles of heads, cuts, chains of two parts; then clusters, chains
+  // that are merged, a tile of few heads.
+  for (const Call& call : {Call{kNone, 64, 70, 900, true}, Call{kList, 64, 128, 2700, true},
+                           Call{kList, 100, 40, 2700, true}, Call{kList, 40, 148, 2700, true},
+                           Call{kRange, 64, 200, 6000, true}, Call{kList, 64, 536, 5500, true},
+                           Call{kList, 64, 20, 2700, false}, Call{kRange, 64, 70, 9000, false},
+                           Call{kList, 16, 128, 2700, false}}) {
+    AttendCase codes = which();
+    codes.topk = 640;
+    codes.compressed = call.compressed;
+    codes.heads = call.heads;
+    codes.name = which().name + "_codes_" + std::to_string(call.heads);
+    std::vector<AttendToken> tokens;
+    for (int i = 0; i < call.tokens; ++i)
+      tokens.push_back({i % 3, i % 5 == 4 ? i : call.position - 7 * i});
+    EXPECT_EQ(check_attend_codes(subject(), codes, tokens), call.made)
+        << call.heads << " heads, " << call.tokens << " tokens";
+  }
+}
+
 TEST_P(OracleAttend, ShortListsAreTheSameEveryTime) {
   if (!which().name.starts_with("csa_heads") || is_emulated(candidate()) || is_slow()) {
     GTEST_SKIP() << "a few cases are enough, in a compiled kernel";

@@ -286,6 +286,50 @@ struct Scene {
     return result;
   }
 
+  // Codes that attend writes, against those that inverse_rope makes of its values.
+  // @return whether it writes codes.
+  bool expect_codes() {
+    const AttendResult values = run();
+    const auto count = static_cast<int64_t>(tokens.size());
+    const int64_t width = int64_t{which.heads} * which.head_dim;
+    std::vector<int32_t> positions;
+    for (const AttendToken& token : tokens) positions.push_back(token.position);
+    const RotatedInput rotation{
+        {memory.put(oracle::rope_frequencies({}, 64)), 64}, memory.put(positions), which.head_dim};
+    const auto room = [&](Tensor& rows, RowScales& scale) {
+      Tensor wide(memory.raw(count * (width + kGap)), DType::kF8E4M3, {count, width + kGap});
+      rows = Tensor(wide.data, wide.dtype, {count, which.heads, which.head_dim});
+      rows.strides[0] = wide.strides[0];
+      scale.stride = row_scale_stride(count);
+      scale.data = reinterpret_cast<float*>(memory.raw(width / 128 * scale.stride * 4));
+    };
+    InverseRopeParams after{.o = params.out,
+                            .rope = rotation.rope,
+                            .positions = rotation.positions,
+                            .quantise = true,
+                            .out = {}};
+    room(after.out, after.scale);
+    run_op(subject, subject.ops->inverse_rope, after);
+    AttendParams codes = params;
+    codes.rotation = rotation;
+    room(codes.out, codes.scale);
+    codes.lse = memory.put(std::vector<float>(static_cast<size_t>(count * which.heads)));
+    if (subject.ops->attend_makes_codes == nullptr || !subject.ops->attend_makes_codes(codes))
+      return false;
+    run_op(subject, subject.ops->attend, codes);
+    // What nobody writes is 0xff in both.
+    EXPECT_EQ(memory.get(codes.out.as<uint8_t>(), count * (width + kGap)),
+              memory.get(after.out.as<uint8_t>(), count * (width + kGap)));
+    const auto bits = [&](const float* of, int64_t elems) {
+      return memory.get(reinterpret_cast<const uint32_t*>(of), elems);
+    };
+    const int64_t scales = width / 128 * codes.scale.stride;
+    EXPECT_EQ(bits(codes.scale.data, scales), bits(after.scale.data, scales));
+    EXPECT_EQ(bits(codes.lse, count * which.heads), bits(params.lse, count * which.heads));
+    EXPECT_TRUE(memory.guards_intact());
+    return true;
+  }
+
   // Rows that token t reads, in no particular order, as the cache's bytes stand for them.
   std::vector<Vector> visible_rows(size_t t) const {
     std::vector<Vector> rows;
@@ -582,6 +626,11 @@ void check_attend_same_bits(const std::vector<Subject>& subjects, const AttendCa
       }
     }
   }
+}
+
+bool check_attend_codes(const Subject& subject, const AttendCase& which,
+                        const std::vector<AttendToken>& tokens) {
+  return Scene(subject, which, tokens, {}).expect_codes();
 }
 
 void check_attend_repeats(const Subject& subject, const AttendCase& which, int num_tokens,

@@ -73,6 +73,10 @@ void check_attend_runs(const Subject& subject, const AttendCase& which, int num_
 /// and with rows of rare bytes (NaN, the smallest and large scales).
 void check_attend_same_bits(const std::vector<Subject>& subjects, const AttendCase& which,
                             const std::vector<AttendToken>& tokens);
+/// Codes (Ops::attend_makes_codes) against those of inverse_rope behind attend.
+/// @return whether attend makes them in this call.
+bool check_attend_codes(const Subject& subject, const AttendCase& which,
+                        const std::vector<AttendToken>& tokens);
 /// One call of many short lists again and again: a hand-over between the roles of a kernel that
 /// fails once in a million shows as other bits.
 void check_attend_repeats(const Subject& subject, const AttendCase& which, int num_tokens,

@@ -89,28 +89,29 @@ struct CosSin {
 /// Of any |angle| < 2^31: evaluated in double (relative error below 2^-50), then rounded to f32.
 /// x = n pi/2 + r with one fused product per part of pi/2, so that nothing is lost where they
 /// cancel: pi/2 - kHigh - kLow < 2^-110. The polynomials interpolate (sin r / r - 1) / r^2 and
-/// (cos r - 1 + r^2 / 2) / r^4 at Chebyshev nodes of |r| <= pi/4.
+/// (cos r - 1 + r^2 / 2) / r^4 at Chebyshev nodes of |r| <= pi/4. Kernels that are compiled with
+/// contraction call it, too.
 DSV4_DEVICE CosSin cos_sin(float angle) {
   constexpr double kTwoOverPi = 0x1.45f306dc9c883p-1;
   constexpr double kHigh = 0x1.921fb54442d18p+0, kLow = 0x1.1a62633145c07p-54;
   const auto x = static_cast<double>(angle);
-  const double n = nearest(x * kTwoOverPi);
+  const double n = nearest(product(x, kTwoOverPi));
   const double r = fma(-n, kLow, fma(-n, kHigh, x));
-  const double z = r * r;
+  const double z = product(r, r);
   double p = 0x1.5e0b190695154p-33;
-  p = p * z - 0x1.ae600b00160cap-26;
-  p = p * z + 0x1.71de3796878b1p-19;
-  p = p * z - 0x1.a01a019e83a8fp-13;
-  p = p * z + 0x1.1111111110bb2p-7;
-  p = p * z - 0x1.5555555555555p-3;
-  const double sine = r + r * (z * p);
+  p = product(p, z) - 0x1.ae600b00160cap-26;
+  p = product(p, z) + 0x1.71de3796878b1p-19;
+  p = product(p, z) - 0x1.a01a019e83a8fp-13;
+  p = product(p, z) + 0x1.1111111110bb2p-7;
+  p = product(p, z) - 0x1.5555555555555p-3;
+  const double sine = r + product(r, product(z, p));
   double q = -0x1.907da2754caa9p-37;
-  q = q * z + 0x1.1eeb68e7eb073p-29;
-  q = q * z - 0x1.27e4fa17d8c71p-22;
-  q = q * z + 0x1.a01a019f4eaf1p-16;
-  q = q * z - 0x1.6c16c16c16967p-10;
-  q = q * z + 0x1.5555555555555p-5;
-  const double cosine = 1.0 + z * (z * q - 0.5);
+  q = product(q, z) + 0x1.1eeb68e7eb073p-29;
+  q = product(q, z) - 0x1.27e4fa17d8c71p-22;
+  q = product(q, z) + 0x1.a01a019f4eaf1p-16;
+  q = product(q, z) - 0x1.6c16c16c16967p-10;
+  q = product(q, z) + 0x1.5555555555555p-5;
+  const double cosine = 1.0 + product(z, product(z, q) - 0.5);
   const auto quadrant = static_cast<uint32_t>(static_cast<int64_t>(n)) & 3u;
   const double c = (quadrant & 1u) != 0 ? sine : cosine;
   const double s = (quadrant & 1u) != 0 ? cosine : sine;

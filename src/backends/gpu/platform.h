@@ -130,6 +130,10 @@ DSV4_DEVICE float fma(float a, float b, float c) {
 DSV4_DEVICE double fma(double a, double b, double c) {
   return __fma_rn(a, b, c);
 }
+/// Never fused with a sum, wherever it is compiled.
+DSV4_DEVICE double product(double a, double b) {
+  return __dmul_rn(a, b);
+}
 DSV4_DEVICE float sqrt(float x) {
   return __fsqrt_rn(x);
 }
@@ -206,6 +210,9 @@ DSV4_DEVICE float fma(float a, float b, float c) {
 DSV4_DEVICE double fma(double a, double b, double c) {
   return __builtin_fma(a, b, c);
 }
+DSV4_DEVICE double product(double a, double b) {
+  return a * b;
+}
 DSV4_DEVICE float sqrt(float x) {
   return __builtin_sqrtf(x);
 }
@@ -278,6 +285,9 @@ inline float fma(float a, float b, float c) {
 }
 inline double fma(double a, double b, double c) {
   return std::fma(a, b, c);
+}
+inline double product(double a, double b) {
+  return a * b;
 }
 inline float sqrt(float x) {
   return std::sqrt(x);

@@ -14,6 +14,7 @@ namespace {
 
 constexpr int kTileHeads = 64;
 constexpr int kHeadDim = 512;
+constexpr int kCodesRopeDim = 64;  // angles of a warp: a pair of dims a lane
 constexpr int64_t kChainBytes = kTileHeads * kHeadDim * 4;
 /// Most partial results of 64 heads at a time, 128 MiB of them; more tokens go in waves.
 constexpr int64_t kMaxChainResults = 1024;
@@ -50,16 +51,19 @@ AttendArgs tokens_of(const AttendArgs& args, int64_t begin, int64_t count) {
 }
 
 // The more CTAs share an item the better, as long as all items run at once. A cluster takes
-// one part.
+// one part, and makes no codes.
 template <KvFormat kFormat>
 void launch_items(const AttendSm90Args& args, cudaStream_t stream) {
-  if (args.first_parts != nullptr) {
-    const int grid = std::min(args.num_items, persistent_ctas());
-    return launch_attend_sm90<kFormat, true>(args, grid, stream);
-  }
-  if (args.hand_overs != nullptr) {
-    return launch_attend_sm90<kFormat, false, true>(args, persistent_ctas(), stream);
-  }
+  const bool codes = args.codes.positions != nullptr;
+  const auto one_cta_an_item = [&]<bool kParts, bool kDealt>(int ctas) {
+    const int grid = std::min(args.num_items, ctas);
+    codes ? launch_attend_sm90<kFormat, kParts, kDealt, true>(args, grid, stream)
+          : launch_attend_sm90<kFormat, kParts, kDealt, false>(args, grid, stream);
+  };
+  if (args.first_parts != nullptr)
+    return one_cta_an_item.template operator()<true, false>(persistent_ctas());
+  if (args.hand_overs != nullptr)
+    return one_cta_an_item.template operator()<false, true>(persistent_ctas());
   if (args.num_items <= attend_sm90_clusters<kFormat, 8>()) {
     return launch_attend_sm90_cluster<kFormat, 8>(args, stream);
   }
@@ -69,7 +73,7 @@ void launch_items(const AttendSm90Args& args, cudaStream_t stream) {
   if (args.num_items <= attend_sm90_clusters<kFormat, 2>()) {
     return launch_attend_sm90_cluster<kFormat, 2>(args, stream);
   }
-  launch_attend_sm90<kFormat, false>(args, std::min(args.num_items, num_multiprocessors()), stream);
+  one_cta_an_item.template operator()<false, false>(num_multiprocessors());
 }
 
 void launch(const AttendSm90Args& args, KvFormat format, cudaStream_t stream) {
@@ -199,19 +203,55 @@ int32_t dealt_blocks(const AttendArgs& args) {
   return idle * blocks > kHandOver * ctas ? static_cast<int32_t>(blocks) : 0;
 }
 
-void run_attend_sm90(const AttendParams& params, Kernels kernels, const OpContext& context) {
-  const AttendArgs call = attend_args(params);
-  if (*attend_sm90_why_not(call) != '\0') return attend_sm80(params, context);
+// Who takes a call, and in which items.
+struct Split {
+  AttendArgs all;
+  int few_heads;  // heads of a tile of the kernel for few heads, or 0
+  int log2_tiles;
+  int64_t items_of_token;
+  bool has_parts;        // in an item
+  int32_t dealt_blocks;  // or 0
+};
+Split split_of(const AttendArgs& call, Kernels kernels) {
+  Split out;
   const AttendArgs in_parts = dealt_in_parts(call);
-  const int few_heads = few_heads_tile(in_parts, kernels);
+  out.few_heads = few_heads_tile(in_parts, kernels);
   // Where there are more of them than multiprocessors, a CTA takes both parts of a chain; results
   // of few heads are small.
   const bool parts_fit =
       int64_t{in_parts.num_tokens} * in_parts.max_chains <= num_multiprocessors();
-  const AttendArgs& all = few_heads > 0 || parts_fit ? in_parts : call;
+  out.all = out.few_heads > 0 || parts_fit ? in_parts : call;
+  out.log2_tiles = log2_tiles_of(call.num_heads);
+  out.items_of_token = int64_t{out.all.max_chains} << out.log2_tiles;
+  out.has_parts = out.few_heads == 0 && has_parts(out.all);
+  out.dealt_blocks = out.few_heads == 0 && !out.has_parts ? dealt_blocks(out.all) : 0;
+  return out;
+}
+// Of `count` tokens the first ones, which one launch serves; the others have a launch of their own.
+int64_t first_tokens(const Split& split, const AttendParams& params, int64_t count) {
+  if (split.has_parts || split.dealt_blocks > 0) return count;  // clusters take one part,
+  if (params.out.dtype == DType::kF8E4M3) return count;         // and make no codes
+  const int64_t blocks_of_item =
+      std::min<int64_t>(ceil_div(params.max_entries, int64_t{64}), split.all.blocks_per_chain);
+  return tokens_of_full_rounds(format_of(split.all), count, split.items_of_token, blocks_of_item);
+}
+
+// As values: what a call is where its outputs are codes.
+AttendParams with_values(AttendParams params) {
+  if (params.out.dtype == DType::kF8E4M3) params.out.dtype = DType::kBf16;
+  return params;
+}
+
+void run_attend_sm90(const AttendParams& params, Kernels kernels, const OpContext& context) {
+  const AttendArgs call = attend_args(with_values(params));
+  if (*attend_sm90_why_not(call) != '\0') return attend_sm80(params, context);
+  const bool codes = params.out.dtype == DType::kF8E4M3;
+  DSV4_CHECK(!codes || attend_sm90_makes_codes(params));
+  const Split split = split_of(call, kernels);
+  const AttendArgs& all = split.all;
+  const int few_heads = split.few_heads, log2_tiles = split.log2_tiles;
+  const int64_t items_of_token = split.items_of_token;
   const int tile_heads = few_heads > 0 ? few_heads : kTileHeads;
-  const int log2_tiles = log2_tiles_of(call.num_heads);
-  const int64_t items_of_token = int64_t{all.max_chains} << log2_tiles;
   int64_t wave = tokens_per_wave(all.num_tokens, log2_tiles, all.max_chains, tile_heads);
   Arena::Scope scope(*context.scratch);
   AttendSm90Args args;
@@ -228,11 +268,11 @@ void run_attend_sm90(const AttendParams& params, Kernels kernels, const OpContex
     if (bytes > 0) unfinished = context.scratch->take(bytes);
   }
   args.results_per_chain = call.blocks_per_chain / all.blocks_per_chain;
-  if (few_heads == 0 && has_parts(all)) {
+  if (split.has_parts) {
     args.part_rows = kPartBlocks * all.rows_per_block;
     args.first_parts = context.scratch->take_array<FirstPart>(persistent_ctas());
   }
-  if (few_heads == 0 && !has_parts(all)) args.dealt_blocks = dealt_blocks(all);
+  args.dealt_blocks = split.dealt_blocks;
   if (args.dealt_blocks > 0) {
     args.hand_overs = context.scratch->take_array<HandOver>(persistent_ctas());
   }
@@ -265,8 +305,6 @@ void run_attend_sm90(const AttendParams& params, Kernels kernels, const OpContex
     }
   };
   const cudaStream_t stream = stream_of(context.stream);
-  const int64_t blocks_of_item =
-      std::min<int64_t>(ceil_div(params.max_entries, int64_t{64}), all.blocks_per_chain);
   for (int64_t begin = 0; begin < all.num_tokens; begin += wave) {
     const int64_t count = std::min(wave, all.num_tokens - begin);
     if (few_heads > 0) {
@@ -274,19 +312,25 @@ void run_attend_sm90(const AttendParams& params, Kernels kernels, const OpContex
       attend_sm90_heads(args, format_of(all), unfinished, stream);
       continue;
     }
-    const int64_t first =
-        args.first_parts != nullptr || args.dealt_blocks > 0  // clusters take one part
-            ? count
-            : tokens_of_full_rounds(format_of(all), count, items_of_token, blocks_of_item);
+    const int64_t first = first_tokens(split, params, count);
     int64_t before = 0;
     for (const int64_t tokens : {first, count - first}) {
       if (tokens == 0) continue;
-      choose_tokens(begin + before, tokens, before);
+      const int64_t from = begin + before, out_bytes = size_of(params.out.dtype);
+      choose_tokens(from, tokens, before);
       before += tokens;
       args.q_map = byte_map_3d(args.attend.q, 2 * all.q_head_stride, 2 * all.q_token_stride, tokens,
                                all.num_heads, 2 * kHeadDim, kTileHeads);
-      args.out_map = byte_map_3d(args.attend.out, 2 * all.out_head_stride, 2 * all.out_token_stride,
-                                 tokens, all.num_heads, 2 * kHeadDim, kTileHeads);
+      args.out_map =
+          byte_map_3d(params.out.as<std::byte>() + from * all.out_token_stride * out_bytes,
+                      out_bytes * all.out_head_stride, out_bytes * all.out_token_stride, tokens,
+                      all.num_heads, out_bytes * kHeadDim, kTileHeads);
+      if (codes) {
+        args.codes = {.positions = params.rotation.positions + from,
+                      .frequencies = params.rotation.rope.frequencies,
+                      .scale = params.scale.data + from,
+                      .scale_stride = params.scale.stride};
+      }
       launch(args, format_of(all), stream);
     }
     if (all.max_chains > 1) {
@@ -297,6 +341,26 @@ void run_attend_sm90(const AttendParams& params, Kernels kernels, const OpContex
 }
 
 }  // namespace
+
+bool attend_sm90_makes_codes(const AttendParams& params) {
+  const Tensor& out = params.out;
+  const AttendArgs call = attend_args(with_values(params));
+  if (*attend_sm90_why_not(call) != '\0' || params.rotation.rope.rope_dim != kCodesRopeDim ||
+      out.shape[1] != call.num_heads ||
+      (reinterpret_cast<uintptr_t>(out.data) | static_cast<uintptr_t>(out.strides[0]) |
+       static_cast<uintptr_t>(out.strides[1])) %
+              16 !=
+          0)
+    return false;
+  // A last round that is not full takes clusters less time: in few rounds more than a launch.
+  constexpr int64_t kManyRounds = 4;
+  const Split split = split_of(call, Kernels::kBest);
+  const int64_t items = call.num_tokens * split.items_of_token;
+  return split.few_heads == 0 && split.all.max_chains == 1 &&
+         (split.has_parts || items > num_clusters<2>(format_of(call))) &&
+         (items >= kManyRounds * num_multiprocessors() ||
+          first_tokens(split, with_values(params), call.num_tokens) == call.num_tokens);
+}
 
 void attend_sm90(const AttendParams& params, const OpContext& context) {
   run_attend_sm90(params, Kernels::kBest, context);

@@ -4,8 +4,8 @@
 // Tiling    item = (token, 64 heads, chain), dealt out to persistent CTAs, first chains first. Four
 //           warpgroups:
 //             0     S = Q K^T [64 x 64] over 512 dims, softmax, P (bf16) to shared memory
-//             1, 2  O[64 x 256] += P V, which leaves through shared memory; the walk over items
-//                   and blocks
+//             1, 2  O[64 x 256] += P V, which leaves through shared memory, as values or as codes
+//                   of the rotated values (attend_sm90_codes.cuh); the walk over items and blocks
 //             3     gathers rows and writes them as bf16 into a stage: 64 rows x 512, K as it lies
 //                   and V through the transposing descriptor (attend_sm90_loader.cuh)
 //           Two stages, handed over by halves of their columns. Half of the query is read from
@@ -26,6 +26,7 @@
 #pragma once
 #include "backends/nvidia/arch/sm90/wgmma.h"
 #include "backends/nvidia/ops/attend_rows.cuh"
+#include "backends/nvidia/ops/attend_sm90_codes.cuh"
 #include "backends/nvidia/ops/attend_sm90_loader.cuh"
 #include "backends/nvidia/ops/attend_sm90_softmax.cuh"
 #include "backends/nvidia/ops/launch.h"
@@ -115,12 +116,21 @@ __device__ __forceinline__ void score_role(const AttendSm90Args& args,
   if (thread_of_role() == 0) {
     for (int half : {1, 0}) query.copy(args, shared, read_header(shared.walk.headers[0]), half);
   }
+  const auto angles_of = [&](int block) {
+    if constexpr (Traits::kCodes) {
+      if (warp != 0) return;
+      const BlockHeader item = read_header(shared.walk.headers[block % Traits::kHeaderSlots]);
+      find_angles(args.codes, item.token, shared.angles[item.flags / kOddItem & 1]);
+    }
+  };
+  angles_of(0);  // before the query is there
   query.take(shared, 0);
   const uint64_t query_operand = swizzled_operand(shared_address(shared.query), 16, 1024);
 
   uint32_t phase = 0;  // number of the item modulo 2
   for (int block = 0; shared.walk.headers[block % Traits::kHeaderSlots].token >= 0; phase ^= 1) {
     const bool first_item = block == 0;
+    if (!first_item) angles_of(block);
     mbarrier_poll(shared_address(&shared.barriers.query_full[0]), phase);
     float max[2] = {kNoMaximum, kNoMaximum}, sum[2] = {0.f, 0.f};
     if constexpr (kDealt) {
@@ -205,8 +215,8 @@ __device__ __forceinline__ void score_role(const AttendSm90Args& args,
 
 /// Writes 64 heads x 256 dims from `column` on as bf16, by the copy engine from 32 KB of shared
 /// memory, which is free again when thread 0 has called store_wait_read; heads that do not exist
-/// are not written.
-template <typename Value>
+/// are not written. Where codes leave, values only go to `staging`.
+template <bool kCodes, typename Value>
 __device__ __forceinline__ void store_output(const AttendSm90Args& args, const BlockHeader& item,
                                              int column, uint32_t staging, int barrier,
                                              const float (&inverse)[2], const Value& value) {
@@ -228,6 +238,7 @@ __device__ __forceinline__ void store_output(const AttendSm90Args& args, const B
       store_matrix_4(to + (g >> 3) * (64 * 128) + ((((g & 7) + (lane >> 4)) ^ (lane & 7)) << 4),
                      x[0], x[1], x[2], x[3]);
     }
+    if (kCodes) continue;  // store_codes goes on
     fence_proxy_async();
     barrier_sync(barrier, 128);
     if (thread_of_role() == 0) {
@@ -239,11 +250,6 @@ __device__ __forceinline__ void store_output(const AttendSm90Args& args, const B
       store_commit();
     }
   }
-}
-
-/// First of this thread's two rows of an accumulator; the other one is 8 below.
-__device__ __forceinline__ int row_of_thread() {
-  return thread_of_role() / 32 * 16 + thread_of_role() % 32 / 4;
 }
 
 /// Partial result of a chain: half of the dims of 64 heads.
@@ -429,7 +435,11 @@ __device__ __forceinline__ void output_role(const AttendSm90Args& args,
     }
     if (kParts || half() == 1) barrier_sync(barrier, 128);  // all warps have read what lies there
     if (__any_sync(~0u, (item.flags & kOnlyChain) != 0)) {
-      store_output(args, item, half() * 256, staging(), barrier, inverse, o);
+      store_output<Traits::kCodes>(args, item, half() * 256, staging(), barrier, inverse, o);
+      if constexpr (Traits::kCodes) {
+        store_codes(args, item, half(), staging(), barrier,
+                    shared.angles[item.flags / kOddItem & 1]);
+      }
     } else {
       // Nobody still waits for query_taken, of which the S role may now end the next phase.
       if (!kParts && half() == 0) barrier_sync(barrier, 128);
@@ -494,9 +504,9 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
 
 namespace dsv4::nvidia {
 
-template <KvFormat kFormat, bool kParts, bool kDealt>
+template <KvFormat kFormat, bool kParts, bool kDealt, bool kCodes>
 void launch_attend_sm90(const AttendSm90Args& args, int grid, cudaStream_t stream) {
-  using Traits = sm90_attend::Traits<kFormat>;
+  using Traits = sm90_attend::Traits<kFormat, kCodes>;
   launch<sm90_attend::attend_kernel<Traits, kParts, kDealt>>(
       {dim3(static_cast<unsigned>(grid)), Traits::kThreads,
        sizeof(sm90_attend::SharedStorage<Traits>)},

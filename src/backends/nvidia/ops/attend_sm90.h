@@ -64,6 +64,14 @@ constexpr int kMaxPersistentCtas = 144;
 /// Weights of two blocks.
 constexpr int kClusterWeightBytes = 2 * 4 * 2368;
 
+/// Where outputs leave as the codes that inverse_rope makes of them (AttendParams::rotation).
+struct RotatedCodes {
+  const int32_t* positions = nullptr;  ///< null: as values
+  const float* frequencies = nullptr;  ///< [32]
+  float* scale = nullptr;              ///< [heads * 512 / 128][scale_stride]
+  int64_t scale_stride = 0;
+};
+
 struct AttendSm90Args {
   CUtensorMap q_map, out_map;  ///< bytes: dims, heads, tokens
   AttendArgs attend;
@@ -87,6 +95,7 @@ struct AttendSm90Args {
   HandOver* hand_overs = nullptr;
   uint64_t mark = 0;
   int32_t dealt_blocks = 0;  ///< of an item, at most
+  RotatedCodes codes;        ///< where the kernel makes them
 };
 
 /// Empty where the kernel takes the call, else why not. Looks at shapes, formats and strides alone.
@@ -95,15 +104,19 @@ const char* attend_sm90_why_not(const AttendArgs& args);
 /// of them an item, and one for up to 32 heads (attend_sm90_heads.h). All give the same bits, so
 /// that the number of items may choose. What they do not take goes to attend_sm80.
 void attend_sm90(const AttendParams& params, const OpContext& context);
-/// The same, but the kernel for few heads takes all calls that it can take, or none: for tests.
+/// Are the outputs of this call codes where it is asked for (AttendParams::rotation)? Where every
+/// item is one CTA's and one chain.
+bool attend_sm90_makes_codes(const AttendParams& params);
+/// The same as attend_sm90, but the kernel for few heads takes all calls that it can take, or none:
+/// for tests.
 void attend_sm90_few_heads(const AttendParams& params, const OpContext& context);
 void attend_sm90_many_heads(const AttendParams& params, const OpContext& context);
 /// Scratch of a call with at most `max_entries` compressed rows a token, in default grids.
 int64_t attend_sm90_scratch_bytes(const ScratchLimits& limits, int64_t max_entries);
 
 /// Launches the kernel for one row format; `grid` CTAs. With kParts chains may have parts, with
-/// kDealt items are cut (`hand_overs`).
-template <KvFormat kFormat, bool kParts, bool kDealt = false>
+/// kDealt items are cut (`hand_overs`), with kCodes outputs leave as `codes` says.
+template <KvFormat kFormat, bool kParts, bool kDealt, bool kCodes>
 void launch_attend_sm90(const AttendSm90Args& args, int grid, cudaStream_t stream);
 /// Merges the chains of tokens that have several (attend_sm90_merge.cu).
 void merge_chains_sm90(const AttendSm90Args& args, cudaStream_t stream);

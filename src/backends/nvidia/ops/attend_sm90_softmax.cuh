@@ -13,6 +13,11 @@ __device__ __forceinline__ BlockHeader read_header(const BlockHeader& header) {
   return {static_cast<int>(words.x), words.y & 0xff, words.y >> 8 & 0xffff, words.y >> 24};
 }
 
+/// First of this thread's two rows of an accumulator; the other one is 8 below.
+__device__ __forceinline__ int row_of_thread() {
+  return thread_of_role() / 32 * 16 + thread_of_role() % 32 / 4;
+}
+
 /// Index of an item's partial results.
 __device__ __forceinline__ int64_t chain_slot(const AttendSm90Args& args,
                                               const BlockHeader& header) {

@@ -6,8 +6,9 @@
 
 namespace dsv4::nvidia::sm90_attend {
 
-template <KvFormat kFormatOfRows>
+template <KvFormat kFormatOfRows, bool kMakesCodes = false>
 struct Traits {
+  static constexpr bool kCodes = kMakesCodes;  // outputs leave as codes (attend_sm90_codes.cuh)
   static constexpr KvFormat kFormat = kFormatOfRows;
   static constexpr int kHeadDim = 512;
   static constexpr int kTileHeads = 64;
@@ -146,8 +147,10 @@ struct SharedStorage {
   float2 finished[Traits::kTileHeads];
   // Maximum and sum of an item, by its parity: read when the S role may be at the end of the next.
   float2 sums[2][Traits::kTileHeads];
+  // Cos and sin of the inverse rotation of an item, in the same way.
+  float2 angles[2][Traits::kCodes ? 32 : 1];
 };
-static_assert(sizeof(SharedStorage<Traits<KvFormat::kFp8DsMla>>) <= 232448, "227 KB a CTA");
+static_assert(sizeof(SharedStorage<Traits<KvFormat::kFp8DsMla, true>>) <= 232448, "227 KB a CTA");
 
 /// Named barriers within the S role, and within the output role of either half; 0 is __syncthreads.
 constexpr int kScoreBarrier = 1, kOutputBarrier = 2;
