@@ -97,6 +97,7 @@ bool makes_input(const LinearProblem& problem) {
   const int64_t tokens = x.shape[0], cols = x.shape[1];
   if (problem.w.dtype != DType::kF8E4M3 || !sm90_takes(problem.w) || x.dtype != DType::kBf16 ||
       tokens > kFp8MadeTokens || cols > kFp8MadeCols || cols % kFp8MadeUnitCols != 0 ||
+      cols < kFp8MadeLeastUnits * kFp8MadeUnitCols ||
       !aligned(x.data, x.strides[0] * size_of(x.dtype)))
     return false;
   if (const auto* normed = std::get_if<NormedInput>(&problem.input)) {
@@ -105,7 +106,9 @@ bool makes_input(const LinearProblem& problem) {
   }
   const auto* rotated = std::get_if<RotatedInput>(&problem.input);
   return rotated != nullptr && rotated->rope.rope_dim == 64 && tokens * cols <= kFp8MadeValues &&
-         rotated->head_dim % kFp8MadeUnitCols == 0 && cols % rotated->head_dim == 0;
+         rotated->head_dim % kFp8MadeUnitCols == 0 &&
+         std::has_single_bit(static_cast<uint32_t>(rotated->head_dim)) &&
+         cols % rotated->head_dim == 0;
 }
 Fp8Maker maker_of(const LinearProblem& problem) {
   if (const auto* normed = std::get_if<NormedInput>(&problem.input)) {

@@ -32,7 +32,14 @@ struct Fp8Made<false> {};
 class Fp8RowMaker {
  public:
   __device__ __forceinline__ Fp8RowMaker(const Fp8Item& item, int warp, Fp8Made<true>& made)
-      : item_(item), maker_(item.maker), warp_(warp), cols_(item.w.cols), made_(made) {}
+      : item_(item),
+        maker_(item.maker),
+        warp_(warp),
+        cols_(item.w.cols),
+        tokens_(item.tokens),
+        head_units_(item.maker.head_dim / kFp8MadeUnitCols),
+        floor_(item.maker.floor),
+        made_(made) {}
 
   /// `turn` counts the inputs of a launch.
   __device__ __forceinline__ void run(int turn) {
@@ -42,11 +49,11 @@ class Fp8RowMaker {
       const auto row_bytes = static_cast<uint32_t>(cols_) * 2;
       const uint32_t to = sm80::shared_address(made_.x),
                      landed = sm80::shared_address(&made_.landed);
-      sm90::mbarrier_arrive_expecting(landed, row_bytes * (item_.tokens + (norms ? 1 : 0)));
-      if (norms) sm90::copy_bulk(to + item_.tokens * row_bytes, maker_.weight, row_bytes, landed);
+      sm90::mbarrier_arrive_expecting(landed, row_bytes * (tokens_ + (norms ? 1 : 0)));
+      if (norms) sm90::copy_bulk(to + tokens_ * row_bytes, maker_.weight, row_bytes, landed);
       if (turn == 0) sm90::wait_for_kernels_before();
       const auto* row = static_cast<const uint16_t*>(item_.x);
-      for (int token = 0; token < item_.tokens; ++token, row += item_.x_stride)
+      for (int token = 0; token < tokens_; ++token, row += item_.x_stride)
         sm90::copy_bulk(to + token * row_bytes, row, row_bytes, landed);
     }
     __syncwarp();
@@ -54,7 +61,7 @@ class Fp8RowMaker {
     sm90::mbarrier_wait(sm80::shared_address(&made_.landed), turn % 2);
     if (norms) find_factors();
     meet();
-    make();
+    norms ? make<true>() : make<false>();
     sm90::fence_proxy_async();  // of codes, and of x that the next copy overwrites
     meet();
   }
@@ -70,7 +77,7 @@ class Fp8RowMaker {
   __device__ __forceinline__ void find_angles() const {
     const int lane = gpu::group_lane();
 #pragma unroll 1
-    for (int token = warp_; token < item_.tokens; token += kWarps) {
+    for (int token = warp_; token < tokens_; token += kWarps) {
       const gpu::CosSin at =
           gpu::rope_angle(__ldcg(maker_.positions + token), maker_.frequencies[lane]);
       made_.angles[token][lane] = {at.cos, -at.sin};
@@ -80,11 +87,11 @@ class Fp8RowMaker {
   /// The sums of rms_norm, in its order.
   __device__ __forceinline__ void find_factors() const {
 #pragma unroll 1
-    for (int token = warp_; token < item_.tokens; token += kWarps) {
+    for (int token = warp_; token < tokens_; token += kWarps) {
       const auto* pairs =
           reinterpret_cast<const uint32_t*>(made_.x + token * cols_) + gpu::group_lane();
       gpu::SquareSums sums;
-#pragma unroll 4
+#pragma unroll 8
       for (int i = 0; i < cols_ / gpu::kVectorElems; ++i) {
         const uint32_t pair = pairs[32 * i];
         sums.add({gpu::even_of(pair), gpu::odd_of(pair)});
@@ -105,7 +112,7 @@ class Fp8RowMaker {
 
   __device__ __forceinline__ void norm(int token, int col, float (&values)[kLaneCols]) const {
     float weights[kLaneCols];
-    load_eight(made_.x + item_.tokens * cols_ + col, weights);
+    load_eight(made_.x + tokens_ * cols_ + col, weights);
     const float factor = made_.factors[token];
 #pragma unroll
     for (int k = 0; k < kLaneCols; k += 2) {
@@ -119,7 +126,7 @@ class Fp8RowMaker {
   __device__ __forceinline__ void rotate(int token, int unit, float (&values)[kLaneCols]) const {
     constexpr int kTail = 64, kFirst = (kFp8MadeUnitCols - kTail) / kLaneCols;
     const int lane = gpu::group_lane();
-    if ((unit + 1) * kFp8MadeUnitCols % maker_.head_dim != 0 || lane < kFirst) return;
+    if (((unit + 1) & (head_units_ - 1)) != 0 || lane < kFirst) return;
     const gpu::CosSin* angles = made_.angles[token] + (lane - kFirst) * (kLaneCols / 2);
 #pragma unroll
     for (int k = 0; k < kLaneCols; k += 2) {
@@ -130,34 +137,48 @@ class Fp8RowMaker {
     }
   }
 
+  template <bool kNorms>
   __device__ __forceinline__ void make() const {
+    static_assert(kWarps <= 2 * kFp8MadeLeastUnits);
     const int lane = gpu::group_lane(), units = cols_ / kFp8MadeUnitCols;
     int token = 0, unit = warp_;
 #pragma unroll 1
     while (true) {
       int tokens[kAtOnce], places[kAtOnce];
       float values[kAtOnce][kLaneCols];
-      uint32_t largest[kAtOnce];
 #pragma unroll
       for (int i = 0; i < kAtOnce; ++i) {
-        while (unit >= units) {
-          unit -= units;
-          ++token;
+#pragma unroll
+        for (int turn = 0; turn < 2; ++turn) {
+          const bool ends = unit >= units;
+          unit -= ends ? units : 0;
+          token += ends ? 1 : 0;
         }
         tokens[i] = token;
         places[i] = unit;
         unit += kWarps;
-        const int from = min(token, item_.tokens - 1),
-                  col = places[i] * kFp8MadeUnitCols + 8 * lane;
-        load_eight(made_.x + from * cols_ + col, values[i]);
-        maker_.kind == Fp8Maker::Kind::kNormed ? norm(from, col, values[i])
-                                               : rotate(from, places[i], values[i]);
+      }
+      if (tokens[0] >= tokens_) break;
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        load_eight(
+            made_.x + min(tokens[i], tokens_ - 1) * cols_ + places[i] * kFp8MadeUnitCols + 8 * lane,
+            values[i]);
+      }
+      uint32_t largest[kAtOnce];
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        const int from = min(tokens[i], tokens_ - 1);
+        if constexpr (kNorms) {
+          norm(from, places[i] * kFp8MadeUnitCols + 8 * lane, values[i]);
+        } else {
+          rotate(from, places[i], values[i]);
+        }
         largest[i] = 0;
 #pragma unroll
         for (const float value : values[i])
           largest[i] = max(largest[i], gpu::magnitude_bits(value));
       }
-      if (tokens[0] >= item_.tokens) break;
 #pragma unroll
       for (int distance = 8; distance > 0; distance /= 2) {  // 16 lanes hold a group
 #pragma unroll
@@ -166,7 +187,7 @@ class Fp8RowMaker {
       }
 #pragma unroll
       for (int i = 0; i < kAtOnce; ++i) {
-        const GroupScale scale = group_scale(largest[i], maker_.floor);
+        const GroupScale scale = group_scale(largest[i], floor_);
         const float inverse = __uint_as_float((254 - scale.exponent) << 23);
         uint32_t codes[2];
 #pragma unroll
@@ -176,7 +197,7 @@ class Fp8RowMaker {
                      sm90::e4m3x2(of[2] * inverse, of[3] * inverse) << 16;
           if (!scale.finite) codes[k] = 0x7f7f7f7f;
         }
-        if (tokens[i] >= item_.tokens) break;
+        if (tokens[i] >= tokens_) break;
         const int block = places[i] * 2 + lane / 16, piece = lane % 16 / 2 ^ tokens[i];
         *reinterpret_cast<uint2*>(made_.codes[block] + tokens[i] * kFp8BlockCols + piece * 16 +
                                   lane % 2 * 8) = {codes[0], codes[1]};
@@ -186,8 +207,10 @@ class Fp8RowMaker {
   }
 
   const Fp8Item& item_;
-  const Fp8Maker& maker_;
-  int warp_, cols_;
+  // In registers: constants at an index that is not one take longer than all else.
+  const Fp8Maker maker_;
+  const int warp_, cols_, tokens_, head_units_;
+  const float floor_;
   Fp8Made<true>& made_;
 };
 

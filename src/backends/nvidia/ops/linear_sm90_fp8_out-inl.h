@@ -100,10 +100,13 @@ template <typename Tile, typename Larger, typename Put>
 __device__ __forceinline__ void make_codes(const Fp8Item& item, int token0, int row0, int lane,
                                            const float (&totals)[Tile::kN / 2], Larger larger,
                                            Put put) {
-  const uint2 largest = larger(uint2{largest_of_token(totals, 0), largest_of_token(totals, 1)});
+  const bool both = token0 + 8 < item.tokens;
+  const uint2 largest =
+      larger(uint2{largest_of_token(totals, 0), both ? largest_of_token(totals, 1) : 0});
   const bool odd = lane % 2 != 0;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
+    if (half == 1 && !both) break;
     const GroupScale scale = group_scale(half == 0 ? largest.x : largest.y, kQuantiseFloor);
     const int token = lane / 4 + 8 * half;
     if (lane % 4 == 0 && row0 % kQuantiseGroup == 0 && token0 + token < item.tokens) {

@@ -7,8 +7,10 @@
 //           scale of W and, once a tile, which one it is; blocks stride over tiles, tokens fastest
 //           within bands. Outputs leave by the copy engine under the next tile's products.
 //           Codes of out share a scale by 128 rows of W: few tokens have them in pairs of blocks, a
-//           cluster, 64 rows each, which tell each other their largest magnitudes. With an Fp8Maker
-//           every block norms or rotates all of x itself and keeps the codes (up to four tokens)
+//           cluster, 64 rows each, which tell each other their largest magnitudes. Up to eight
+//           tokens are the columns of instructions there and rows of W their rows (kSwaps): a
+//           lane has 4 sums, not 32. With an Fp8Maker every block norms or rotates all of x itself
+//           and keeps the codes (up to four tokens)
 // Budget    few tokens: bytes of W, x once a tile from L2; a stage of one block of 128 columns
 //           takes 230 clocks for 32 rows of W, 430 for 128, of which 170 are not products: narrow
 //           tiles have two or four blocks a stage. Many: 128 x 128 x 128 columns are 512 clocks of
@@ -54,6 +56,10 @@ struct Fp8Tile {
   static constexpr int kBlocks = kBlocksOfStage;
   static constexpr bool kPairs = kPairsOfBlocks, kMakesX = kMakesItsX;
   static constexpr bool kMakesCodes = kPairs || kN == kQuantiseGroup;
+  /// Few tokens: rows of W are those of the instructions, tokens their columns. The same sums.
+  static constexpr bool kSwaps = kTokens == 8;
+  static_assert(!kSwaps || (kPairs && kN == 64));
+  static constexpr int kSums = kSwaps ? 4 : kN / 2;  ///< of a block of columns, a lane's
   static constexpr int kGroups = kTokens > 64 ? 2 : 1;
   static constexpr int kWaves = kTokens > 128 ? 2 : 1;
   static_assert(kBlocks == 1 || kWaves == 1);
@@ -61,22 +67,23 @@ struct Fp8Tile {
   static_assert(!kMakesX || (kFp8MadeTokens <= kTokens && kGroups == 1));
   static constexpr int kWarps = 4 * kGroups;  ///< that multiply
   static constexpr int kThreads = 128 * (kGroups + 1);
-  /// What else a step reads, and code, stays in the L2 then.
+  /// Few tokens read W once, or twice at the same time: what else a step reads, and code, stays in
+  /// the L2 then. Elsewhere where no other tile reads it.
   static constexpr bool kReadsWOnce = kTokens <= 64;
   /// The next kernel starts when all of W has been asked for: what it asks for itself would stand
   /// in front. Where tokens are many, memory is not what a product waits for.
   static constexpr bool kStartsNextLate = kTokens <= 64;
-  /// Of W, asked for before the kernels before have ended. Pairs follow a small launch, beside
-  /// which memory has nothing to do.
-  static constexpr int kEarlyStages = kPairs ? 4 : 2;
+  /// Of W, asked for before the kernels before have ended. Pairs follow attention or a small
+  /// launch, beside which memory has nothing to do.
+  static constexpr int kEarlyStages = kSwaps ? 8 : kPairs ? 4 : 2;
   static constexpr int kWBytes = kN * 128, kXBytes = kMakesX ? 0 : kTokens * 128;
   /// Scales of x lie behind the operands of all stages, which need an alignment of 1024.
   static constexpr int kStageBytes = kBlocks * (kWBytes + kXBytes);
   /// Outputs of 16 tokens on their way out, a wave of a warp: panels of up to 128 bytes a row.
-  static constexpr int kStoringWarps = kTokens < 64 ? kTokens / 16 : kWarps;
+  static constexpr int kStoringWarps = kSwaps ? 1 : kTokens < 64 ? kTokens / 16 : kWarps;
   static constexpr int kPanelBytes = kN < 64 ? kN * 2 : 128;  ///< of a row
-  static constexpr int kOutBytes = 16 * kN * 2;
-  static constexpr int kBytesBeyond = kTokens < 64 ? (64 - kTokens) * 128 : 0;
+  static constexpr int kOutBytes = 16 * (kN * 2 / kPanelBytes) * kPanelBytes;
+  static constexpr int kBytesBeyond = kTokens < 64 && !kSwaps ? (64 - kTokens) * 128 : 0;
   static constexpr int kLeft = (226 << 10) - kStoringWarps * kWaves * kOutBytes - kBytesBeyond -
                                static_cast<int>(sizeof(Fp8Made<kMakesX>)) - 2048;
   static constexpr int kMostStages = 32;
@@ -101,7 +108,7 @@ struct Fp8Shared {
   /// Of a tile, there before the first stage of it. Whoever copies is at most kStages tiles ahead.
   Fp8Work works[Tile::kStages + 1];
   uint64_t full[Tile::kStages], empty[Tile::kStages];
-  Fp8Other<Tile::kPairs ? Tile::kStoringWarps : 0> other;
+  Fp8Other<!Tile::kPairs ? 0 : Tile::kSwaps ? Tile::kWarps : Tile::kStoringWarps> other;
 };
 
 __device__ __forceinline__ int item_of(const Fp8Batch& batch, int tile) {
@@ -165,13 +172,17 @@ __device__ __forceinline__ void copy_tile(const Fp8Batch& batch, const Fp8Work& 
       Tile::kMakesX ? 0
                     : static_cast<uint32_t>(tile_tokens) * 128 + static_cast<uint32_t>(pitch) * 4;
   const uint32_t bytes = kBlocks * (Tile::kWBytes + x_bytes);
+  const bool once = Tile::kReadsWOnce || item.tokens <= Tile::kTokens;
+  const auto copy_w = [&](const auto&... where) {
+    once ? sm90::copy_box<true>(where...) : sm90::copy_box(where...);
+  };
   const auto ask_for_w = [&](int block, int stage) {
     const uint32_t ring = sm80::shared_address(shared.ring[stage]),
                    full = sm80::shared_address(&shared.full[stage]);
     if constexpr (kBlocks == 1) {
-      sm90::copy_box<Tile::kReadsWOnce>(ring, item.w_map, block * 128, work.row0, full);
+      copy_w(ring, item.w_map, block * 128, work.row0, full);
     } else {
-      sm90::copy_box<Tile::kReadsWOnce>(ring, item.w_map, 0, work.row0, block, full);
+      copy_w(ring, item.w_map, 0, work.row0, block, full);
     }
   };
   const int early = first ? min(Tile::kEarlyStages * kBlocks, work.blocks) : 0;
@@ -241,7 +252,9 @@ struct Fp8Role {
     constexpr int kMadeRows = Fp8Made<true>::kRows;
     return {.full = sm90::uniform(sm80::shared_address(shared.full)),
             .empty = sm90::uniform(sm80::shared_address(shared.empty)),
-            .scales = scales + (group_token + (Tile::kMakesX ? 0 : warp % 4 * 16) + lane / 4) * 4,
+            .scales = scales + 4 * (Tile::kSwaps ? lane % 4 * 2
+                                                 : group_token + lane / 4 +
+                                                       (Tile::kMakesX ? 0 : warp % 4 * 16)),
             .w_scales = sm90::uniform(sm80::shared_address(shared.w_scales)),
             .w_operand = sm90::fp8_operand(ring),
             .x_operand = sm90::fp8_operand(x + group_token * 128),
@@ -257,11 +270,11 @@ struct Fp8Role {
 /// sums, with wave `wave` of this warpgroup's tokens.
 template <typename Tile>
 __device__ __forceinline__ void start_products(const Fp8Role& role, int stage, int block0, int wave,
-                                               float (&sums)[Tile::kBlocks][Tile::kN / 2]) {
+                                               float (&sums)[Tile::kBlocks][Tile::kSums]) {
   const uint32_t place = stage * static_cast<uint32_t>(sm90::operand_offset(Tile::kStageBytes));
   const uint32_t x_place = Tile::kMakesX ? block0 * role.x_panel : place;
   sm90::wgmma_fence();
-  using Product = sm90::Fp8Product<Tile::kN>;
+  using Product = sm90::Fp8Product<Tile::kSwaps ? 8 : Tile::kN>;
 #pragma unroll
   for (int k = 0; k < 4; ++k) {
 #pragma unroll
@@ -269,8 +282,9 @@ __device__ __forceinline__ void start_products(const Fp8Role& role, int stage, i
       const uint64_t x =
           x_place + block * role.x_panel + sm90::operand_offset(wave * (64 * 128) + 32 * k);
       const uint64_t w = place + sm90::operand_offset(block * Tile::kWBytes + 32 * k);
-      const uint64_t a = sm90::operand_at(role.x_operand, x);
-      const uint64_t b = sm90::operand_at(role.w_operand, w);
+      const uint64_t tokens = sm90::operand_at(role.x_operand, x);
+      const uint64_t rows = sm90::operand_at(role.w_operand, w);
+      const uint64_t a = Tile::kSwaps ? rows : tokens, b = Tile::kSwaps ? tokens : rows;
       k == 0 ? Product::template run<false>(sums[block], a, b)
              : Product::template run<true>(sums[block], a, b);
     }
@@ -278,7 +292,8 @@ __device__ __forceinline__ void start_products(const Fp8Role& role, int stage, i
   sm90::wgmma_commit();
 }
 
-/// Scales of the tokens of rows g and g + 8 of every wave and block of a stage, times those of W.
+/// Scales of the tokens of rows g and g + 8 of every wave and block of a stage (of the tokens of
+/// columns 2 t and 2 t + 1), times those of W.
 template <typename Tile>
 struct Fp8Scales {
   float2 of[Tile::kBlocks * Tile::kWaves];
@@ -292,7 +307,7 @@ struct Fp8Scales {
       const int w_at = stage * Tile::kBlocks + i / Tile::kWaves;
       const uint32_t tokens = from + (Tile::kBlocks > 1 ? i * role.scale_panel : i * (64 * 4));
       // Tokens that are made have no others 8 further.
-      constexpr uint32_t kNext = Tile::kMakesX ? 0 : 32;
+      constexpr uint32_t kNext = Tile::kSwaps ? 4 : Tile::kMakesX ? 0 : 32;
       const float w = __uint_as_float(sm90::load_shared(role.w_scales + w_at * 4));
       of[i] = {__uint_as_float(sm90::load_shared(tokens)) * w,
                __uint_as_float(sm90::load_shared(tokens + kNext)) * w};
@@ -301,17 +316,15 @@ struct Fp8Scales {
 };
 
 /// totals += scale * sums, once the products are done.
-template <int kCount>
+template <bool kSwaps, int kCount>
 __device__ __forceinline__ void promote(float (&totals)[kCount], float (&sums)[kCount],
                                         const float2& scale) {
 #pragma unroll
   for (float& sum : sums) asm volatile("" : "+f"(sum)::"memory");  // read after the wait only
 #pragma unroll
-  for (int i = 0; i < kCount; i += 4) {
-    totals[i] = __fmaf_rn(sums[i], scale.x, totals[i]);
-    totals[i + 1] = __fmaf_rn(sums[i + 1], scale.x, totals[i + 1]);
-    totals[i + 2] = __fmaf_rn(sums[i + 2], scale.y, totals[i + 2]);
-    totals[i + 3] = __fmaf_rn(sums[i + 3], scale.y, totals[i + 3]);
+  for (int i = 0; i < kCount; ++i) {
+    const bool second = kSwaps ? i % 2 != 0 : i % 4 >= 2;
+    totals[i] = __fmaf_rn(sums[i], second ? scale.y : scale.x, totals[i]);
   }
 }
 
@@ -326,25 +339,26 @@ __device__ __forceinline__ void release_stage(const Fp8Role& role, int stage) {
 /// before it waits for its own products.
 template <typename Tile, typename Place>
 __device__ __forceinline__ void multiply_tile(int blocks, const Fp8Role& role, Place& place,
-                                              float (&totals)[Tile::kWaves][Tile::kN / 2]) {
+                                              float (&totals)[Tile::kWaves][Tile::kSums]) {
 #pragma unroll
   for (auto& wave : totals) {
 #pragma unroll
     for (float& total : wave) total = 0;
   }
   if constexpr (Tile::kWaves == 1) {
-    float even[Tile::kBlocks][Tile::kN / 2], odd[Tile::kBlocks][Tile::kN / 2];
+    float even[Tile::kBlocks][Tile::kSums], odd[Tile::kBlocks][Tile::kSums];
     Fp8Scales<Tile> before{}, now{};
     int stage_before = 0, block = 0;
-    const auto start = [&](float(&sums)[Tile::kBlocks][Tile::kN / 2]) {
+    const auto start = [&](float(&sums)[Tile::kBlocks][Tile::kSums]) {
       sm90::mbarrier_wait(role.full + place.stage * 8, place.phase);
       now.read(role, place.stage, block);
       start_products<Tile>(role, place.stage, block, 0, sums);
     };
-    const auto finish = [&](float(&sums)[Tile::kBlocks][Tile::kN / 2]) {
+    const auto finish = [&](float(&sums)[Tile::kBlocks][Tile::kSums]) {
       release_stage(role, stage_before);
 #pragma unroll
-      for (int i = 0; i < Tile::kBlocks; ++i) promote(totals[0], sums[i], before.of[i]);
+      for (int i = 0; i < Tile::kBlocks; ++i)
+        promote<Tile::kSwaps>(totals[0], sums[i], before.of[i]);
     };
     const auto step_on = [&] {
       before = now;
@@ -385,7 +399,7 @@ __device__ __forceinline__ void multiply_tile(int blocks, const Fp8Role& role, P
 #pragma unroll
       for (int wave = 0; wave < Tile::kWaves; ++wave) {
         const bool last = wave + 1 == Tile::kWaves;
-        float sums[Tile::kBlocks][Tile::kN / 2];
+        float sums[Tile::kBlocks][Tile::kSums];
         start_products<Tile>(role, stage, block, wave, sums);
         if (last && block + 1 < blocks) {
           sm90::mbarrier_wait(role.full + place.stage * 8, place.phase);
@@ -393,7 +407,7 @@ __device__ __forceinline__ void multiply_tile(int blocks, const Fp8Role& role, P
         }
         sm90::wgmma_wait<0>();
         if (last) release_stage(role, stage);
-        promote(totals[wave], sums[0], scales.of[wave]);
+        promote<false>(totals[wave], sums[0], scales.of[wave]);
       }
     }
   }
@@ -424,10 +438,10 @@ __device__ __forceinline__ void store_wave(const Fp8Item& item, const Fp8Work& w
         make_codes<Tile>(
             item, token0, work.row0, lane, totals,
             [&](uint2 own) { return shared.other.larger(role.warp, lane, turn, own); },
-            [&](int token, int row, uint32_t codes) {
-              if (token0 + token >= item.tokens) return;
-              auto* to = static_cast<uint8_t*>(item.out) + (token0 + token) * item.out_stride;
-              *reinterpret_cast<uint32_t*>(to + work.row0 + row) = codes;
+            [&, to = static_cast<uint8_t*>(item.out) + token0 * item.out_stride + work.row0,
+             stride = item.out_stride,
+             tokens = item.tokens - token0](int token, int row, uint32_t codes) {
+              if (token < tokens) *reinterpret_cast<uint32_t*>(to + token * stride + row) = codes;
             });
         ++turn;
       } else {
@@ -456,19 +470,65 @@ __device__ __forceinline__ void store_wave(const Fp8Item& item, const Fp8Work& w
   }
 }
 
+/// Codes of a tile whose tokens are columns: through shared memory to a warp a token, two rows a
+/// lane. All warps call.
+template <typename Tile>
+__device__ __forceinline__ void store_codes_of_columns(const Fp8Item& item, const Fp8Work& work,
+                                                       const Fp8Role& role, Fp8Shared<Tile>& shared,
+                                                       const float (&totals)[4], int& turn) {
+  constexpr int kBarrier = 2;
+  const int lane = role.lane, warp = role.warp;
+  auto* values = reinterpret_cast<uint16_t*>(shared.out[0][0]);  // [token][row], in bf16
+  sm90::barrier_sync(kBarrier, Tile::kThreads - 128);            // of the tile before
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const uint32_t pair = sm80::pack_bf16x2(totals[2 * half], totals[2 * half + 1]);
+    uint16_t* to = values + lane % 4 * 2 * Tile::kN + warp * 16 + lane / 4 + 8 * half;
+    to[0] = static_cast<uint16_t>(pair);
+    to[Tile::kN] = static_cast<uint16_t>(pair >> 16);
+  }
+  sm90::barrier_sync(kBarrier, Tile::kThreads - 128);
+  const int tokens = item.tokens - work.token0;
+  if (warp >= tokens) return;
+  const auto* rows = reinterpret_cast<const uint32_t*>(values) + lane;
+  const uint32_t pairs[2] = {rows[warp * (Tile::kN / 2)], rows[(warp + 4) * (Tile::kN / 2)]};
+  uint32_t own[2];
+#pragma unroll
+  for (int i = 0; i < 2; ++i) own[i] = __reduce_max_sync(~0u, larger_magnitude(pairs[i]));
+  const uint2 largest = shared.other.larger(warp, lane, turn, {own[0], own[1]});
+  ++turn;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const int token = warp + 4 * i;
+    if (token >= tokens) break;
+    const GroupScale scale = group_scale(i == 0 ? largest.x : largest.y, kQuantiseFloor);
+    auto* to = static_cast<uint8_t*>(item.out) + (work.token0 + token) * item.out_stride;
+    reinterpret_cast<uint16_t*>(to + work.row0)[lane] =
+        static_cast<uint16_t>(scale.codes(pairs[i]));
+    if (lane == 0 && work.row0 % kQuantiseGroup == 0) {
+      item.out_scale[work.row0 / kQuantiseGroup * item.out_scale_stride + work.token0 + token] =
+          scale.value();
+    }
+  }
+}
+
 /// A warp's outputs of a tile.
 template <typename Tile>
 __device__ __forceinline__ void store_tile(const Fp8Item& item, const Fp8Work& work,
                                            const Fp8Role& role, Fp8Shared<Tile>& shared,
-                                           const float (&totals)[Tile::kWaves][Tile::kN / 2],
+                                           const float (&totals)[Tile::kWaves][Tile::kSums],
                                            int& turn) {
-  if (role.warp >= Tile::kStoringWarps) return;
-  sm90::store_wait_read();  // of the tile before
-  __syncwarp();
+  if constexpr (Tile::kSwaps) {
+    store_codes_of_columns<Tile>(item, work, role, shared, totals[0], turn);
+  } else {
+    if (role.warp >= Tile::kStoringWarps) return;
+    sm90::store_wait_read();  // of the tile before
+    __syncwarp();
 #pragma unroll
-  for (int wave = 0; wave < Tile::kWaves; ++wave)
-    store_wave<Tile>(item, work, role, wave, shared, totals[wave], turn);
-  sm90::store_commit();
+    for (int wave = 0; wave < Tile::kWaves; ++wave)
+      store_wave<Tile>(item, work, role, wave, shared, totals[wave], turn);
+    sm90::store_commit();
+  }
 }
 
 template <typename Tile>
@@ -528,7 +588,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
                        .token0 = sm90::uniform(given.token0),
                        .blocks = sm90::uniform(given.blocks)};
     work_place.advance();
-    float totals[Tile::kWaves][Tile::kN / 2];
+    float totals[Tile::kWaves][Tile::kSums];
     multiply_tile<Tile>(work.blocks, role, place, totals);
     store_tile<Tile>(batch.items[work.item], work, role, shared, totals, turn);
   }
@@ -603,6 +663,7 @@ constexpr Fp8TileChoice choice() {
 /// The first of the cheapest is taken.
 constexpr Fp8TileChoice kTiles[] = {choice<16, 32, 4>(),
                                     choice<16, 64, 2>(),
+                                    choice<8, 64, 2, true>(),
                                     choice<16, 64, 2, true>(),
                                     choice<16, 128>(),
                                     choice<64, 32, 4>(),
@@ -615,7 +676,7 @@ constexpr Fp8TileChoice kTiles[] = {choice<16, 32, 4>(),
                                     choice<256, 128>(),
                                     choice<16, 32, 4, false, true>(),
                                     choice<16, 64, 2, false, true>(),
-                                    choice<16, 64, 2, true, true>(),
+                                    choice<8, 64, 2, true, true>(),
                                     choice<16, 128, 1, false, true>()};
 
 /// Clocks for 128 columns of everything, about, as measured: W from memory, operands from L2, or
@@ -654,7 +715,8 @@ bool takes(const Fp8Batch& batch, const Fp8TileChoice& tile) {
     if (tile.makes_x != item.maker.makes()) return false;
     if (item.w.cols % (tile.blocks * kFp8BlockCols) != 0 && tile.blocks > 1) return false;
     if (item.out_scale != nullptr && !tile.makes_codes) return false;
-    if (tile.pairs && (item.w.rows % kQuantiseGroup != 0 || item.tokens > tile.tokens))
+    if (tile.pairs && (item.out_scale == nullptr || item.w.rows % kQuantiseGroup != 0 ||
+                       item.tokens > tile.tokens))
       return false;
   }
   return true;

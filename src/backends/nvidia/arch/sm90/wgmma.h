@@ -216,6 +216,17 @@ template <int kN>
 struct Fp8Product;
 
 template <>
+struct Fp8Product<8> {
+  template <bool kAccumulate>
+  __device__ static __forceinline__ void run(float (&d)[4], uint64_t a, uint64_t b) {
+    asm volatile(
+        "wgmma.mma_async.sync.aligned.m64n8k32.f32.e4m3.e4m3 {%0, %1, %2, %3}, %4, %5, %6, 1, 1;\n"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "l"(a), "l"(b), "n"(kAccumulate));
+  }
+};
+
+template <>
 struct Fp8Product<32> {
   template <bool kAccumulate>
   __device__ static __forceinline__ void run(float (&d)[16], uint64_t a, uint64_t b) {
