@@ -3,15 +3,17 @@
 //
 //   cuda_layer_bench [--config configs/v4-flash.json] [--kinds sliding,csa,hca]
 //                    [--contexts 8192,131072] [--batches 1,16,64,128] [--backend NAME]
-//                    [--products f32|fp8] [--entries-end] [--json FILE]
+//                    [--products f32|fp8] [--entries-end] [--layers N] [--json FILE]
 //
 // Sequence b of a batch is at position context - 2 - b, as sequences of a server are: one of four
 // ends an entry of a CSA layer, one of 128 of an HCA layer. With --entries-end all are at context
 // - 1 and end one: the dearest step.
 //
-// Several layers with weights and caches of their own take turns, so that inputs are cold. Totals
-// come from a graph without timers; step times from a second graph with an event at every border
-// (each event costs a little, so steps add up to more than the total).
+// Three layers with weights and caches of their own take turns, so that inputs are cold. Totals
+// come from a graph of --layers of them, one behind the other as in a model's step, without timers:
+// the start of a graph, 5 to 8 us more, is part of the first. Step times come from a second graph,
+// of three layers, with an event at every border (each costs a little, so steps add up to more than
+// the total).
 #include <cuda_runtime_api.h>
 
 #include <CLI/CLI.hpp>
@@ -38,7 +40,7 @@ namespace {
 // written), and a bf16 matrix product of 8192^3.
 constexpr double kCopyBytesPerSecond = 4274e9;
 constexpr double kMatrixFlopsPerSecond = 790e12;
-constexpr int kLayers = 3;  // 3 x 110 MB of weights: five times L2
+constexpr int kSets = 3;  // of weights and caches: 3 x 110 MB, five times the L2
 constexpr int kRepeats = 15;
 
 void check(cudaError_t code) {
@@ -85,6 +87,7 @@ struct Options {
   std::vector<int64_t> contexts{8192, 131072};
   std::vector<int> batches{1, 16, 64, 128};
   bool entries_end = false;
+  int layers = 12;
 };
 
 // Weights of a layer by formula, made once for all its batches.
@@ -282,32 +285,33 @@ int run(const Options& options) {
     config.compress_ratios = {kind.compress_ratio};
     config.max_position_embeddings = std::max<int64_t>(config.max_position_embeddings, 1 << 21);
     std::vector<std::unique_ptr<BenchWeights>> weights;
-    for (uint64_t i = 0; i < kLayers; ++i)
+    for (uint64_t i = 0; i < kSets; ++i)
       weights.push_back(std::make_unique<BenchWeights>(config, kind, *device, i + 1));
     for (int64_t context : options.contexts) {
       for (int batch : options.batches) {
         std::vector<std::unique_ptr<BenchLayer>> layers;
-        for (uint64_t i = 0; i < kLayers; ++i) {
+        for (uint64_t i = 0; i < kSets; ++i) {
           layers.push_back(std::make_unique<BenchLayer>(config, kind, *backend, *device, context,
                                                         batch, options.entries_end, *products,
                                                         weights[i]->weights, i + 1));
         }
-        const auto all = [&](const ForwardOptions& forward) {
-          for (const auto& layer : layers) layer->forward(forward);
+        const auto run_layers = [&](int count, const ForwardOptions& forward) {
+          for (int i = 0; i < count; ++i)
+            layers[static_cast<size_t>(i) % layers.size()]->forward(forward);
         };
         const Stream stream = device->default_stream();
-        all({});
+        run_layers(kSets, {});
         device->synchronize(stream);
-        const auto plain = device->record(stream, [&] { all({}); });
+        const auto plain = device->record(stream, [&] { run_layers(options.layers, {}); });
         StepEvents events(static_cast<cudaStream_t>(stream.handle));
-        const auto timed = device->record(stream, [&] { all({nullptr, &events}); });
+        const auto timed = device->record(stream, [&] { run_layers(kSets, {nullptr, &events}); });
         median_us(*device, *plain, 2);  // warm up
-        const double total = median_us(*device, *plain, 4) / kLayers;
+        const double total = median_us(*device, *plain, 4) / options.layers;
         std::map<std::string, std::vector<double>> samples;
         for (int r = 0; r < kRepeats; ++r) {
           timed->launch(stream);
           device->synchronize(stream);
-          for (const auto& [step, us] : events.times()) samples[step].push_back(us / kLayers);
+          for (const auto& [step, us] : events.times()) samples[step].push_back(us / kSets);
         }
         const double floor =
             1e6 * floor_seconds(config, kind, backend->native_format, context, batch);
@@ -349,6 +353,9 @@ int main(int argc, char** argv) {
   app.add_option("--batches", options.batches)->delimiter(',')->capture_default_str();
   app.add_flag("--entries-end", options.entries_end, "Every sequence ends a compressed entry");
   app.add_option("--products", options.products, "f32 or fp8: Numerics::products")
+      ->capture_default_str();
+  app.add_option("--layers", options.layers, "Layers of a graph")
+      ->check(CLI::PositiveNumber)
       ->capture_default_str();
   app.add_option("--json", options.json, "File to write the rows to");
   CLI11_PARSE(app, argc, argv);
