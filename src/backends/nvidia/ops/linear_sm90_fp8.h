@@ -36,11 +36,10 @@ struct Fp8Maker {
   int32_t head_dim = 0;
   bool makes() const { return kind != Kind::kNone; }
 };
-constexpr int kFp8MadeTokens = 4;     ///< at most: every block makes all of x
-constexpr int kFp8MadeCols = 7168;    ///< at most
-constexpr int kFp8MadeValues = 8192;  ///< at most, of x and the weights of a norm
-constexpr int kFp8MadeUnitCols =
-    256;  ///< of which x and heads are multiples, heads by a power of two
+constexpr int kFp8MadeTokens = 4;      ///< at most: every block makes all of x
+constexpr int kFp8MadeCols = 7168;     ///< at most
+constexpr int kFp8MadeValues = 8192;   ///< at most, of x and the weights of a norm
+constexpr int kFp8MadeUnitCols = 256;  ///< x is a multiple of it, heads times a power of two
 constexpr int kFp8MadeLeastUnits = 2;  ///< of a row
 
 /// One product. Prepared x: codes in rows, scales [block of columns][scale_stride].

@@ -89,7 +89,7 @@ struct Fp8Tile {
   static constexpr int kMostStages = 32;
   static constexpr int kStages =
       std::min(kMostStages, kLeft / (kStageBytes + kBlocks * kTokens * 4));
-  static_assert(kStages >= 3);
+  static_assert(kStages >= 3 && kEarlyStages <= kStages);
 };
 
 /// A tile: an index of the batch's items, and what of that item.
