@@ -74,8 +74,8 @@ struct Fp8Tile {
   /// in front. Where tokens are many, memory is not what a product waits for.
   static constexpr bool kStartsNextLate = kTokens <= 64;
   /// Of W, asked for before the kernels before have ended. Pairs follow attention or a small
-  /// launch, beside which memory has nothing to do.
-  static constexpr int kEarlyStages = kSwaps ? 8 : kPairs ? 4 : 2;
+  /// launch, beside which memory has nothing to do; a block that makes x waits for it once.
+  static constexpr int kEarlyStages = kSwaps ? 8 : kPairs || kMakesX ? 4 : 2;
   static constexpr int kWBytes = kN * 128, kXBytes = kMakesX ? 0 : kTokens * 128;
   /// Scales of x lie behind the operands of all stages, which need an alignment of 1024.
   static constexpr int kStageBytes = kBlocks * (kWBytes + kXBytes);
