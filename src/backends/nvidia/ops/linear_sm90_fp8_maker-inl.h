@@ -3,6 +3,7 @@
 #pragma once
 #include "backends/gpu/row.h"
 #include "backends/nvidia/arch/sm80/instructions.h"
+#include "backends/nvidia/arch/sm90/bulk.h"
 #include "backends/nvidia/arch/sm90/memory.h"
 #include "backends/nvidia/arch/sm90/sync.h"
 #include "backends/nvidia/ops/linear_sm90_fp8-inl.h"
@@ -50,11 +51,11 @@ class Fp8RowMaker {
       const uint32_t to = sm80::shared_address(made_.x),
                      landed = sm80::shared_address(&made_.landed);
       sm90::mbarrier_arrive_expecting(landed, row_bytes * (tokens_ + (norms ? 1 : 0)));
-      if (norms) sm90::copy_bulk(to + tokens_ * row_bytes, maker_.weight, row_bytes, landed);
+      if (norms) sm90::copy_bytes(to + tokens_ * row_bytes, maker_.weight, row_bytes, landed);
       if (turn == 0) sm90::wait_for_kernels_before();
       const auto* row = static_cast<const uint16_t*>(item_.x);
       for (int token = 0; token < tokens_; ++token, row += item_.x_stride)
-        sm90::copy_bulk(to + token * row_bytes, row, row_bytes, landed);
+        sm90::copy_bytes(to + token * row_bytes, row, row_bytes, landed);
     }
     __syncwarp();
     if (!norms) find_angles();

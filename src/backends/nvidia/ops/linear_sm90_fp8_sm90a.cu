@@ -210,12 +210,12 @@ __device__ __forceinline__ void copy_tile(const Fp8Batch& batch, const Fp8Work& 
           sm90::copy_box(x, item.x_map, 0, work.token0, i, full);
         }
         if (kBlocks > 1 && pitch == item.x_scale_stride) {  // one tile of tokens: in one piece
-          sm90::copy_bulk(scales, scale, static_cast<uint32_t>(kBlocks * pitch) * 4, full);
+          sm90::copy_bytes(scales, scale, static_cast<uint32_t>(kBlocks * pitch) * 4, full);
         } else {
 #pragma unroll
           for (int b = 0; b < kBlocks; ++b) {
-            sm90::copy_bulk(scales + b * pitch * 4, scale + b * item.x_scale_stride,
-                            static_cast<uint32_t>(pitch) * 4, full);
+            sm90::copy_bytes(scales + b * pitch * 4, scale + b * item.x_scale_stride,
+                             static_cast<uint32_t>(pitch) * 4, full);
           }
         }
       }

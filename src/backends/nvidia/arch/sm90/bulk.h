@@ -52,7 +52,7 @@ __device__ __forceinline__ void copy_box(uint32_t to, const CUtensorMap& map, in
         : "memory");
   }
 }
-/// 9.7.9.25.4 cp.async.bulk: `bytes` (a multiple of 16) that lie in one piece.
+/// 9.7.9.25.4 cp.async.bulk: `bytes` (a multiple of 16, as both addresses) that lie in one piece.
 __device__ __forceinline__ void copy_bytes(uint32_t to, const void* from, uint32_t bytes,
                                            uint32_t barrier) {
   asm volatile(

@@ -41,17 +41,6 @@ __device__ __forceinline__ void load_global_constant_16(const void* pointer, uin
                : "l"(pointer));
 }
 
-/// 9.7.9.25.4 cp.async.bulk: `bytes` (a multiple of 16, as both addresses) from global to shared
-/// memory; their arrival counts in the transaction of `barrier`.
-__device__ __forceinline__ void copy_bulk(uint32_t to, const void* from, uint32_t bytes,
-                                          uint32_t barrier) {
-  asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
-          "r"(to),
-      "l"(from), "r"(bytes), "r"(barrier)
-      : "memory");
-}
-
 __device__ __forceinline__ uint32_t load_shared(uint32_t address) {
   uint32_t value;
   asm volatile("ld.shared.b32 %0, [%1];" : "=r"(value) : "r"(address) : "memory");
