@@ -14,8 +14,7 @@
 //              fastest, by a model, so that a token's bits depend on the batch (gives up rule 2.2)
 // --s-q        tokens of a request in decode, which follow each other (FlashMLA's times: of one)
 // --codes      also with inverse_rope behind it, which makes wo_a's codes of the outputs, and as
-// one call
-//              that writes them, where there is one
+//              one call that writes them, where there is one
 // --pool       entries that a prefill selects its rows from; default: 8192
 // --load       keeps the GPU busy for so long before the first row is timed, and for a second with
 //              a row's own calls before it: what is left under the power limit

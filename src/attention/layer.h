@@ -19,12 +19,6 @@ namespace dsv4 {
 constexpr int kCompressorBranch = 0, kInsertBranch = 1;
 static_assert(kInsertBranch < StreamBranches::kMaxBranches);
 
-/// Rows that an operation hands to products: values, or E4M3 codes and scales (Ops::takes_e4m3).
-struct InputRows {
-  Tensor rows;
-  RowScales scale;  ///< of codes
-};
-
 /// Constants of a layer, made once: weights of this rank, geometry, rope frequencies and sinks on
 /// the device.
 struct DeepseekV4Attention::Layer {
@@ -88,9 +82,9 @@ struct DeepseekV4Attention::Step {
   bool all_entries_visible =
       false;  // no token of the step has more entries than index_topk: ranges serve as lists
   Tensor o;   // [T, padded heads, head_dim] act
-  InputRows o_codes;  // what wo_a reads, where attention wrote that instead of o
-  Tensor o_rotated;   // [T, heads, head_dim] act
-  Tensor z;           // [T, groups * o_lora_rank] act
+  bool attend_rotates = false;  // attention wrote o_rotated, as codes, and not o
+  Tensor o_rotated;             // [T, heads, head_dim] act
+  Tensor z;                     // [T, groups * o_lora_rank] act
 
   int64_t num_tokens() const { return plan->num_tokens; }
   /// By compress(), once the indexer's rows are enqueued and its weights, before the rest: what
@@ -127,6 +121,11 @@ int64_t attention_workspace_bytes(const ModelConfig& config, const LayerKind& ki
                                   int padded_heads, const StepLimits& limits, const Ops& ops,
                                   int num_threads);
 
+/// Rows that an operation hands to products: values, or E4M3 codes and scales (Ops::takes_e4m3).
+struct InputRows {
+  Tensor rows;
+  RowScales scale;  ///< of codes
+};
 /// Codes and scales in the memory of bf16 values [T, ...], which take more room.
 InputRows codes_in_place(const Tensor& values);
 /// Do products with `w` take codes?

@@ -74,10 +74,8 @@ void attend_pages(DeepseekV4Attention::Step& step, const DeepseekV4Attention::La
     codes.out = out.rows;
     codes.scale = out.scale;
     codes.rotation = rotation(step, layer);
-    if (ops.attend_makes_codes(codes)) {
-      step.o_codes = out;
-      params = codes;
-    }
+    step.attend_rotates = ops.attend_makes_codes(codes);
+    if (step.attend_rotates) params = codes;
   }
   ops.attend(params, step.context(ops));
 }
@@ -100,8 +98,7 @@ void project_out(DeepseekV4Attention::Step& step, const DeepseekV4Attention::Lay
                      .out = {},
                      .input = rotation(step, layer)};
   late.x.strides[0] = step.o.strides[0];
-  if (step.o_codes.rows.data != nullptr) {
-    x = step.o_codes;
+  if (step.attend_rotates) {
     late.input = {};
   } else if (quantise && makes_input(ops, layer.numerics, step.branches, late)) {
     x = {step.o, {}};

@@ -10,8 +10,8 @@ namespace dsv4 {
 AttendParams attend_params(const DeepseekV4Attention::Step& step,
                            const DeepseekV4Attention::Layer& layer);
 
-/// step.q, caches, step.topk_* -> step.o by one `attend` operation over pages; or step.o_codes,
-/// which project_out with the layer's own wo_a reads.
+/// step.q, caches, step.topk_* -> step.o by one `attend` operation over pages; or the codes of
+/// step.o_rotated (step.attend_rotates), which project_out with the layer's own wo_a reads.
 void attend_pages(DeepseekV4Attention::Step& step, const DeepseekV4Attention::Layer& layer,
                   const Ops& ops);
 

@@ -289,7 +289,7 @@ struct Scene {
   // Codes that attend writes, against those that inverse_rope makes of its values.
   // @return whether it writes codes.
   bool expect_codes() {
-    const AttendResult values = run();
+    run();
     const auto count = static_cast<int64_t>(tokens.size());
     const int64_t width = int64_t{which.heads} * which.head_dim;
     std::vector<int32_t> positions;

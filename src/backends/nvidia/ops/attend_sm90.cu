@@ -54,26 +54,22 @@ AttendArgs tokens_of(const AttendArgs& args, int64_t begin, int64_t count) {
 // one part, and makes no codes.
 template <KvFormat kFormat>
 void launch_items(const AttendSm90Args& args, cudaStream_t stream) {
-  const bool codes = args.codes.positions != nullptr;
-  const auto one_cta_an_item = [&]<bool kParts, bool kDealt>(int ctas) {
-    const int grid = std::min(args.num_items, ctas);
-    codes ? launch_attend_sm90<kFormat, kParts, kDealt, true>(args, grid, stream)
-          : launch_attend_sm90<kFormat, kParts, kDealt, false>(args, grid, stream);
-  };
-  if (args.first_parts != nullptr)
-    return one_cta_an_item.template operator()<true, false>(persistent_ctas());
-  if (args.hand_overs != nullptr)
-    return one_cta_an_item.template operator()<false, true>(persistent_ctas());
+  if (args.first_parts != nullptr || args.hand_overs != nullptr) {
+    const int grid = std::min(args.num_items, persistent_ctas());
+    return launch_attend_sm90<kFormat>(args, grid, stream);
+  }
+  if (args.num_items > attend_sm90_clusters<kFormat, 2>()) {
+    const int grid = std::min(args.num_items, num_multiprocessors());
+    return launch_attend_sm90<kFormat>(args, grid, stream);
+  }
+  DSV4_CHECK(args.codes.positions == nullptr);
   if (args.num_items <= attend_sm90_clusters<kFormat, 8>()) {
     return launch_attend_sm90_cluster<kFormat, 8>(args, stream);
   }
   if (args.num_items <= attend_sm90_clusters<kFormat, 4>()) {
     return launch_attend_sm90_cluster<kFormat, 4>(args, stream);
   }
-  if (args.num_items <= attend_sm90_clusters<kFormat, 2>()) {
-    return launch_attend_sm90_cluster<kFormat, 2>(args, stream);
-  }
-  one_cta_an_item.template operator()<false, false>(num_multiprocessors());
+  launch_attend_sm90_cluster<kFormat, 2>(args, stream);
 }
 
 void launch(const AttendSm90Args& args, KvFormat format, cudaStream_t stream) {
@@ -246,11 +242,11 @@ void run_attend_sm90(const AttendParams& params, Kernels kernels, const OpContex
   const AttendArgs call = attend_args(with_values(params));
   if (*attend_sm90_why_not(call) != '\0') return attend_sm80(params, context);
   const bool codes = params.out.dtype == DType::kF8E4M3;
-  DSV4_CHECK(!codes || attend_sm90_makes_codes(params));
   const Split split = split_of(call, kernels);
   const AttendArgs& all = split.all;
   const int few_heads = split.few_heads, log2_tiles = split.log2_tiles;
   const int64_t items_of_token = split.items_of_token;
+  DSV4_CHECK(!codes || (few_heads == 0 && all.max_chains == 1));
   const int tile_heads = few_heads > 0 ? few_heads : kTileHeads;
   int64_t wave = tokens_per_wave(all.num_tokens, log2_tiles, all.max_chains, tile_heads);
   Arena::Scope scope(*context.scratch);

@@ -504,13 +504,24 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
 
 namespace dsv4::nvidia {
 
-template <KvFormat kFormat, bool kParts, bool kDealt, bool kCodes>
+template <KvFormat kFormat>
 void launch_attend_sm90(const AttendSm90Args& args, int grid, cudaStream_t stream) {
-  using Traits = sm90_attend::Traits<kFormat, kCodes>;
-  launch<sm90_attend::attend_kernel<Traits, kParts, kDealt>>(
-      {dim3(static_cast<unsigned>(grid)), Traits::kThreads,
-       sizeof(sm90_attend::SharedStorage<Traits>)},
-      stream, args);
+  const auto run = [&]<typename Traits, bool kParts, bool kDealt>() {
+    launch<sm90_attend::attend_kernel<Traits, kParts, kDealt>>(
+        {dim3(static_cast<unsigned>(grid)), Traits::kThreads,
+         sizeof(sm90_attend::SharedStorage<Traits>)},
+        stream, args);
+  };
+  const auto run_items = [&]<typename Traits>() {
+    if (args.first_parts != nullptr) return run.template operator()<Traits, true, false>();
+    if (args.hand_overs != nullptr) return run.template operator()<Traits, false, true>();
+    run.template operator()<Traits, false, false>();
+  };
+  if (args.codes.positions != nullptr) {
+    run_items.template operator()<sm90_attend::Traits<kFormat, true>>();
+  } else {
+    run_items.template operator()<sm90_attend::Traits<kFormat>>();
+  }
 }
 
 }  // namespace dsv4::nvidia

@@ -114,9 +114,9 @@ void attend_sm90_many_heads(const AttendParams& params, const OpContext& context
 /// Scratch of a call with at most `max_entries` compressed rows a token, in default grids.
 int64_t attend_sm90_scratch_bytes(const ScratchLimits& limits, int64_t max_entries);
 
-/// Launches the kernel for one row format; `grid` CTAs. With kParts chains may have parts, with
-/// kDealt items are cut (`hand_overs`), with kCodes outputs leave as `codes` says.
-template <KvFormat kFormat, bool kParts, bool kDealt, bool kCodes>
+/// Launches the kernel for one row format, with one CTA an item; `grid` CTAs. Chains may have parts
+/// (`first_parts`), items be cut (`hand_overs`), outputs leave as `codes` says.
+template <KvFormat kFormat>
 void launch_attend_sm90(const AttendSm90Args& args, int grid, cudaStream_t stream);
 /// Merges the chains of tokens that have several (attend_sm90_merge.cu).
 void merge_chains_sm90(const AttendSm90Args& args, cudaStream_t stream);

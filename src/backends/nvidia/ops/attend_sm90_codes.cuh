@@ -13,43 +13,11 @@ namespace dsv4::nvidia::sm90_attend {
 
 /// Of a token's inverse rotation, a pair of dims a lane; a warp calls.
 __device__ __forceinline__ void find_angles(const RotatedCodes& codes, int token,
-                                            float2 (&angles)[32]) {
+                                            gpu::CosSin (&angles)[32]) {
   const int lane = thread_of_role() & 31;
   const gpu::CosSin at = gpu::rope_angle(codes.positions[token], codes.frequencies[lane]);
-  angles[lane] = make_float2(at.cos, -at.sin);
+  angles[lane] = {at.cos, -at.sin};
 }
-
-/// Eight neighbours of a row.
-struct CodeChunk {
-  float x[8];
-
-  __device__ __forceinline__ explicit CodeChunk(const uint4& words) {
-    const uint32_t pairs[] = {words.x, words.y, words.z, words.w};
-#pragma unroll
-    for (int i = 0; i < 8; ++i)
-      x[i] = __uint_as_float(i % 2 == 0 ? pairs[i / 2] << 16 : pairs[i / 2] & 0xffff0000u);
-  }
-  __device__ __forceinline__ void rotate(const float2* angles) {
-#pragma unroll
-    for (int i = 0; i < 8; i += 2) {
-      const float2 at = angles[i / 2];
-      const float even = x[i], odd = x[i + 1];
-      x[i] = __fsub_rn(__fmul_rn(even, at.x), __fmul_rn(odd, at.y));
-      x[i + 1] = __fadd_rn(__fmul_rn(odd, at.x), __fmul_rn(even, at.y));
-    }
-  }
-  __device__ __forceinline__ void store(uint32_t to, const GroupScale& scale) const {
-    const float by = __uint_as_float((254 - scale.exponent) << 23);
-    uint32_t codes[2];
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const float* of = x + 4 * i;
-      codes[i] = sm90::e4m3x2(of[0] * by, of[1] * by) | sm90::e4m3x2(of[2] * by, of[3] * by) << 16;
-      if (!scale.finite) codes[i] = 0x7f7f7f7f;
-    }
-    sm90::store_shared_2(to, codes[0], codes[1]);
-  }
-};
 
 /// Writes 64 heads x 256 dims as codes. A warp makes those of its own 16 rows in `staging`, where
 /// store_output has left them; two lanes a row, with every other chunk of 8 columns, go through a
@@ -58,7 +26,7 @@ struct CodeChunk {
 /// comes from memory.
 __device__ __forceinline__ void store_codes(const AttendSm90Args& args, const BlockHeader& item,
                                             int half, uint32_t staging, int barrier,
-                                            const float2 (&angles)[32]) {
+                                            const gpu::CosSin (&angles)[32]) {
   constexpr int kPanel = 64 * 128, kChunks = 8;  // of a lane and group
   const int lane = thread_of_role() & 31, row = (thread_of_role() >> 5) * 16 + lane % 16;
   const int part = lane / 16, swizzle = row % 8;
@@ -74,12 +42,14 @@ __device__ __forceinline__ void store_codes(const AttendSm90Args& args, const Bl
                             ((i % 4 * 2 + part ^ swizzle) << 4));
     };
     const auto load_rotated = [&](int i) {
-      CodeChunk chunk(load(i));
+      auto chunk = CodeColumns::of(load(i));
       chunk.rotate(angles + ((i - kChunks / 2) * 2 + part) * 4);
       return chunk;
     };
-    const auto place = [&](int i) {
-      return row_at + group * kPanel + ((i ^ swizzle) << 4) + part * 8;
+    const auto store = [&](int i, const CodeColumns& chunk, const GroupScale& scale) {
+      const uint2 codes = chunk.codes(scale);
+      sm90::store_shared_2(row_at + group * kPanel + ((i ^ swizzle) << 4) + part * 8, codes.x,
+                           codes.y);
     };
     uint32_t two = 0;  // largest magnitudes of values of even and odd columns
 #pragma unroll 4
@@ -91,8 +61,7 @@ __device__ __forceinline__ void store_codes(const AttendSm90Args& args, const Bl
     uint32_t largest = max(two << 16, two & 0xffff0000u);
 #pragma unroll 1
     for (int i = plain; i < kChunks; ++i) {
-      for (const float value : load_rotated(i).x)
-        largest = max(largest, __float_as_uint(value) & 0x7fffffffu);
+      largest = load_rotated(i).larger(largest);
     }
     largest = max(largest, __shfl_xor_sync(~0u, largest, 16));
     const GroupScale scale = group_scale(largest, gpu::kInverseRopeAmaxFloor);
@@ -102,15 +71,15 @@ __device__ __forceinline__ void store_codes(const AttendSm90Args& args, const Bl
     }
 #pragma unroll 2
     for (int i = 0; i < plain; ++i) {
-      const CodeChunk chunk(load(i));
+      const auto chunk = CodeColumns::of(load(i));
       __syncwarp();
-      chunk.store(place(i), scale);
+      store(i, chunk, scale);
     }
 #pragma unroll 1
     for (int i = plain; i < kChunks; ++i) {
-      const CodeChunk chunk = load_rotated(i);
+      const CodeColumns chunk = load_rotated(i);
       __syncwarp();
-      chunk.store(place(i), scale);
+      store(i, chunk, scale);
     }
   }
   sm90::fence_proxy_async();

@@ -2,6 +2,7 @@
 #pragma once
 #include <cstdint>
 
+#include "backends/gpu/math.h"
 #include "dsv4/cache.h"
 
 namespace dsv4::nvidia::sm90_attend {
@@ -148,7 +149,7 @@ struct SharedStorage {
   // Maximum and sum of an item, by its parity: read when the S role may be at the end of the next.
   float2 sums[2][Traits::kTileHeads];
   // Cos and sin of the inverse rotation of an item, in the same way.
-  float2 angles[2][Traits::kCodes ? 32 : 1];
+  alignas(16) gpu::CosSin angles[2][Traits::kCodes ? 32 : 1];
 };
 static_assert(sizeof(SharedStorage<Traits<KvFormat::kFp8DsMla, true>>) <= 232448, "227 KB a CTA");
 

@@ -39,7 +39,6 @@ class Fp8RowMaker {
         cols_(item.w.cols),
         tokens_(item.tokens),
         head_units_(item.maker.head_dim / kFp8MadeUnitCols),
-        floor_(item.maker.floor),
         made_(made) {}
 
   /// `turn` counts the inputs of a launch.
@@ -70,6 +69,7 @@ class Fp8RowMaker {
  private:
   static constexpr int kWarps = 4, kThreads = 32 * kWarps;
   static constexpr int kLaneCols = kFp8MadeUnitCols / 32;
+  static_assert(kLaneCols == 8);     // CodeColumns
   static constexpr int kAtOnce = 2;  ///< units
 
   __device__ __forceinline__ static void meet() { sm90::barrier_sync(1, kThreads); }
@@ -102,40 +102,27 @@ class Fp8RowMaker {
     }
   }
 
-  __device__ __forceinline__ static void load_eight(const uint16_t* from,
-                                                    float (&values)[kLaneCols]) {
-    const uint4 words = *reinterpret_cast<const uint4*>(from);
-    const uint32_t pairs[] = {words.x, words.y, words.z, words.w};
-#pragma unroll
-    for (int i = 0; i < kLaneCols; ++i)
-      values[i] = i % 2 == 0 ? gpu::even_of(pairs[i / 2]) : gpu::odd_of(pairs[i / 2]);
+  __device__ __forceinline__ static CodeColumns load(const uint16_t* from) {
+    return CodeColumns::of(*reinterpret_cast<const uint4*>(from));
   }
 
-  __device__ __forceinline__ void norm(int token, int col, float (&values)[kLaneCols]) const {
-    float weights[kLaneCols];
-    load_eight(made_.x + tokens_ * cols_ + col, weights);
+  __device__ __forceinline__ void norm(int token, int col, CodeColumns& values) const {
+    const CodeColumns weights = load(made_.x + tokens_ * cols_ + col);
     const float factor = made_.factors[token];
 #pragma unroll
     for (int k = 0; k < kLaneCols; k += 2) {
-      const uint32_t pair =
-          gpu::pack_bf16(values[k] * factor * weights[k], values[k + 1] * factor * weights[k + 1]);
-      values[k] = gpu::even_of(pair);
-      values[k + 1] = gpu::odd_of(pair);
+      const uint32_t pair = gpu::pack_bf16(values.x[k] * factor * weights.x[k],
+                                           values.x[k + 1] * factor * weights.x[k + 1]);
+      values.x[k] = gpu::even_of(pair);
+      values.x[k + 1] = gpu::odd_of(pair);
     }
   }
   /// Heads end with a unit, and their tails are its last 64 columns.
-  __device__ __forceinline__ void rotate(int token, int unit, float (&values)[kLaneCols]) const {
+  __device__ __forceinline__ void rotate(int token, int unit, CodeColumns& values) const {
     constexpr int kTail = 64, kFirst = (kFp8MadeUnitCols - kTail) / kLaneCols;
     const int lane = gpu::group_lane();
     if (((unit + 1) & (head_units_ - 1)) != 0 || lane < kFirst) return;
-    const gpu::CosSin* angles = made_.angles[token] + (lane - kFirst) * (kLaneCols / 2);
-#pragma unroll
-    for (int k = 0; k < kLaneCols; k += 2) {
-      const gpu::CosSin at = angles[k / 2];
-      const float even = values[k], odd = values[k + 1];
-      values[k] = even * at.cos - odd * at.sin;
-      values[k + 1] = odd * at.cos + even * at.sin;
-    }
+    values.rotate(made_.angles[token] + (lane - kFirst) * (kLaneCols / 2));
   }
 
   template <bool kNorms>
@@ -146,7 +133,7 @@ class Fp8RowMaker {
 #pragma unroll 1
     while (true) {
       int tokens[kAtOnce], places[kAtOnce];
-      float values[kAtOnce][kLaneCols];
+      CodeColumns values[kAtOnce];
 #pragma unroll
       for (int i = 0; i < kAtOnce; ++i) {
 #pragma unroll
@@ -162,9 +149,8 @@ class Fp8RowMaker {
       if (tokens[0] >= tokens_) break;
 #pragma unroll
       for (int i = 0; i < kAtOnce; ++i) {
-        load_eight(
-            made_.x + min(tokens[i], tokens_ - 1) * cols_ + places[i] * kFp8MadeUnitCols + 8 * lane,
-            values[i]);
+        values[i] = load(made_.x + min(tokens[i], tokens_ - 1) * cols_ +
+                         places[i] * kFp8MadeUnitCols + 8 * lane);
       }
       uint32_t largest[kAtOnce];
 #pragma unroll
@@ -175,10 +161,7 @@ class Fp8RowMaker {
         } else {
           rotate(from, places[i], values[i]);
         }
-        largest[i] = 0;
-#pragma unroll
-        for (const float value : values[i])
-          largest[i] = max(largest[i], gpu::magnitude_bits(value));
+        largest[i] = values[i].larger(0);
       }
 #pragma unroll
       for (int distance = 8; distance > 0; distance /= 2) {  // 16 lanes hold a group
@@ -188,20 +171,12 @@ class Fp8RowMaker {
       }
 #pragma unroll
       for (int i = 0; i < kAtOnce; ++i) {
-        const GroupScale scale = group_scale(largest[i], floor_);
-        const float inverse = __uint_as_float((254 - scale.exponent) << 23);
-        uint32_t codes[2];
-#pragma unroll
-        for (int k = 0; k < 2; ++k) {
-          const float* of = values[i] + 4 * k;
-          codes[k] = sm90::e4m3x2(of[0] * inverse, of[1] * inverse) |
-                     sm90::e4m3x2(of[2] * inverse, of[3] * inverse) << 16;
-          if (!scale.finite) codes[k] = 0x7f7f7f7f;
-        }
+        const GroupScale scale = group_scale(largest[i], maker_.floor);
+        const uint2 codes = values[i].codes(scale);
         if (tokens[i] >= tokens_) break;
         const int block = places[i] * 2 + lane / 16, piece = lane % 16 / 2 ^ tokens[i];
         *reinterpret_cast<uint2*>(made_.codes[block] + tokens[i] * kFp8BlockCols + piece * 16 +
-                                  lane % 2 * 8) = {codes[0], codes[1]};
+                                  lane % 2 * 8) = codes;
         if (lane % 16 == 0) made_.scales[block][tokens[i]] = scale.value();
       }
     }
@@ -211,7 +186,6 @@ class Fp8RowMaker {
   // In registers: constants at an index that is not one take longer than all else.
   const Fp8Maker maker_;
   const int warp_, cols_, tokens_, head_units_;
-  const float floor_;
   Fp8Made<true>& made_;
 };
 

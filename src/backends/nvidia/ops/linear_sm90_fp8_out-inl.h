@@ -39,13 +39,14 @@ __device__ __forceinline__ void store_pair(const Fp8Item& item, int token, int r
   if (row + 1 < item.w.rows) to[1] = y;
 }
 
-/// Where 16-byte unit `unit` of a token's outputs lies on its way out, swizzled within a panel as
-/// the copy engine has it.
+/// Where 16-byte unit `unit` of a token's outputs lies on its way out: panels of up to 128 bytes a
+/// row, swizzled within a panel as the copy engine has it.
 template <typename Tile>
 __device__ __forceinline__ uint32_t out_unit(uint32_t staging, int token, int unit) {
-  constexpr int kUnits = Tile::kPanelBytes / 16;
-  const int line = token * Tile::kPanelBytes / 128;
-  return staging + unit / kUnits * (16 * Tile::kPanelBytes) + token * Tile::kPanelBytes +
+  constexpr int kPanelBytes = Tile::kN < 64 ? Tile::kN * 2 : 128;
+  constexpr int kUnits = kPanelBytes / 16;
+  const int line = token * kPanelBytes / 128;
+  return staging + unit / kUnits * (16 * kPanelBytes) + token * kPanelBytes +
          (unit % kUnits ^ line % kUnits) * 16;
 }
 

@@ -79,10 +79,9 @@ struct Fp8Tile {
   static constexpr int kWBytes = kN * 128, kXBytes = kMakesX ? 0 : kTokens * 128;
   /// Scales of x lie behind the operands of all stages, which need an alignment of 1024.
   static constexpr int kStageBytes = kBlocks * (kWBytes + kXBytes);
-  /// Outputs of 16 tokens on their way out, a wave of a warp: panels of up to 128 bytes a row.
+  /// Outputs of 16 tokens on their way out, a wave of a warp (out_unit).
   static constexpr int kStoringWarps = kSwaps ? 1 : kTokens < 64 ? kTokens / 16 : kWarps;
-  static constexpr int kPanelBytes = kN < 64 ? kN * 2 : 128;  ///< of a row
-  static constexpr int kOutBytes = 16 * (kN * 2 / kPanelBytes) * kPanelBytes;
+  static constexpr int kOutBytes = 16 * kN * 2;
   static constexpr int kBytesBeyond = kTokens < 64 && !kSwaps ? (64 - kTokens) * 128 : 0;
   static constexpr int kLeft = (226 << 10) - kStoringWarps * kWaves * kOutBytes - kBytesBeyond -
                                static_cast<int>(sizeof(Fp8Made<kMakesX>)) - 2048;
