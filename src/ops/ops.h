@@ -326,7 +326,9 @@ struct AttendParams {
   std::variant<RangeRows, ListedRows, RaggedRows> window;  // begin, or length, null: no window rows
   std::variant<std::monostate, RangeRows, ListedRows, RaggedRows> compressed;
   int64_t max_entries;  // host: upper bound of compressed end or length; a captured graph keeps it
-  const int32_t* token_to_seq;  // read by ranges only
+  /// Read by ranges only. It, begin, end and blocks of ranges are a step's plan: they may be read
+  /// while the operation before attend is under way.
+  const int32_t* token_to_seq;
   const float* sink;            // [heads] f32, -inf: none
   float softmax_scale;
   ReductionGrid grid;

@@ -284,6 +284,8 @@ void run_attend_sm90(const AttendParams& params, Kernels kernels, const OpContex
 
   if (args.hand_overs != nullptr) args.mark = next_mark();
   args.wide_rows = is_aligned_16(all);
+  args.starts_early =
+      all.window.kind != RowSource::kList && all.compressed.kind != RowSource::kList;
   args.window_rows = FastDivisor(all.window.rows_per_block);
   args.window_columns = FastDivisor(all.window.columns);
   args.compressed_rows = FastDivisor(all.compressed.rows_per_block);

@@ -81,6 +81,7 @@ struct AttendSm90Args {
   int32_t num_items = 0;         ///< max_chains x tokens x tiles
   int32_t log2_shares = 0;       ///< clusters that share the heads of an item: 1, 2 or 4
   bool wide_rows = true;         ///< rows lie at multiples of 16 bytes
+  bool starts_early = false;     ///< rows are ranges, found while kernels before are under way
   ChainResults chains;           ///< only where max_chains > 1
   std::byte* weights = nullptr;  ///< of clusters, on their way: kClusterWeightBytes of every CTA
   /// Parts of a chain (kPartBlocks) begin anew and are merged in ascending order. Where items are

@@ -440,14 +440,19 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
   cluster_arrive_relaxed();
   if (role == 2) prefetch_lists(args, item_of_cluster<Traits>(args).token, thread_of_role());
   if (role == 3) prefetch_query<Traits>(args, rank(), thread_of_role());
-  sm90::wait_for_kernels_before();
-  if constexpr (Traits::kSendsValues) sm90::start_next_kernel();
+  // Ranges are known sooner than rows and queries: then each role waits when it has found its own.
+  const bool early = args.starts_early;
+  if (!early) sm90::wait_for_kernels_before();
+  if (threadIdx.x == 128) start_item(args, shared);
   if (role == 0) {
+    if (early) {
+      __syncthreads();
+      sm90::wait_for_kernels_before();
+    }
+    if constexpr (Traits::kSendsValues) sm90::start_next_kernel();
     copy_query(args, shared, thread_of_role() >> 5, thread_of_role() & 31);
-  } else if (threadIdx.x == 128) {
-    start_item(args, shared);
   }
-  __syncthreads();
+  if (role != 0 || !early) __syncthreads();
   cluster_wait();
   if (shared.item.num_blocks > 0) {
     if (role == 0) {
@@ -459,6 +464,7 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
       } else {
         decrease_registers<Traits::kOutputRegisters>();
       }
+      sm90::wait_for_kernels_before();
       cluster_output_role(args, shared, rank());
     } else if constexpr (Traits::kSendsValues) {
       decrease_registers<Traits::kKeyRegisters>();
@@ -473,6 +479,8 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
                 (role - 2 - Traits::kValueGroups) * 4 + (thread_of_role() >> 5),
                 thread_of_role() & 31);
     }
+  } else {
+    sm90::wait_for_kernels_before();  // who waits for this one waits for them
   }
   // Not sooner: what a product asks for before it waits stands in front of the rows.
   if (!Traits::kSendsValues && role >= 2) sm90::start_next_kernel();

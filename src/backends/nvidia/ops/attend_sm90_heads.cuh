@@ -181,6 +181,7 @@ __device__ __forceinline__ void query_role(const AttendSm90Args& args, const Han
   uint32_t phase = 0;
   bool first = true;
   const Share share = shared.share;
+  follow_kernels_before();
   for (Item item{share.begin - share.stride, 0, 0};;) {
     item = next_item(args, share, item.index);
     if (item.index < 0) return;
@@ -332,6 +333,7 @@ __device__ __forceinline__ void output_role(const AttendSm90Args& args, const Ha
   if (args.attend.sink != nullptr && my_head < args.attend.num_heads) {
     sink = __ldg(args.attend.sink + my_head);
   }
+  sm90::wait_for_kernels_before();
   const auto wait_for = [&](int block) {
     mbarrier_poll(shared_address(&shared.barriers.full[block & 1]), phase_of<2>(block));
     return read_header(shared.headers[block % Traits::kHeaderSlots]);
@@ -472,7 +474,8 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
   const int lane = static_cast<int>(threadIdx.x) & 31;
   if (threadIdx.x == 0) init_barriers(shared.barriers);
   prefetch_first<Traits>(args, hand_overs.items != nullptr, role, warp * 32 + lane);
-  follow_kernels_before();
+  // Ranges are known sooner than rows and queries: then each role waits when it has found its own.
+  if (!args.starts_early) follow_kernels_before();
   if (hand_overs.items != nullptr) {
     count_blocks(args, shared);
     __syncthreads();

@@ -231,6 +231,11 @@ __device__ __forceinline__ void load_and_convert(const AttendSm90Args& args,
   };
 
   mbarrier_poll(shared_address(&shared.barriers.blocks_known[0]), 0);
+  if (args.starts_early) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) prefetch_row<Traits>(address(i / 2, i % 2), chunk);
+  }
+  sm90::wait_for_kernels_before();
 #pragma unroll
   for (int i = 0; i < kRing; ++i) fetch(i, raw + i * Traits::kUnitBytes);
   int token = shared.walk.headers[0].token;
@@ -322,6 +327,11 @@ __device__ __forceinline__ void load_bf16(const AttendSm90Args& args, SharedStor
   };
 
   mbarrier_poll(shared_address(&shared.barriers.blocks_known[1]), 0);
+  if (args.starts_early) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) prefetch_row<Traits>(address(i / 2, i % 2), chunk);
+  }
+  sm90::wait_for_kernels_before();
   int here = 0;
   for (int block = 0; shared.walk.headers[block % Traits::kHeaderSlots].token >= 0; ++block) {
     const int stage = block & 1;

@@ -46,6 +46,18 @@ struct RowAddress {
   }
 };
 
+/// Into the L2; 4 lanes a row.
+template <typename Traits>
+__device__ __forceinline__ void prefetch_row(RowAddress row, int lane) {
+  constexpr int kLine = 128;
+  if (!row.valid()) return;
+#pragma unroll
+  for (int at = 0; at < Traits::kRowBytes; at += 4 * kLine) {
+    if (at + lane * kLine < Traits::kRowBytes) prefetch_l2(row.values() + at + lane * kLine);
+  }
+  if (Traits::kHasScales && lane == 3) prefetch_l2(row.values() + row.to_scales());
+}
+
 /// Phase parity of a barrier that serves every kEvery-th block.
 template <int kEvery>
 __device__ __forceinline__ uint32_t phase_of(int block) {
