@@ -329,7 +329,7 @@ struct AttendParams {
   /// Read by ranges only. It, begin, end and blocks of ranges are a step's plan: they may be read
   /// while the operation before attend is under way.
   const int32_t* token_to_seq;
-  const float* sink;            // [heads] f32, -inf: none
+  const float* sink;  // [heads] f32, -inf: none
   float softmax_scale;
   ReductionGrid grid;
   bool round_p_to_bf16;

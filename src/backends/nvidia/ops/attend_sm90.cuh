@@ -111,7 +111,7 @@ __device__ __forceinline__ void score_role(const AttendSm90Args& args,
   const int row = warp * 16 + (lane >> 2);  // this thread's heads: row, row + 8
   if (thread == 0) prefetch_map(args.q_map);
   mbarrier_poll(shared_address(&shared.barriers.blocks_known[0]), 0);
-  follow_kernels_before();
+  if (args.starts_early) follow_kernels_before();
   if (shared.walk.headers[0].token < 0) return;
   Query<Traits> query;
   if (thread_of_role() == 0) {
@@ -351,7 +351,7 @@ __device__ __forceinline__ void output_role(const AttendSm90Args& args,
       const int stage = block & 1;
       if (block == 0) {
         if (half() == 1) walk.get_ahead(shared.barriers);
-        sm90::wait_for_kernels_before();
+        if (args.starts_early) sm90::wait_for_kernels_before();
         mbarrier_poll(shared_address(&shared.barriers.blocks_known[0]), 0);
         if (!exists(0)) return;
       }

@@ -438,7 +438,11 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
   if (threadIdx.x == 384) init_cluster_barriers(shared);
   __syncwarp();
   cluster_arrive_relaxed();
-  if (role == 2) prefetch_lists(args, item_of_cluster<Traits>(args).token, thread_of_role());
+  if (role == 2) {
+    const int token = item_of_cluster<Traits>(args).token;
+    prefetch_lists(args, token, thread_of_role());
+    prefetch_window<Traits, Traits::kCtas>(args, token, rank(), thread_of_role());
+  }
   if (role == 3) prefetch_query<Traits>(args, rank(), thread_of_role());
   // Ranges are known sooner than rows and queries: then each role waits when it has found its own.
   const bool early = args.starts_early;
@@ -464,7 +468,7 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
       } else {
         decrease_registers<Traits::kOutputRegisters>();
       }
-      sm90::wait_for_kernels_before();
+      if (early) sm90::wait_for_kernels_before();
       cluster_output_role(args, shared, rank());
     } else if constexpr (Traits::kSendsValues) {
       decrease_registers<Traits::kKeyRegisters>();
@@ -479,7 +483,7 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
                 (role - 2 - Traits::kValueGroups) * 4 + (thread_of_role() >> 5),
                 thread_of_role() & 31);
     }
-  } else {
+  } else if (early) {
     sm90::wait_for_kernels_before();  // who waits for this one waits for them
   }
   // Not sooner: what a product asks for before it waits stands in front of the rows.

@@ -180,13 +180,13 @@ __device__ __forceinline__ RowAddress address_of_lane(RowAddress own, int lane) 
   return {__shfl_sync(~0u, own.bits, lane)};
 }
 
-/// Before a loader of keys reads the first rows, those of `kRows` lanes' places; if they can be named
-/// sooner than the kernels before end, they are on their way to the L2 meanwhile, where those write,
-/// too. Not those of later blocks: the first ones would stand behind them.
+/// Before a loader of keys reads the first rows, those of `kRows` lanes' places; if they can be
+/// named sooner than the kernels before end, they are on their way to the L2 meanwhile, where those
+/// write, too. Not those of later blocks: the first ones would stand behind them.
 template <typename Traits, int kRows>
-__device__ __forceinline__ void wait_for_rows(const AttendSm90Args& args, const RowFinder& finder,
+__device__ __forceinline__ void wait_for_rows(const RowFinder& finder,
                                               const RowFinder::Place& place, int lane) {
-  if (args.starts_early && lane < kRows) {
+  if (lane < kRows) {
     const RowAddress found = finder.address<Traits>(place);
 #pragma unroll
     for (int chunk = 0; chunk < 4; ++chunk) prefetch_row<Traits>(found, chunk);
@@ -237,7 +237,7 @@ __device__ __forceinline__ void load_keys(const AttendSm90Args& args,
   };
   const int num_blocks = shared.item.num_blocks;
   auto coming = places(rank);
-  wait_for_rows<Traits, 8 * kPasses>(args, finder, coming, lane);
+  if (args.starts_early) wait_for_rows<Traits, 8 * kPasses>(finder, coming, lane);
   RowAddress found{};
   const uint32_t tile = shared_address(shared.keys[0]) + (warp * 8 + row) * 128;
   const uint32_t raw = shared_address(shared.raw_keys[warp]);
@@ -553,7 +553,7 @@ __device__ __forceinline__ void load_values(const AttendSm90Args& args,
     return finder.load(block + (lane >> 4) * (kTurn == 2 ? 1 : kGroups), finds_row);
   };
   auto coming = places(group * kTurn);
-  sm90::wait_for_kernels_before();
+  if (args.starts_early) sm90::wait_for_kernels_before();
   RowAddress found{};
 
   int slot = group * kTurn, raw_slot = 0;

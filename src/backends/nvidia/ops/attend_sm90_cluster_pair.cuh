@@ -90,7 +90,7 @@ __device__ __forceinline__ void load_keys_of_pair(const AttendSm90Args& args,
   };
   const uint32_t raw = at(shared.raw_keys[warp]);
   auto coming = places(0);
-  wait_for_rows<Traits, 8>(args, finder, coming, lane);
+  if (args.starts_early) wait_for_rows<Traits, 8>(finder, coming, lane);
   RowAddress found{};
   uint32_t mask = 0;
   ValueSender<Traits> sender{shared, rank, lane};  // of warp 0

@@ -181,7 +181,7 @@ __device__ __forceinline__ void query_role(const AttendSm90Args& args, const Han
   uint32_t phase = 0;
   bool first = true;
   const Share share = shared.share;
-  follow_kernels_before();
+  if (args.starts_early) follow_kernels_before();
   for (Item item{share.begin - share.stride, 0, 0};;) {
     item = next_item(args, share, item.index);
     if (item.index < 0) return;
@@ -333,7 +333,7 @@ __device__ __forceinline__ void output_role(const AttendSm90Args& args, const Ha
   if (args.attend.sink != nullptr && my_head < args.attend.num_heads) {
     sink = __ldg(args.attend.sink + my_head);
   }
-  sm90::wait_for_kernels_before();
+  if (args.starts_early) sm90::wait_for_kernels_before();
   const auto wait_for = [&](int block) {
     mbarrier_poll(shared_address(&shared.barriers.full[block & 1]), phase_of<2>(block));
     return read_header(shared.headers[block % Traits::kHeaderSlots]);
@@ -452,7 +452,10 @@ __device__ __forceinline__ void prefetch_first(const AttendSm90Args& args, bool 
     item = (num_ctas - 1 - item) * args.num_items / num_ctas;
   }
   const int token = item_of(args, item).token;
-  if (role == 3) sm90_attend::prefetch_lists(args, token, thread);
+  if (role == 3) {
+    sm90_attend::prefetch_lists(args, token, thread);
+    sm90_attend::prefetch_window<Traits, 1>(args, token, 0, thread);
+  }
   if (role != 2) return;
   const AttendArgs& attend = args.attend;
   constexpr int kLine = 64, kLines = Traits::kHeadDim / kLine;  // values of 128 bytes

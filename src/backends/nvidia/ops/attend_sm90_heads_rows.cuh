@@ -333,9 +333,10 @@ __device__ __forceinline__ void rows_role(const AttendSm90Args& args, SharedStor
   addresses_of(role, addresses);
   if (args.starts_early) {
 #pragma unroll
-    for (const RowAddress& address : addresses) sm90_attend::prefetch_row<Traits>(address, lane & 3);
+    for (const RowAddress& address : addresses)
+      sm90_attend::prefetch_row<Traits>(address, lane & 3);
+    sm90::wait_for_kernels_before();
   }
-  sm90::wait_for_kernels_before();
   auto here = rows.source_of(addresses);
   rows.fetch_scales(addresses);
 #pragma unroll

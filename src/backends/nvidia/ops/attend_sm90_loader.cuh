@@ -166,6 +166,16 @@ __device__ __forceinline__ uint32_t scale_of_panel(const uint2& bytes, int panel
   return multiply_add_bf16x2(scale, 0, scale);  // infinity x 0
 }
 
+/// Before the rows of the first two blocks are read: they are on their way to the L2 while the
+/// kernels before end, which write there, too. `address(block, r)`: of a row of 4 lanes. In a loop:
+/// where lists are waited for, this code stands between others that are in no cache.
+template <typename Traits, typename Address>
+__device__ __forceinline__ void wait_for_rows(const Address& address, int lane) {
+#pragma unroll 1
+  for (int i = 0; i < 4; ++i) prefetch_row<Traits>(address(i / 2, i % 2), lane);
+  sm90::wait_for_kernels_before();
+}
+
 /// FP8 rows, panel by panel. A lane has 16 columns of every panel of rows lane / 4 and 32 + lane /
 /// 4 of its warp's: it converts what it has copied itself. bf16 values are copied straight into the
 /// tile. Panels 0-3 are handed over before 4-7 are converted.
@@ -231,11 +241,7 @@ __device__ __forceinline__ void load_and_convert(const AttendSm90Args& args,
   };
 
   mbarrier_poll(shared_address(&shared.barriers.blocks_known[0]), 0);
-  if (args.starts_early) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) prefetch_row<Traits>(address(i / 2, i % 2), chunk);
-  }
-  sm90::wait_for_kernels_before();
+  if (args.starts_early) wait_for_rows<Traits>(address, chunk);
 #pragma unroll
   for (int i = 0; i < kRing; ++i) fetch(i, raw + i * Traits::kUnitBytes);
   int token = shared.walk.headers[0].token;
@@ -327,11 +333,7 @@ __device__ __forceinline__ void load_bf16(const AttendSm90Args& args, SharedStor
   };
 
   mbarrier_poll(shared_address(&shared.barriers.blocks_known[1]), 0);
-  if (args.starts_early) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) prefetch_row<Traits>(address(i / 2, i % 2), chunk);
-  }
-  sm90::wait_for_kernels_before();
+  if (args.starts_early) wait_for_rows<Traits>(address, chunk);
   int here = 0;
   for (int block = 0; shared.walk.headers[block % Traits::kHeaderSlots].token >= 0; ++block) {
     const int stage = block & 1;

@@ -102,6 +102,29 @@ __device__ __forceinline__ void prefetch_lists(const AttendSm90Args& args, int t
   }
 }
 
+/// Into the L2, by a warpgroup, where the window is a range and a list follows, for which a call
+/// must wait: every `kParts`-th row of a token's window, from `part` on.
+template <typename Traits, int kParts>
+__device__ __forceinline__ void prefetch_window(const AttendSm90Args& args, int token, int part,
+                                                int thread) {
+  const RowSource& rows = args.attend.window;
+  if (rows.kind != RowSource::kRange || args.starts_early || thread % kParts != part) return;
+  const int row = __ldg(rows.begin + token) + thread;
+  if (row >= __ldg(rows.end + token)) return;
+  const int block = args.window_rows.divide(row);
+  const int column = block - args.window_columns.divide(block) * args.window_columns.divisor;
+  const int page =
+      __ldg(rows.table + __ldg(args.attend.token_to_seq + token) * rows.table_stride + column);
+  if (page < 0) return;
+  const int offset = row - block * args.window_rows.divisor;
+  const std::byte* from = rows.base + page * rows.block_stride_bytes;
+  const int to_scales = rows.rows_per_block * Traits::kRowBytes - offset * (Traits::kRowBytes - 8);
+  const auto found =
+      RowAddress::of(from + offset * Traits::kRowBytes, Traits::kHasScales ? to_scales : 0);
+#pragma unroll
+  for (int lane = 0; lane < 4; ++lane) prefetch_row<Traits>(found, lane);
+}
+
 /// The blocks of this CTA's items in order: `fetch` reads where the rows of the next block lie, the
 /// `resolve` after it turns that into addresses. Items lie chain by chain, so that chains that most
 /// tokens lack come last; lanes look at 32 items at once and pass over those without rows. With
