@@ -3,7 +3,7 @@
 //
 //   cuda_attend_bench [--candidate NAME] [--format fp8_ds_mla|bf16|fp8] [--heads H[,H...]]
 //                     [--batch T[,T...]] [--case LETTER...] [--quick] [--load SECONDS]
-//                     [--blocks-per-chain N|batch] [--pool N] [--s-q N] [--codes]
+//                     [--blocks-per-chain N|batch] [--pool N] [--s-q N] [--codes | --raw-queries]
 //
 // --candidate  forces a kernel of the attend family (sm90, sm80, reference); default: the best one
 // --case       of a b c (window; + 512, + 1024 selected rows), d e f g (+ all of 64, 512, 4096,
@@ -15,6 +15,8 @@
 // --s-q        tokens of a request in decode, which follow each other (FlashMLA's times: of one)
 // --codes      also with inverse_rope behind it, which makes wo_a's codes of the outputs, and as
 //              one call that writes them, where there is one
+// --raw-queries  also with qnorm_rope_insert in front of it, and as one call that takes queries as
+//              wq_b leaves them, where there is one
 // --pool       entries that a prefill selects its rows from; default: 8192
 // --load       keeps the GPU busy for so long before the first row is timed, and for a second with
 //              a row's own calls before it: what is left under the power limit
@@ -92,7 +94,7 @@ struct Options {
   double load_seconds = 0;
   int prefill_pool = kPrefillPool;
   int s_q = 1;
-  bool codes = false;
+  bool codes = false, raw_queries = false;
   int blocks_per_chain = ReductionGrid{}.blocks_per_chain;  // 0: by the batch
 };
 
@@ -131,6 +133,36 @@ struct RotatedCalls {
   }
 };
 
+/// The norm and rotation of the queries of every set, by a call of its own, with an insert of kv,
+/// and by attend.
+struct RawCalls {
+  std::vector<QnormRopeInsertParams> before;
+  std::vector<AttendParams> raw;
+
+  RawCalls(Memory& memory, const std::vector<AttendParams>& calls) {
+    constexpr float kEps = 1e-6f;
+    const RotatedInput rotation = RotatedCalls(memory, calls).codes.front().rotation;
+    const int64_t tokens = calls.front().q.shape[0];
+    const int64_t* slots = memory.put(std::vector<int64_t>(static_cast<size_t>(tokens), -1));
+    for (const AttendParams& call : calls) {
+      const Tensor kv(memory.take(tokens * kDim * 2), DType::kBf16, {tokens, kDim});
+      Tensor q(const_cast<void*>(call.q.data), call.q.dtype, {tokens, call.q.shape[1], kDim});
+      q.strides = call.q.strides;
+      before.push_back({.q = q,
+                        .kv = kv,
+                        .rope = rotation.rope,
+                        .eps = kEps,
+                        .positions = rotation.positions,
+                        .slot_mapping = slots,
+                        .window = std::get<RangeRows>(call.window).cache});
+      raw.push_back(call);
+      raw.back().rotation = rotation;
+      raw.back().raw_queries = true;
+      raw.back().query_eps = kEps;
+    }
+  }
+};
+
 /// FlashMLA's time over ours; 0 where there is no time of theirs.
 double run_case(Device& device, const Ops& ops, const Options& options, const Problem& problem,
                 double load_seconds) {
@@ -159,6 +191,18 @@ double run_case(Device& device, const Ops& ops, const Options& options, const Pr
           [&](int64_t set) { ops.attend(rotated->codes[static_cast<size_t>(set)], context); });
     }
   }
+  std::unique_ptr<RawCalls> raw;
+  if (options.raw_queries) {
+    raw = std::make_unique<RawCalls>(memory, calls);
+    timed.push_back([&](int64_t set) {
+      ops.qnorm_rope_insert(raw->before[static_cast<size_t>(set)], context);
+      call(set);
+    });
+    if (ops.attend_takes_raw_queries != nullptr && ops.attend_takes_raw_queries(raw->raw.front())) {
+      timed.push_back(
+          [&](int64_t set) { ops.attend(raw->raw[static_cast<size_t>(set)], context); });
+    }
+  }
   const std::vector<double> times = medians_us(device, sets, load_seconds, timed);
   const double us = times.front();
   const Case& which = problem.which;
@@ -171,7 +215,9 @@ double run_case(Device& device, const Ops& ops, const Options& options, const Pr
               kv_bytes / us / 1e3, us / floor);
   if (theirs > 0) std::printf(" | FlashMLA %6.1f us, %.2fx", theirs, theirs / us);
   if (options.codes) std::printf(" | + inverse_rope %8.2f us", times[1]);
-  if (times.size() > 2) std::printf(", as codes %8.2f us", times[2]);
+  if (options.raw_queries) std::printf(" | qnorm_rope_insert + %8.2f us", times[1]);
+  if (times.size() > 2)
+    std::printf(", as %s %8.2f us", options.codes ? "codes" : "raw queries", times[2]);
   std::printf("\n");
   std::fflush(stdout);
   return theirs / us;
@@ -189,6 +235,10 @@ void run(int argc, char** argv) {
     }
     if (name == "--codes") {
       options.codes = true;
+      continue;
+    }
+    if (name == "--raw-queries") {
+      options.raw_queries = true;
       continue;
     }
     if (i + 1 == argc) fail(ErrorCode::kInvalidArgument, name, " needs a value");
@@ -216,6 +266,8 @@ void run(int argc, char** argv) {
       fail(ErrorCode::kInvalidArgument, "unknown option ", name, " ", value);
     }
   }
+  if (options.codes && options.raw_queries)
+    fail(ErrorCode::kInvalidArgument, "--codes or --raw-queries, not both");
   const std::unique_ptr<Device> device = open_cuda_device(0);
   const DeviceSearch search = find_devices(Platform::kCuda);
   const Ops ops = make_ops(search.devices.at(0).capability,

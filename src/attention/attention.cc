@@ -416,7 +416,7 @@ void DeepseekV4Attention::forward(const StepPlan& plan, const LayerCaches& cache
     select(step);
   }
   if (forks) step.branches->join(stream, kCompressorBranch);
-  if (step.inserts_beside()) step.branches->join(stream, kInsertBranch);
+  if (step.inserts_beside() || step.inserts_kv_beside()) step.branches->join(stream, kInsertBranch);
   {
     StepScope scope(options, AttentionStep::kAttend);
     forward_mqa(step);

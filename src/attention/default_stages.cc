@@ -25,6 +25,20 @@ Tensor flatten(const Tensor& tensor) {
   return out;
 }
 
+void insert(const DeepseekV4Attention::Step& step, const DeepseekV4Attention::Layer& layer,
+            const Ops& ops, const OpContext& context) {
+  StepScope observe(*step.options, AttentionStep::kQnormRopeInsert);
+  ops.qnorm_rope_insert({.q = step.attend_norms ? Tensor{} : step.q,
+                         .kv = step.kv,
+                         .rope = layer.rope(),
+                         .eps = layer.config.rms_norm_eps,
+                         .positions = step.plan->positions,
+                         .slot_mapping = step.plan->window_slot_mapping,
+                         .window = step.caches->window,
+                         .kv_norm = step.norms_late() ? layer.weights.kv_norm : ConstTensor{}},
+                        context);
+}
+
 // project_q and qnorm_rope_insert: all queries, or those of the heads where the indexer's are
 // there.
 void make_queries(const DeepseekV4Attention::Step& step, const DeepseekV4Attention::Layer& layer,
@@ -45,16 +59,7 @@ void make_queries(const DeepseekV4Attention::Step& step, const DeepseekV4Attenti
     project(ops, context, layer.numerics, {problems.data(), indexer ? size_t{2} : size_t{1}},
             step.scores_beside());
   }
-  StepScope observe(options, AttentionStep::kQnormRopeInsert);
-  ops.qnorm_rope_insert({.q = step.q,
-                         .kv = step.kv,
-                         .rope = layer.rope(),
-                         .eps = layer.config.rms_norm_eps,
-                         .positions = step.plan->positions,
-                         .slot_mapping = step.plan->window_slot_mapping,
-                         .window = step.caches->window,
-                         .kv_norm = step.norms_late() ? weights.kv_norm : ConstTensor{}},
-                        context);
+  if (!step.inserts_kv_beside()) insert(step, layer, ops, context);
 }
 
 // The same on a branch of the step's stream, joined before attention.
@@ -148,6 +153,11 @@ void DeepseekV4Attention::prepare(Step& step) const {
     project(ops(), context, layer.numerics, {&problem, 1});
     if (early) make_queries_beside(step, layer, ops(), branch);
   } else {
+    if (step.inserts_kv_beside()) {
+      OpContext beside = context;
+      beside.stream = step.branches->fork(step.stream, kInsertBranch);
+      insert(step, layer, ops(), beside);
+    }
     make_queries(step, layer, ops(), context);
   }
   if (options.taps == nullptr) return;

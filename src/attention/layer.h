@@ -83,6 +83,7 @@ struct DeepseekV4Attention::Step {
       false;  // no token of the step has more entries than index_topk: ranges serve as lists
   Tensor o;   // [T, padded heads, head_dim] act
   bool attend_rotates = false;  // attention wrote o_rotated, as codes, and not o
+  bool attend_norms = false;    // q is as wq_b leaves it: attention norms and rotates it
   Tensor o_rotated;             // [T, heads, head_dim] act
   Tensor z;                     // [T, groups * o_lora_rank] act
 
@@ -102,6 +103,8 @@ struct DeepseekV4Attention::Step {
   /// And do they start with the indexer's queries, or behind them? Where few tokens leave the
   /// device room for the indexer's small launches it is the sooner the better.
   bool inserts_start_early() const { return inserts_beside() && num_tokens() <= 16; }
+  /// Is kv inserted beside the queries' product, which has nothing else behind it?
+  bool inserts_kv_beside() const { return attend_norms && !inserts_beside(); }
   /// That the selection makes beside the queries of the heads; 0: none.
   int64_t scores_beside() const {
     return inserts_beside() ? num_tokens() * (plan->max_context / ratio->ratio) : 0;

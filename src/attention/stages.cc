@@ -46,6 +46,9 @@ AttendParams attend_params(const DeepseekV4Attention::Step& step,
       .round_p_to_bf16 = layer.numerics.round_p_to_bf16,
       .out = step.o,
       .lse = nullptr,
+      .rotation = rotation(step, layer),
+      .raw_queries = step.attend_norms,
+      .query_eps = layer.config.rms_norm_eps,
   };
   if (step.ratio != nullptr) {
     const CacheView& cache = step.caches->compressed;
@@ -65,6 +68,14 @@ AttendParams attend_params(const DeepseekV4Attention::Step& step,
   return params;
 }
 
+bool attend_norms_queries(const DeepseekV4Attention::Step& step,
+                          const DeepseekV4Attention::Layer& layer, const Ops& ops) {
+  if (step.branches == nullptr || ops.attend_takes_raw_queries == nullptr) return false;
+  AttendParams params = attend_params(step, layer);
+  params.raw_queries = true;
+  return ops.attend_takes_raw_queries(params);
+}
+
 void attend_pages(DeepseekV4Attention::Step& step, const DeepseekV4Attention::Layer& layer,
                   const Ops& ops) {
   AttendParams params = attend_params(step, layer);
@@ -73,7 +84,6 @@ void attend_pages(DeepseekV4Attention::Step& step, const DeepseekV4Attention::La
     const InputRows out = codes_in_place(step.o_rotated);
     codes.out = out.rows;
     codes.scale = out.scale;
-    codes.rotation = rotation(step, layer);
     step.attend_rotates = ops.attend_makes_codes(codes);
     if (step.attend_rotates) params = codes;
   }

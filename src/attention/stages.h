@@ -10,6 +10,11 @@ namespace dsv4 {
 AttendParams attend_params(const DeepseekV4Attention::Step& step,
                            const DeepseekV4Attention::Layer& layer);
 
+/// Whether attend_pages takes step.q as wq_b leaves it (step.attend_norms): asked by backends that
+/// attend so, before the base class prepares the step. Not where somebody watches the steps.
+bool attend_norms_queries(const DeepseekV4Attention::Step& step,
+                          const DeepseekV4Attention::Layer& layer, const Ops& ops);
+
 /// step.q, caches, step.topk_* -> step.o by one `attend` operation over pages; or the codes of
 /// step.o_rotated (step.attend_rotates), which project_out with the layer's own wo_a reads.
 void attend_pages(DeepseekV4Attention::Step& step, const DeepseekV4Attention::Layer& layer,

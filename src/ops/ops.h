@@ -183,7 +183,7 @@ struct ExpandPlanParams {
 /// format. q in place [T, heads, head_dim] act, kv [T, head_dim] act. q and kv arithmetic in f32
 /// with one rounding. Source: attention.md steps 3-5.
 struct QnormRopeInsertParams {
-  Tensor q;
+  Tensor q;  // empty: kv alone (attend does the same to q: AttendParams::raw_queries)
   Tensor kv;
   RopeView rope;
   float eps;
@@ -326,8 +326,8 @@ struct AttendParams {
   std::variant<RangeRows, ListedRows, RaggedRows> window;  // begin, or length, null: no window rows
   std::variant<std::monostate, RangeRows, ListedRows, RaggedRows> compressed;
   int64_t max_entries;  // host: upper bound of compressed end or length; a captured graph keeps it
-  /// Read by ranges only. It, begin, end and blocks of ranges are a step's plan: they may be read
-  /// while the operation before attend is under way.
+  /// Read by ranges only. It, begin, end and blocks of ranges are a step's plan, older than the
+  /// operations of the layer: they may be read while those before attend are under way.
   const int32_t* token_to_seq;
   const float* sink;  // [heads] f32, -inf: none
   float softmax_scale;
@@ -336,8 +336,12 @@ struct AttendParams {
   Tensor out;  // [T, heads, head_dim] act, or codes; row without keys -> 0
   float* lse;  // optional [T, heads]: natural log, sink excluded, -inf without keys
   float* max_logits = nullptr;  // optional [T, heads]: largest scale q.k, -inf without keys
-  RotatedInput rotation{};      // of a kF8E4M3 out
+  RotatedInput rotation{};      // of raw queries, and back of a kF8E4M3 out
   RowScales scale{};            // of a kF8E4M3 out, as rows of heads * head_dim
+  /// q is as wq_b leaves it: attend does what qnorm_rope_insert would do to it, the same bits, and
+  /// leaves q as it is (Ops::attend_takes_raw_queries).
+  bool raw_queries = false;
+  float query_eps = 0;  // of raw queries' norm
 };
 
 /// Inverse RoPE of the last rope_dim of every head at the token's position (attention.md step 9),
@@ -476,6 +480,9 @@ struct Ops {
   /// Does attend write codes in such a call (its out is kF8E4M3, and `rotation` given)? Null:
   /// never. The same bits as inverse_rope behind it.
   bool (*attend_makes_codes)(const AttendParams&) = nullptr;
+  /// Does attend take queries as wq_b leaves them in such a call (`raw_queries` and `rotation`
+  /// given)? Null: never.
+  bool (*attend_takes_raw_queries)(const AttendParams&) = nullptr;
   /// Do index_query and index_logits know q as E4M3 codes (format kIndexFp8) and want it so?
   bool index_takes_e4m3 = false;
   /// Does top_k write the slots, too, so that no map_slots has to follow?

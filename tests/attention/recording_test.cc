@@ -36,6 +36,7 @@ class Recording : public ::testing::TestWithParam<std::tuple<LayerTarget, int, P
     numerics.kv = target.descriptor().native_format;
     numerics.products = products;
     const StepLimits limits{250, 2, 600};
+    numerics_ = numerics;
     eager_.emplace(config_, ratio, numerics, limits, TensorParallel{}, target);
     recorded_.emplace(config_, ratio, numerics, limits, TensorParallel{}, target);
   }
@@ -52,6 +53,7 @@ class Recording : public ::testing::TestWithParam<std::tuple<LayerTarget, int, P
     return out;
   }
   const ModelConfig config_ = config();
+  Numerics numerics_;
   std::optional<LayerHarness> eager_, recorded_;
 };
 
@@ -99,6 +101,27 @@ TEST_P(Recording, ReplaysBatchesOfOneTokenEach) {
     }
     expect_same(recorded_->forward_recorded(batch, hidden), expected,
                 "step " + std::to_string(step));
+  }
+}
+
+// So many tokens and heads that attention norms queries itself, where it can, and makes wo_a's
+// codes; then a token that reads what the prompt has left.
+TEST_P(Recording, PromptsOfManyTokens) {
+  const auto& [target, ratio, products] = GetParam();
+  constexpr int kTokens = 528;
+  ModelConfig config = config_;
+  config.num_heads = 64;
+  const StepLimits limits{kTokens, 1, 600};
+  LayerHarness watched(config, ratio, numerics_, limits, TensorParallel{}, target);
+  LayerHarness branched(config, ratio, numerics_, limits, TensorParallel{}, target);
+  const SequenceId watched_id = watched.pool().create().value();
+  const SequenceId branched_id = branched.pool().create().value();
+  Watch watch;
+  for (const int tokens : {kTokens, 1}) {
+    const std::vector<float> hidden = formula_hidden(tokens, config.hidden_size, 40 + tokens);
+    expect_same(branched.forward(branched_id, hidden),
+                watched.forward(watched_id, hidden, {nullptr, &watch}),
+                std::to_string(tokens) + " tokens");
   }
 }
 

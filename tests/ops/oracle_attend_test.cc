@@ -244,6 +244,39 @@ TEST_P(OracleAttend, CodesAreThoseOfInverseRope) {
   }
 }
 
+TEST_P(OracleAttend, RawQueriesAreNormedAndRotated) {
+  if (candidate().label() != "cuda_sm90" || !which().name.starts_with("csa_4heads")) {
+    GTEST_SKIP() << "kernels that take raw queries";
+  }
+  struct Call {
+    CompressedKind compressed;
+    int heads, tokens, position;
+    bool taken;
+  };
+  constexpr CompressedKind kNone = CompressedKind::kNone, kList = CompressedKind::kList,
+                           kRange = CompressedKind::kRange;
+  // Windows, lists, two tiles of heads, chains of two parts; then cuts, too few items, several
+  // chains, few heads.
+  for (const Call& call : {Call{kNone, 64, 600, 5900, true}, Call{kList, 64, 528, 5700, true},
+                           Call{kList, 100, 270, 5700, true}, Call{kList, 40, 660, 5900, true},
+                           Call{kRange, 64, 540, 6000, true}, Call{kList, 64, 600, 5700, false},
+                           Call{kList, 64, 300, 5700, false}, Call{kRange, 64, 540, 13000, false},
+                           Call{kList, 16, 540, 5700, false}}) {
+    if (which().format != KvFormat::kFp8DsMla && call.tokens != 528) continue;
+    AttendCase raw = which();
+    raw.topk = 640;
+    raw.compressed = call.compressed;
+    raw.heads = call.heads;
+    raw.name = which().name + "_raw_" + std::to_string(call.heads);
+    std::vector<AttendToken> tokens;
+    for (int i = 0; i < call.tokens; ++i)
+      tokens.push_back({i % 3, i % 5 == 4 ? i : call.position - 7 * i});
+    EXPECT_EQ(check_attend_raw_queries(subject(), raw, tokens),
+              call.taken && raw.format == KvFormat::kFp8DsMla)
+        << call.heads << " heads, " << call.tokens << " tokens";
+  }
+}
+
 TEST_P(OracleAttend, ShortListsAreTheSameEveryTime) {
   if (!which().name.starts_with("csa_heads") || is_emulated(candidate()) || is_slow()) {
     GTEST_SKIP() << "a few cases are enough, in a compiled kernel";

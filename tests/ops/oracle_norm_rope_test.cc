@@ -132,6 +132,23 @@ TEST_P(OracleNormRope, QnormRopeInsert) {
         EXPECT_EQ(cache.bytes(slots[t]), expected.bytes(slots[t])) << "slot " << slots[t];
       }
       EXPECT_TRUE(cache.only_wrote(written));
+
+      // Without queries the same happens to kv.
+      PagedCache alone(memory(), format, kDim, kRows, kBlocks);
+      const Tensor kv_alone = memory().tensor(act, {tokens, kDim}, kv);
+      run(ops_.qnorm_rope_insert,
+          {.q = {},
+           .kv = kv_alone,
+           .rope = {memory().put(frequencies), kRopeDim},
+           .eps = kEps,
+           .positions = memory().put(positions),
+           .slot_mapping = memory().put(slots),
+           .window = alone.view()},
+          limits);
+      alone.download();
+      EXPECT_EQ(memory().numbers(kv_alone), actual_kv);
+      for (const int64_t slot : written) EXPECT_EQ(alone.bytes(slot), cache.bytes(slot));
+      EXPECT_TRUE(alone.only_wrote(written));
       clear_memory();
     }
   }

@@ -286,46 +286,106 @@ struct Scene {
     return result;
   }
 
+  RotatedInput rotation() {
+    std::vector<int32_t> positions;
+    for (const AttendToken& token : tokens) positions.push_back(token.position);
+    return {
+        {memory.put(oracle::rope_frequencies({}, 64)), 64}, memory.put(positions), which.head_dim};
+  }
+
+  // The same call with codes for outputs, and room for them.
+  AttendParams with_codes(AttendParams of) {
+    const auto count = static_cast<int64_t>(tokens.size());
+    const int64_t width = int64_t{which.heads} * which.head_dim;
+    Tensor wide(memory.raw(count * (width + kGap)), DType::kF8E4M3, {count, width + kGap});
+    of.out = Tensor(wide.data, wide.dtype, {count, which.heads, which.head_dim});
+    of.out.strides[0] = wide.strides[0];
+    of.scale.stride = row_scale_stride(count);
+    of.scale.data = reinterpret_cast<float*>(memory.raw(width / 128 * of.scale.stride * 4));
+    return of;
+  }
+  // Codes and the bits of their scales, with all that nobody writes: 0xff.
+  std::pair<std::vector<uint8_t>, std::vector<uint32_t>> codes_of(const Tensor& out,
+                                                                  const RowScales& scale) const {
+    const int64_t scales = int64_t{which.heads} * which.head_dim / 128 * scale.stride;
+    return {memory.get(out.as<uint8_t>(), out.shape[0] * out.strides[0]),
+            memory.get(reinterpret_cast<const uint32_t*>(scale.data), scales)};
+  }
+
+  // Queries that attend norms and rotates, against those of qnorm_rope_insert.
+  // @return whether it takes them so.
+  bool expect_raw_queries() {
+    const auto count = static_cast<int64_t>(tokens.size());
+    const int64_t elems = count * which.heads * which.head_dim;
+    AttendParams raw = params;
+    raw.rotation = rotation();
+    raw.raw_queries = true;
+    raw.query_eps = 1e-6f;
+    if (subject.ops->attend_takes_raw_queries == nullptr ||
+        !subject.ops->attend_takes_raw_queries(raw))
+      return false;
+    const std::vector<uint16_t> before = memory.get(raw.q.as<uint16_t>(), elems);
+    run_op(subject, subject.ops->attend, raw);
+    EXPECT_EQ(memory.get(raw.q.as<uint16_t>(), elems), before);
+    const auto bits = [&](const float* of) {
+      return memory.get(reinterpret_cast<const uint32_t*>(of), count * which.heads);
+    };
+    const int64_t wide = count * (int64_t{which.heads} * which.head_dim + kGap);
+    const std::vector<uint16_t> out = memory.get(raw.out.as<uint16_t>(), wide);
+    const std::vector<uint32_t> lse = bits(raw.lse);
+    const AttendParams codes = with_codes(raw);
+    const bool makes_codes = subject.ops->attend_makes_codes(codes);
+    if (makes_codes) run_op(subject, subject.ops->attend, codes);
+
+    const Tensor q(const_cast<void*>(params.q.data), which.activation,
+                   {count, which.heads, which.head_dim});
+    run_op(subject, subject.ops->qnorm_rope_insert,
+           {.q = q,
+            .kv = memory.tensor(which.activation, {count, which.head_dim}),
+            .rope = raw.rotation.rope,
+            .eps = raw.query_eps,
+            .positions = raw.rotation.positions,
+            .slot_mapping = memory.put(std::vector<int64_t>(tokens.size(), -1)),
+            .window = window->cache().view()});
+    run_op(subject, subject.ops->attend, params);
+    EXPECT_EQ(out, memory.get(params.out.as<uint16_t>(), wide));
+    EXPECT_EQ(lse, bits(params.lse));
+    EXPECT_NE(before, memory.get(params.q.as<uint16_t>(), elems));
+    if (makes_codes) {
+      AttendParams normed = with_codes(params);
+      normed.rotation = raw.rotation;
+      run_op(subject, subject.ops->attend, normed);
+      EXPECT_EQ(codes_of(codes.out, codes.scale), codes_of(normed.out, normed.scale));
+    }
+    EXPECT_TRUE(memory.guards_intact());
+    return true;
+  }
+
   // Codes that attend writes, against those that inverse_rope makes of its values.
   // @return whether it writes codes.
   bool expect_codes() {
     run();
     const auto count = static_cast<int64_t>(tokens.size());
-    const int64_t width = int64_t{which.heads} * which.head_dim;
-    std::vector<int32_t> positions;
-    for (const AttendToken& token : tokens) positions.push_back(token.position);
-    const RotatedInput rotation{
-        {memory.put(oracle::rope_frequencies({}, 64)), 64}, memory.put(positions), which.head_dim};
-    const auto room = [&](Tensor& rows, RowScales& scale) {
-      Tensor wide(memory.raw(count * (width + kGap)), DType::kF8E4M3, {count, width + kGap});
-      rows = Tensor(wide.data, wide.dtype, {count, which.heads, which.head_dim});
-      rows.strides[0] = wide.strides[0];
-      scale.stride = row_scale_stride(count);
-      scale.data = reinterpret_cast<float*>(memory.raw(width / 128 * scale.stride * 4));
-    };
-    InverseRopeParams after{.o = params.out,
-                            .rope = rotation.rope,
-                            .positions = rotation.positions,
-                            .quantise = true,
-                            .out = {}};
-    room(after.out, after.scale);
-    run_op(subject, subject.ops->inverse_rope, after);
     AttendParams codes = params;
-    codes.rotation = rotation;
-    room(codes.out, codes.scale);
+    codes.rotation = rotation();
+    codes = with_codes(codes);
     codes.lse = memory.put(std::vector<float>(static_cast<size_t>(count * which.heads)));
     if (subject.ops->attend_makes_codes == nullptr || !subject.ops->attend_makes_codes(codes))
       return false;
     run_op(subject, subject.ops->attend, codes);
-    // What nobody writes is 0xff in both.
-    EXPECT_EQ(memory.get(codes.out.as<uint8_t>(), count * (width + kGap)),
-              memory.get(after.out.as<uint8_t>(), count * (width + kGap)));
-    const auto bits = [&](const float* of, int64_t elems) {
-      return memory.get(reinterpret_cast<const uint32_t*>(of), elems);
+    const AttendParams after = with_codes(params);
+    run_op(subject, subject.ops->inverse_rope,
+           {.o = params.out,
+            .rope = codes.rotation.rope,
+            .positions = codes.rotation.positions,
+            .quantise = true,
+            .out = after.out,
+            .scale = after.scale});
+    EXPECT_EQ(codes_of(codes.out, codes.scale), codes_of(after.out, after.scale));
+    const auto bits = [&](const float* of) {
+      return memory.get(reinterpret_cast<const uint32_t*>(of), count * which.heads);
     };
-    const int64_t scales = width / 128 * codes.scale.stride;
-    EXPECT_EQ(bits(codes.scale.data, scales), bits(after.scale.data, scales));
-    EXPECT_EQ(bits(codes.lse, count * which.heads), bits(params.lse, count * which.heads));
+    EXPECT_EQ(bits(codes.lse), bits(params.lse));
     EXPECT_TRUE(memory.guards_intact());
     return true;
   }
@@ -631,6 +691,11 @@ void check_attend_same_bits(const std::vector<Subject>& subjects, const AttendCa
 bool check_attend_codes(const Subject& subject, const AttendCase& which,
                         const std::vector<AttendToken>& tokens) {
   return Scene(subject, which, tokens, {}).expect_codes();
+}
+
+bool check_attend_raw_queries(const Subject& subject, const AttendCase& which,
+                              const std::vector<AttendToken>& tokens) {
+  return Scene(subject, which, tokens, {}).expect_raw_queries();
 }
 
 void check_attend_repeats(const Subject& subject, const AttendCase& which, int num_tokens,

@@ -77,6 +77,11 @@ void check_attend_same_bits(const std::vector<Subject>& subjects, const AttendCa
 /// @return whether attend makes them in this call.
 bool check_attend_codes(const Subject& subject, const AttendCase& which,
                         const std::vector<AttendToken>& tokens);
+/// Queries as wq_b leaves them (Ops::attend_takes_raw_queries) against those that qnorm_rope_insert
+/// has normed and rotated, with outputs as values and, where attend makes them, as codes.
+/// @return whether attend takes them so in this call.
+bool check_attend_raw_queries(const Subject& subject, const AttendCase& which,
+                              const std::vector<AttendToken>& tokens);
 /// One call of many short lists again and again: a hand-over between the roles of a kernel that
 /// fails once in a million shows as other bits.
 void check_attend_repeats(const Subject& subject, const AttendCase& which, int num_tokens,

@@ -274,9 +274,12 @@ template <typename Launch>
 void qnorm_rope_insert(const QnormRopeInsertParams& params, const OpContext& context) {
   if (context.scratch->measuring()) return;
   const Launch launch(context);
-  const Tensor &q = params.q, &kv = params.kv;
-  const int64_t head_dim = q.shape[2];
-  DSV4_CHECK(head_dim % 2 == 0 && params.window.row_elems == head_dim && q.dtype == kv.dtype);
+  const Tensor& kv = params.kv;
+  Tensor q = params.q;
+  if (!q) q = Tensor(nullptr, kv.dtype, {kv.shape[0], 0, kv.shape[1]});
+  const int64_t head_dim = kv.shape[1];
+  DSV4_CHECK(head_dim % 2 == 0 && params.window.row_elems == head_dim && q.dtype == kv.dtype &&
+             q.shape[2] == head_dim);
   QnormRopeInsertArgs args{.cut = {},
                            .kv_is_a_part = false,
                            .q = q.data,
@@ -316,7 +319,7 @@ void qnorm_rope_insert(const QnormRopeInsertParams& params, const OpContext& con
         const int64_t tokens = q.shape[0];
         args.cut = cut_tokens(tokens, q.shape[1], Kernel::kGroups,
                               tokens <= kHeadsGrid ? kHeadsGrid : kFullGrid);
-        args.kv_is_a_part = blocks_of(args.cut) + tokens <= kHeadsGrid;
+        args.kv_is_a_part = q.shape[1] == 0 || blocks_of(args.cut) + tokens <= kHeadsGrid;
         if (args.kv_is_a_part) ++args.cut.blocks_per_token;
         if constexpr (requires { Launch::kWritesCodes; } && std::is_same_v<Act, Bf16> &&
                       decltype(access)::value == Access::kWhole) {

@@ -8,6 +8,11 @@ std::unique_ptr<DeepseekV4Attention> FlashMlaAttention::create(const AttentionAr
   return std::make_unique<FlashMlaAttention>(args);
 }
 
+void FlashMlaAttention::prepare(Step& step) const {
+  step.attend_norms = attend_norms_queries(step, layer(), ops());
+  DeepseekV4Attention::prepare(step);
+}
+
 void FlashMlaAttention::forward_mqa(Step& step) const {
   attend_pages(step, layer(), ops());
 }

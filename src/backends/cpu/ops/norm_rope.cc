@@ -1,4 +1,6 @@
 // Query norm, rotations and the window cache write (attention.md steps 3-5, 9).
+#include <algorithm>
+
 #include "backends/cpu/ops/rope.h"
 #include "backends/cpu/ops/rowwise.h"
 #include "cache/kv_format.h"
@@ -8,14 +10,15 @@ namespace dsv4::cpu {
 void qnorm_rope_insert(const RowKernels& kernels, const QnormRopeInsertParams& params,
                        const OpContext& context) {
   const Tensor &q = params.q, &kv = params.kv;
-  const int64_t tokens = q.shape[0], heads = q.shape[1], head_dim = q.shape[2];
+  const int64_t tokens = kv.shape[0], head_dim = kv.shape[1];
+  const int64_t heads = q ? q.shape[1] : 0;
   Arena::Scope scope(*context.scratch);
   const ThreadRows buffers(context, head_dim);
-  parallel_heads(context.stream, tokens, heads,
+  parallel_heads(context.stream, tokens, std::max<int64_t>(1, heads),
                  [&](int64_t t, int64_t head_begin, int64_t head_end, int thread_idx) {
                    RopeAngles angles(params.rope);
                    const RopeTable& rope = angles.at(params.positions[t]);
-                   for (int64_t h = head_begin; h < head_end; ++h)
+                   for (int64_t h = head_begin; h < std::min(head_end, heads); ++h)
                      kernels.qnorm_rope(row_at(q, t, h), q.dtype, head_dim, params.eps, rope);
                    if (head_begin != 0) return;
                    if (params.kv_norm) {

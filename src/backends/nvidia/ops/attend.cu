@@ -73,10 +73,12 @@ bool is_aligned_16(const RowSource& rows) {
              0;
 }
 
-template <Op<AttendParams> kAttend, bool (*kMakesCodes)(const AttendParams&) = nullptr>
+template <Op<AttendParams> kAttend, bool (*kMakesCodes)(const AttendParams&) = nullptr,
+          bool (*kTakesRawQueries)(const AttendParams&) = nullptr>
 void install(Ops& ops) {
   ops.attend = kAttend;
   ops.attend_makes_codes = kMakesCodes;
+  ops.attend_takes_raw_queries = kTakesRawQueries;
 }
 
 }  // namespace
@@ -134,7 +136,8 @@ bool is_aligned_16(const AttendArgs& args) {
 
 std::span<const Candidate> attend_candidates() {
   static const Candidate list[] = {
-      {"attend", "sm90", needs_sm90, install<attend_sm90, attend_sm90_makes_codes>},
+      {"attend", "sm90", needs_sm90,
+       install<attend_sm90, attend_sm90_makes_codes, attend_sm90_takes_raw_queries>},
       {"attend", "sm90_few_heads", needs_sm90, install<attend_sm90_few_heads>},
       {"attend", "sm90_many_heads", needs_sm90, install<attend_sm90_many_heads>},
       {"attend", "sm80", needs_sm80, install<attend_sm80>},

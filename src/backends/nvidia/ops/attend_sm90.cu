@@ -14,7 +14,8 @@ namespace {
 
 constexpr int kTileHeads = 64;
 constexpr int kHeadDim = 512;
-constexpr int kCodesRopeDim = 64;  // angles of a warp: a pair of dims a lane
+constexpr int64_t kManyRounds = 4;  // of items: a call's beginning and end are little of it
+constexpr int kRopeDim = 64;        // angles of a warp: a pair of dims a lane
 constexpr int64_t kChainBytes = kTileHeads * kHeadDim * 4;
 /// Most partial results of 64 heads at a time, 128 MiB of them; more tokens go in waves.
 constexpr int64_t kMaxChainResults = 1024;
@@ -62,7 +63,7 @@ void launch_items(const AttendSm90Args& args, cudaStream_t stream) {
     const int grid = std::min(args.num_items, num_multiprocessors());
     return launch_attend_sm90<kFormat>(args, grid, stream);
   }
-  DSV4_CHECK(args.codes.positions == nullptr);
+  DSV4_CHECK(args.codes.scale == nullptr && !args.raw_queries);
   if (args.num_items <= attend_sm90_clusters<kFormat, 8>()) {
     return launch_attend_sm90_cluster<kFormat, 8>(args, stream);
   }
@@ -226,7 +227,8 @@ Split split_of(const AttendArgs& call, Kernels kernels) {
 // Of `count` tokens the first ones, which one launch serves; the others have a launch of their own.
 int64_t first_tokens(const Split& split, const AttendParams& params, int64_t count) {
   if (split.has_parts || split.dealt_blocks > 0) return count;  // clusters take one part,
-  if (params.out.dtype == DType::kF8E4M3) return count;         // and make no codes
+  // make no codes, and want queries normed
+  if (params.out.dtype == DType::kF8E4M3 || params.raw_queries) return count;
   const int64_t blocks_of_item =
       std::min<int64_t>(ceil_div(params.max_entries, int64_t{64}), split.all.blocks_per_chain);
   return tokens_of_full_rounds(format_of(split.all), count, split.items_of_token, blocks_of_item);
@@ -240,7 +242,10 @@ AttendParams with_values(AttendParams params) {
 
 void run_attend_sm90(const AttendParams& params, Kernels kernels, const OpContext& context) {
   const AttendArgs call = attend_args(with_values(params));
-  if (*attend_sm90_why_not(call) != '\0') return attend_sm80(params, context);
+  if (*attend_sm90_why_not(call) != '\0') {
+    DSV4_CHECK(!params.raw_queries);
+    return attend_sm80(params, context);
+  }
   const bool codes = params.out.dtype == DType::kF8E4M3;
   const Split split = split_of(call, kernels);
   const AttendArgs& all = split.all;
@@ -252,6 +257,8 @@ void run_attend_sm90(const AttendParams& params, Kernels kernels, const OpContex
   Arena::Scope scope(*context.scratch);
   AttendSm90Args args;
   args.log2_tiles = log2_tiles;
+  args.raw_queries = params.raw_queries;
+  args.query_eps = params.query_eps;
   ChainResults chains;
   if (all.max_chains > 1) {
     const int64_t heads = wave * items_of_token * tile_heads;
@@ -323,12 +330,10 @@ void run_attend_sm90(const AttendParams& params, Kernels kernels, const OpContex
           byte_map_3d(params.out.as<std::byte>() + from * all.out_token_stride * out_bytes,
                       out_bytes * all.out_head_stride, out_bytes * all.out_token_stride, tokens,
                       all.num_heads, out_bytes * kHeadDim, kTileHeads);
-      if (codes) {
-        args.codes = {.positions = params.rotation.positions + from,
-                      .frequencies = params.rotation.rope.frequencies,
-                      .scale = params.scale.data + from,
-                      .scale_stride = params.scale.stride};
+      if (codes || params.raw_queries) {
+        args.rotation = {params.rotation.positions + from, params.rotation.rope.frequencies};
       }
+      if (codes) args.codes = {params.scale.data + from, params.scale.stride};
       launch(args, format_of(all), stream);
     }
     if (all.max_chains > 1) {
@@ -343,7 +348,7 @@ void run_attend_sm90(const AttendParams& params, Kernels kernels, const OpContex
 bool attend_sm90_makes_codes(const AttendParams& params) {
   const Tensor& out = params.out;
   const AttendArgs call = attend_args(with_values(params));
-  if (*attend_sm90_why_not(call) != '\0' || params.rotation.rope.rope_dim != kCodesRopeDim ||
+  if (*attend_sm90_why_not(call) != '\0' || params.rotation.rope.rope_dim != kRopeDim ||
       out.shape[1] != call.num_heads ||
       (reinterpret_cast<uintptr_t>(out.data) | static_cast<uintptr_t>(out.strides[0]) |
        static_cast<uintptr_t>(out.strides[1])) %
@@ -351,13 +356,22 @@ bool attend_sm90_makes_codes(const AttendParams& params) {
           0)
     return false;
   // A last round that is not full takes clusters less time: in few rounds more than a launch.
-  constexpr int64_t kManyRounds = 4;
   const Split split = split_of(call, Kernels::kBest);
   const int64_t items = call.num_tokens * split.items_of_token;
   return split.few_heads == 0 && split.all.max_chains == 1 &&
          (split.has_parts || items > num_clusters<2>(format_of(call))) &&
          (items >= kManyRounds * num_multiprocessors() ||
           first_tokens(split, with_values(params), call.num_tokens) == call.num_tokens);
+}
+
+bool attend_sm90_takes_raw_queries(const AttendParams& params) {
+  const AttendArgs call = attend_args(with_values(params));
+  if (*attend_sm90_why_not(call) != '\0' || params.rotation.rope.rope_dim != kRopeDim ||
+      format_of(call) != KvFormat::kFp8DsMla)
+    return false;
+  const Split split = split_of(call, Kernels::kBest);
+  return split.few_heads == 0 && split.all.max_chains == 1 && split.dealt_blocks == 0 &&
+         call.num_tokens * split.items_of_token >= kManyRounds * num_multiprocessors();
 }
 
 void attend_sm90(const AttendParams& params, const OpContext& context) {

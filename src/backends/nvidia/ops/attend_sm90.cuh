@@ -28,6 +28,7 @@
 #include "backends/nvidia/ops/attend_rows.cuh"
 #include "backends/nvidia/ops/attend_sm90_codes.cuh"
 #include "backends/nvidia/ops/attend_sm90_loader.cuh"
+#include "backends/nvidia/ops/attend_sm90_queries.cuh"
 #include "backends/nvidia/ops/attend_sm90_softmax.cuh"
 #include "backends/nvidia/ops/launch.h"
 
@@ -63,17 +64,32 @@ struct Query {
       }
     }
   }
-  /// Fragments of an item for which `copy` has been called; `phase` is its number modulo 2.
-  __device__ __forceinline__ void take(SharedStorage<Traits>& shared, uint32_t phase) {
+  /// Fragments of an item of `token` for which `copy` has been called; `phase` is its number
+  /// modulo 2.
+  __device__ __forceinline__ void take(const AttendSm90Args& args, SharedStorage<Traits>& shared,
+                                       uint32_t phase, int token) {
+    gpu::CosSin angle{};
+    if constexpr (Traits::kRawQueries) angle = find_angle(args.rotation, token);
     mbarrier_poll(shared_address(&shared.barriers.query_full[1]), phase);
     const int lane = thread_of_role() & 31;
     const uint32_t row = shared_address(shared.next_query) +
                          ((thread_of_role() >> 5 << 4) + ((lane >> 3) & 1) * 8 + (lane & 7)) * 128;
+    // Dims 16 j of a panel.
+    const auto at = [&](int panel, int j) {
+      return row + panel * Traits::kPanelBytes + (((j * 2 + (lane >> 4)) ^ (lane & 7)) << 4);
+    };
+    if constexpr (Traits::kRawQueries) {
+      mbarrier_poll(shared_address(&shared.barriers.query_full[0]), phase);
+      const uint32_t to_first = shared_address(shared.query) - shared_address(shared.next_query);
+      norm_and_rotate(args.query_eps, angle, [&](int i, int j) {
+        constexpr int kHalf = Traits::kQueryPanels;
+        return i < kHalf ? at(i, j) + to_first : at(i - kHalf, j);
+      });
+    }
 #pragma unroll
     for (int k = 0; k < 16; ++k) {
       uint32_t a[4];
-      load_matrix_x4(a, row + (k >> 2) * Traits::kPanelBytes +
-                            ((((k & 3) * 2 + (lane >> 4)) ^ (lane & 7)) << 4));
+      load_matrix_x4(a, at(k >> 2, k & 3));
 #pragma unroll
       for (int i = 0; i < 4; ++i) fragments[4 * k + i] = a[i];
     }
@@ -121,11 +137,12 @@ __device__ __forceinline__ void score_role(const AttendSm90Args& args,
     if constexpr (Traits::kCodes) {
       if (warp != 0) return;
       const BlockHeader item = read_header(shared.walk.headers[block % Traits::kHeaderSlots]);
-      find_angles(args.codes, item.token, shared.angles[item.flags / kOddItem & 1]);
+      const gpu::CosSin angle = find_angle(args.rotation, item.token);
+      shared.angles[item.flags / kOddItem & 1][lane] = {angle.cos, -angle.sin};
     }
   };
   angles_of(0);  // before the query is there
-  query.take(shared, 0);
+  query.take(args, shared, 0, shared.walk.headers[0].token);
   const uint64_t query_operand = swizzled_operand(shared_address(shared.query), 16, 1024);
 
   uint32_t phase = 0;  // number of the item modulo 2
@@ -203,7 +220,7 @@ __device__ __forceinline__ void score_role(const AttendSm90Args& args,
         mbarrier_arrive(shared_address(&shared.barriers.factors_known));
       }
       if (next.token >= 0) {
-        query.take(shared, phase ^ 1);
+        query.take(args, shared, phase ^ 1, next.token);
       } else if (last) {
         // As where a query follows: the first output role does not wait for the phase before any
         // more, which it could not tell from the one after this.
@@ -517,14 +534,20 @@ void launch_attend_sm90(const AttendSm90Args& args, int grid, cudaStream_t strea
   };
   const auto run_items = [&]<typename Traits>() {
     if (args.first_parts != nullptr) return run.template operator()<Traits, true, false>();
-    if (args.hand_overs != nullptr) return run.template operator()<Traits, false, true>();
+    if constexpr (!Traits::kRawQueries) {
+      if (args.hand_overs != nullptr) return run.template operator()<Traits, false, true>();
+    }
     run.template operator()<Traits, false, false>();
   };
-  if (args.codes.positions != nullptr) {
-    run_items.template operator()<sm90_attend::Traits<kFormat, true>>();
-  } else {
-    run_items.template operator()<sm90_attend::Traits<kFormat>>();
+  const bool codes = args.codes.scale != nullptr;
+  if constexpr (kFormat == KvFormat::kFp8DsMla) {
+    if (args.raw_queries) {
+      if (codes) return run_items.template operator()<sm90_attend::Traits<kFormat, true, true>>();
+      return run_items.template operator()<sm90_attend::Traits<kFormat, false, true>>();
+    }
   }
+  if (codes) return run_items.template operator()<sm90_attend::Traits<kFormat, true>>();
+  run_items.template operator()<sm90_attend::Traits<kFormat>>();
 }
 
 }  // namespace dsv4::nvidia

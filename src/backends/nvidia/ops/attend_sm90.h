@@ -64,11 +64,15 @@ constexpr int kMaxPersistentCtas = 144;
 /// Weights of two blocks.
 constexpr int kClusterWeightBytes = 2 * 4 * 2368;
 
-/// Where outputs leave as the codes that inverse_rope makes of them (AttendParams::rotation).
-struct RotatedCodes {
-  const int32_t* positions = nullptr;  ///< null: as values
+/// Of a token's queries that attend rotates, and back of its outputs (AttendParams::rotation).
+struct TokenRotation {
+  const int32_t* positions = nullptr;
   const float* frequencies = nullptr;  ///< [32]
-  float* scale = nullptr;              ///< [heads * 512 / 128][scale_stride]
+};
+
+/// Where outputs leave as the codes that inverse_rope makes of them.
+struct RotatedCodes {
+  float* scale = nullptr;  ///< [heads * 512 / 128][scale_stride]; null: as values
   int64_t scale_stride = 0;
 };
 
@@ -96,6 +100,9 @@ struct AttendSm90Args {
   HandOver* hand_overs = nullptr;
   uint64_t mark = 0;
   int32_t dealt_blocks = 0;  ///< of an item, at most
+  TokenRotation rotation;    ///< where queries are raw, or codes made
+  bool raw_queries = false;  ///< AttendParams::raw_queries
+  float query_eps = 0;       ///< of their norm
   RotatedCodes codes;        ///< where the kernel makes them
 };
 
@@ -108,6 +115,9 @@ void attend_sm90(const AttendParams& params, const OpContext& context);
 /// Are the outputs of this call codes where it is asked for (AttendParams::rotation)? Where every
 /// item is one CTA's and one chain.
 bool attend_sm90_makes_codes(const AttendParams& params);
+/// Does it norm and rotate queries in this call (AttendParams::raw_queries)? Of many items, one
+/// CTA and one chain each; few wait longer for it than for a launch.
+bool attend_sm90_takes_raw_queries(const AttendParams& params);
 /// The same as attend_sm90, but the kernel for few heads takes all calls that it can take, or none:
 /// for tests.
 void attend_sm90_few_heads(const AttendParams& params, const OpContext& context);

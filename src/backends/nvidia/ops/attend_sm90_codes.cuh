@@ -11,14 +11,6 @@
 
 namespace dsv4::nvidia::sm90_attend {
 
-/// Of a token's inverse rotation, a pair of dims a lane; a warp calls.
-__device__ __forceinline__ void find_angles(const RotatedCodes& codes, int token,
-                                            gpu::CosSin (&angles)[32]) {
-  const int lane = thread_of_role() & 31;
-  const gpu::CosSin at = gpu::rope_angle(codes.positions[token], codes.frequencies[lane]);
-  angles[lane] = {at.cos, -at.sin};
-}
-
 /// Writes 64 heads x 256 dims as codes. A warp makes those of its own 16 rows in `staging`, where
 /// store_output has left them; two lanes a row, with every other chunk of 8 columns, go through a
 /// group of 128 twice. Its codes take the place of what has been read, and leave by the copy

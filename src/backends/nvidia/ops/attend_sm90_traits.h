@@ -7,9 +7,11 @@
 
 namespace dsv4::nvidia::sm90_attend {
 
-template <KvFormat kFormatOfRows, bool kMakesCodes = false>
+template <KvFormat kFormatOfRows, bool kMakesCodes = false, bool kTakesRawQueries = false>
 struct Traits {
   static constexpr bool kCodes = kMakesCodes;  // outputs leave as codes (attend_sm90_codes.cuh)
+  // Queries are normed and rotated here (attend_sm90_queries.cuh).
+  static constexpr bool kRawQueries = kTakesRawQueries;
   static constexpr KvFormat kFormat = kFormatOfRows;
   static constexpr int kHeadDim = 512;
   static constexpr int kTileHeads = 64;

@@ -5,8 +5,10 @@
 // or with its two halves. Products ask for weights, which no kernel writes, before they wait; those
 // of few tokens and attention in clusters let the next kernel start only when they have asked for
 // all that they read, as what it asks for would stand in front of it. Others let it start at once.
-// The compressor's second launch reads what its first one does not write before it waits: that one
-// has waited before it let it start, and must go on doing so. After the wait what a kernel reads is
+// Attention finds the rows of ranges before it waits, from a step's plan: between what writes a
+// plan and attention stands at least one kernel that begins with follow_kernels_before(). The
+// compressor's second launch reads what its first one does not write before it waits: that one has
+// waited before it let it start, and must go on doing so. After the wait what a kernel reads is
 // complete, also if it stems from kernels further back: each of them has waited for those before
 // it.
 #pragma once
