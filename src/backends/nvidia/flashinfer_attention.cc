@@ -8,11 +8,6 @@ std::unique_ptr<DeepseekV4Attention> FlashInferAttention::create(const Attention
   return std::make_unique<FlashInferAttention>(args);
 }
 
-void FlashInferAttention::prepare(Step& step) const {
-  step.attend_norms = attend_norms_queries(step, layer(), ops());
-  DeepseekV4Attention::prepare(step);
-}
-
 void FlashInferAttention::forward_mqa(Step& step) const {
   attend_pages(step, layer(), ops());
 }

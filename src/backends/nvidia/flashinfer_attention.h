@@ -18,7 +18,6 @@ class FlashInferAttention final : public DeepseekV4Attention {
   int padded_num_q_heads(int num_heads) const override {
     return descriptor().padded_num_q_heads(num_heads);
   }
-  void prepare(Step& step) const override;
   void forward_mqa(Step& step) const override;
   void o_proj(Step& step, Tensor out) const override;
 };

@@ -3,7 +3,8 @@
 // Problem   attend.h; rows of 512 dims, blocks of 64 rows
 // Tiling    item = (token, 64 heads, chain), dealt out to persistent CTAs, first chains first. Four
 //           warpgroups:
-//             0     S = Q K^T [64 x 64] over 512 dims, softmax, P (bf16) to shared memory
+//             0     S = Q K^T [64 x 64] over 512 dims, softmax, P (bf16) to shared memory; norms
+//                   and rotates Q where it comes raw (attend_sm90_queries.cuh)
 //             1, 2  O[64 x 256] += P V, which leaves through shared memory, as values or as codes
 //                   of the rotated values (attend_sm90_codes.cuh); the walk over items and blocks
 //             3     gathers rows and writes them as bf16 into a stage: 64 rows x 512, K as it lies

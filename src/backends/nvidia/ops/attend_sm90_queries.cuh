@@ -17,8 +17,8 @@ __device__ __forceinline__ gpu::CosSin find_angle(const TokenRotation& rotation,
 
 /// Norms and rotates 16 heads of 512 dims. `at(i, j)`: what this lane gives to ldmatrix for columns
 /// 64 i + 16 j and the 15 behind them, heads 0-7 and 8-15, then the same of columns 8 further.
-/// `angle`: of this lane's pair. A warp calls. Loops that are not wholly unrolled: an
-/// item's code is in no cache when the next one begins.
+/// `angle`: of this lane's pair. A warp calls. Loops are not wholly unrolled: an item's code is in
+/// no cache when the next one begins.
 template <typename At>
 __device__ __forceinline__ void norm_and_rotate(float eps, const gpu::CosSin& angle, const At& at) {
   constexpr int kHeadDim = 512, kVectors = kHeadDim / 64;
