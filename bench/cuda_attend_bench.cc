@@ -98,21 +98,25 @@ struct Options {
   int blocks_per_chain = ReductionGrid{}.blocks_per_chain;  // 0: by the batch
 };
 
+/// Of tokens at 100,000 and behind it.
+RotatedInput rotation_of(Memory& memory, int64_t tokens) {
+  constexpr int kRopeDim = 64;
+  std::vector<float> frequencies;
+  for (int i = 0; i < kRopeDim; i += 2)
+    frequencies.push_back(static_cast<float>(std::pow(10000.0, -i / double{kRopeDim})));
+  std::vector<int32_t> positions;
+  for (int64_t t = 0; t < tokens; ++t) positions.push_back(static_cast<int32_t>(100000 + t));
+  return {{memory.put(frequencies), kRopeDim}, memory.put(positions), kDim};
+}
+
 /// The inverse rotation of the outputs of every set to codes, by a call of its own and by attend.
 struct RotatedCalls {
   std::vector<InverseRopeParams> after;
   std::vector<AttendParams> codes;
 
   RotatedCalls(Memory& memory, const std::vector<AttendParams>& calls) {
-    constexpr int kRopeDim = 64;
-    std::vector<float> frequencies;
-    for (int i = 0; i < kRopeDim; i += 2)
-      frequencies.push_back(static_cast<float>(std::pow(10000.0, -i / double{kRopeDim})));
-    const RopeView rope{memory.put(frequencies), kRopeDim};
     const int64_t tokens = calls.front().q.shape[0], heads = calls.front().q.shape[1];
-    std::vector<int32_t> positions;
-    for (int64_t t = 0; t < tokens; ++t) positions.push_back(static_cast<int32_t>(100000 + t));
-    const int32_t* at = memory.put(positions);
+    const RotatedInput rotation = rotation_of(memory, tokens);
     const int64_t stride = row_scale_stride(tokens);
     for (const AttendParams& call : calls) {
       const Tensor out(memory.take(tokens * heads * kDim), DType::kF8E4M3, {tokens, heads, kDim});
@@ -120,15 +124,15 @@ struct RotatedCalls {
           reinterpret_cast<float*>(memory.take(heads * kDim / 128 * stride * sizeof(float))),
           stride};
       after.push_back({.o = call.out,
-                       .rope = rope,
-                       .positions = at,
+                       .rope = rotation.rope,
+                       .positions = rotation.positions,
                        .quantise = true,
                        .out = out,
                        .scale = scale});
       codes.push_back(call);
       codes.back().out = out;
       codes.back().scale = scale;
-      codes.back().rotation = {rope, at, kDim};
+      codes.back().rotation = rotation;
     }
   }
 };
@@ -141,8 +145,8 @@ struct RawCalls {
 
   RawCalls(Memory& memory, const std::vector<AttendParams>& calls) {
     constexpr float kEps = 1e-6f;
-    const RotatedInput rotation = RotatedCalls(memory, calls).codes.front().rotation;
     const int64_t tokens = calls.front().q.shape[0];
+    const RotatedInput rotation = rotation_of(memory, tokens);
     const int64_t* slots = memory.put(std::vector<int64_t>(static_cast<size_t>(tokens), -1));
     for (const AttendParams& call : calls) {
       const Tensor kv(memory.take(tokens * kDim * 2), DType::kBf16, {tokens, kDim});

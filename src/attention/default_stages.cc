@@ -25,6 +25,7 @@ Tensor flatten(const Tensor& tensor) {
   return out;
 }
 
+// qnorm_rope_insert; of kv alone where attention norms the queries.
 void insert(const DeepseekV4Attention::Step& step, const DeepseekV4Attention::Layer& layer,
             const Ops& ops, const OpContext& context) {
   StepScope observe(*step.options, AttentionStep::kQnormRopeInsert);

@@ -213,34 +213,41 @@ TEST_P(OracleAttend, BitsOfItemsThatAreCut) {
   }
 }
 
+// A call beside those of attend_cases, and whether a fusion that is asked about takes it.
+struct FusedCall {
+  CompressedKind compressed;
+  int heads, tokens, position;
+  bool taken;
+
+  AttendCase case_of(AttendCase which) const {
+    which.topk = 640;
+    which.compressed = compressed;
+    which.heads = heads;
+    which.name = concat(which.name, "_", heads, "_heads_", tokens, "_tokens");
+    return which;
+  }
+  std::vector<AttendToken> all_tokens() const {
+    std::vector<AttendToken> out;
+    for (int i = 0; i < tokens; ++i) out.push_back({i % 3, i % 5 == 4 ? i : position - 7 * i});
+    return out;
+  }
+};
+constexpr CompressedKind kNone = CompressedKind::kNone, kList = CompressedKind::kList,
+                         kRange = CompressedKind::kRange;
+
 TEST_P(OracleAttend, CodesAreThoseOfInverseRope) {
   if (candidate().label() != "cuda_sm90" || !which().name.starts_with("csa_4heads")) {
     GTEST_SKIP() << "a kernel that writes codes";
   }
-  struct Call {
-    CompressedKind compressed;
-    int heads, tokens, position;
-    bool made;
-  };
-  constexpr CompressedKind kNone = CompressedKind::kNone, kList = CompressedKind::kList,
-                           kRange = CompressedKind::kRange;
   // An item a CTA or less, two tiles of heads, cuts, chains of two parts; then clusters, chains
   // that are merged, a tile of few heads.
-  for (const Call& call : {Call{kNone, 64, 70, 900, true}, Call{kList, 64, 128, 2700, true},
-                           Call{kList, 100, 40, 2700, true}, Call{kList, 40, 148, 2700, true},
-                           Call{kRange, 64, 200, 6000, true}, Call{kList, 64, 536, 5500, true},
-                           Call{kList, 64, 20, 2700, false}, Call{kRange, 64, 70, 9000, false},
-                           Call{kList, 16, 128, 2700, false}}) {
-    AttendCase codes = which();
-    codes.topk = 640;
-    codes.compressed = call.compressed;
-    codes.heads = call.heads;
-    codes.name = which().name + "_codes_" + std::to_string(call.heads);
-    std::vector<AttendToken> tokens;
-    for (int i = 0; i < call.tokens; ++i)
-      tokens.push_back({i % 3, i % 5 == 4 ? i : call.position - 7 * i});
-    EXPECT_EQ(check_attend_codes(subject(), codes, tokens), call.made)
-        << call.heads << " heads, " << call.tokens << " tokens";
+  constexpr FusedCall kCalls[] = {
+      {kNone, 64, 70, 900, true},   {kList, 64, 128, 2700, true},  {kList, 100, 40, 2700, true},
+      {kList, 40, 148, 2700, true}, {kRange, 64, 200, 6000, true}, {kList, 64, 536, 5500, true},
+      {kList, 64, 20, 2700, false}, {kRange, 64, 70, 9000, false}, {kList, 16, 128, 2700, false}};
+  for (const FusedCall& call : kCalls) {
+    const AttendCase codes = call.case_of(which());
+    EXPECT_EQ(check_attend_codes(subject(), codes, call.all_tokens()), call.taken) << codes.name;
   }
 }
 
@@ -248,32 +255,19 @@ TEST_P(OracleAttend, RawQueriesAreNormedAndRotated) {
   if (candidate().label() != "cuda_sm90" || !which().name.starts_with("csa_4heads")) {
     GTEST_SKIP() << "kernels that take raw queries";
   }
-  struct Call {
-    CompressedKind compressed;
-    int heads, tokens, position;
-    bool taken;
-  };
-  constexpr CompressedKind kNone = CompressedKind::kNone, kList = CompressedKind::kList,
-                           kRange = CompressedKind::kRange;
   // Windows, lists, two tiles of heads, chains of two parts; then cuts, too few items, several
   // chains, few heads.
-  for (const Call& call : {Call{kNone, 64, 600, 5900, true}, Call{kList, 64, 528, 5700, true},
-                           Call{kList, 100, 270, 5700, true}, Call{kList, 40, 660, 5900, true},
-                           Call{kRange, 64, 540, 6000, true}, Call{kList, 64, 600, 5700, false},
-                           Call{kList, 64, 300, 5700, false}, Call{kRange, 64, 540, 13000, false},
-                           Call{kList, 16, 540, 5700, false}}) {
+  constexpr FusedCall kCalls[] = {{kNone, 64, 600, 5900, true},  {kList, 64, 528, 5700, true},
+                                  {kList, 100, 270, 5700, true}, {kList, 40, 660, 5900, true},
+                                  {kRange, 64, 540, 6000, true}, {kList, 64, 600, 5700, false},
+                                  {kList, 64, 300, 5700, false}, {kRange, 64, 540, 13000, false},
+                                  {kList, 16, 540, 5700, false}};
+  for (const FusedCall& call : kCalls) {
     if (which().format != KvFormat::kFp8DsMla && call.tokens != 528) continue;
-    AttendCase raw = which();
-    raw.topk = 640;
-    raw.compressed = call.compressed;
-    raw.heads = call.heads;
-    raw.name = which().name + "_raw_" + std::to_string(call.heads);
-    std::vector<AttendToken> tokens;
-    for (int i = 0; i < call.tokens; ++i)
-      tokens.push_back({i % 3, i % 5 == 4 ? i : call.position - 7 * i});
-    EXPECT_EQ(check_attend_raw_queries(subject(), raw, tokens),
+    const AttendCase raw = call.case_of(which());
+    EXPECT_EQ(check_attend_raw_queries(subject(), raw, call.all_tokens()),
               call.taken && raw.format == KvFormat::kFp8DsMla)
-        << call.heads << " heads, " << call.tokens << " tokens";
+        << raw.name;
   }
 }
 

@@ -79,15 +79,18 @@ TEST_P(OracleNormRope, QnormRopeInsert) {
       limits.max_tokens = tokens;
       limits.num_heads = static_cast<int>(heads);
       limits.head_dim = kDim;
-      run(ops_.qnorm_rope_insert,
-          {.q = device_q,
-           .kv = device_kv,
-           .rope = {memory().put(frequencies), kRopeDim},
-           .eps = kEps,
-           .positions = memory().put(positions),
-           .slot_mapping = memory().put(slots),
-           .window = cache.view()},
-          limits);
+      const auto insert = [&](const Tensor& q_rows, const Tensor& kv_rows, PagedCache& into) {
+        run(ops_.qnorm_rope_insert,
+            {.q = q_rows,
+             .kv = kv_rows,
+             .rope = {memory().put(frequencies), kRopeDim},
+             .eps = kEps,
+             .positions = memory().put(positions),
+             .slot_mapping = memory().put(slots),
+             .window = into.view()},
+            limits);
+      };
+      insert(device_q, device_kv, cache);
 
       const Vector actual_q = memory().numbers(device_q), actual_kv = memory().numbers(device_kv);
       Comparison compare_q("q [token, head, dim]"), compare_kv("kv [token, dim]");
@@ -136,15 +139,7 @@ TEST_P(OracleNormRope, QnormRopeInsert) {
       // Without queries the same happens to kv.
       PagedCache alone(memory(), format, kDim, kRows, kBlocks);
       const Tensor kv_alone = memory().tensor(act, {tokens, kDim}, kv);
-      run(ops_.qnorm_rope_insert,
-          {.q = {},
-           .kv = kv_alone,
-           .rope = {memory().put(frequencies), kRopeDim},
-           .eps = kEps,
-           .positions = memory().put(positions),
-           .slot_mapping = memory().put(slots),
-           .window = alone.view()},
-          limits);
+      insert({}, kv_alone, alone);
       alone.download();
       EXPECT_EQ(memory().numbers(kv_alone), actual_kv);
       for (const int64_t slot : written) EXPECT_EQ(alone.bytes(slot), cache.bytes(slot));

@@ -541,6 +541,7 @@ void launch_attend_sm90(const AttendSm90Args& args, int grid, cudaStream_t strea
     run.template operator()<Traits, false, false>();
   };
   const bool codes = args.codes.scale != nullptr;
+  DSV4_CHECK(!args.raw_queries || kFormat == KvFormat::kFp8DsMla);
   if constexpr (kFormat == KvFormat::kFp8DsMla) {
     if (args.raw_queries) {
       if (codes) return run_items.template operator()<sm90_attend::Traits<kFormat, true, true>>();

@@ -445,18 +445,17 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
   }
   if (role == 3) prefetch_query<Traits>(args, rank(), thread_of_role());
   // Ranges are known sooner than rows and queries: then each role waits when it has found its own.
-  const bool early = args.starts_early;
-  if (!early) sm90::wait_for_kernels_before();
+  if (!args.starts_early) sm90::wait_for_kernels_before();
   if (threadIdx.x == 128) start_item(args, shared);
   if (role == 0) {
-    if (early) {
+    if (args.starts_early) {
       __syncthreads();
       sm90::wait_for_kernels_before();
     }
     if constexpr (Traits::kSendsValues) sm90::start_next_kernel();
     copy_query(args, shared, thread_of_role() >> 5, thread_of_role() & 31);
   }
-  if (role != 0 || !early) __syncthreads();
+  if (role != 0 || !args.starts_early) __syncthreads();
   cluster_wait();
   if (shared.item.num_blocks > 0) {
     if (role == 0) {
@@ -468,7 +467,7 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
       } else {
         decrease_registers<Traits::kOutputRegisters>();
       }
-      if (early) sm90::wait_for_kernels_before();
+      if (args.starts_early) sm90::wait_for_kernels_before();
       cluster_output_role(args, shared, rank());
     } else if constexpr (Traits::kSendsValues) {
       decrease_registers<Traits::kKeyRegisters>();
@@ -483,7 +482,7 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
                 (role - 2 - Traits::kValueGroups) * 4 + (thread_of_role() >> 5),
                 thread_of_role() & 31);
     }
-  } else if (early) {
+  } else if (args.starts_early) {
     sm90::wait_for_kernels_before();  // who waits for this one waits for them
   }
   // Not sooner: what a product asks for before it waits stands in front of the rows.

@@ -70,11 +70,7 @@ __device__ __forceinline__ uint64_t address_of(const AttendSm90Args& args, int p
     block = by_rows.divide(place);
     row = place - block * by_rows.divisor;
   }
-  constexpr int kRowBytes = Traits::kRowBytes;
-  const int to_scales = rows.rows_per_block * kRowBytes - row * (kRowBytes - 8);
-  return RowAddress::of(rows.base + block * rows.block_stride_bytes + row * kRowBytes,
-                        Traits::kHasScales ? to_scales : 0)
-      .bits;
+  return RowAddress::in_page<Traits>(rows, block, row).bits;
 }
 
 /// Two warps, each for the blocks of one rows role, a thread for two rows. Of the first two blocks

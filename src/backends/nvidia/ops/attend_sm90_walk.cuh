@@ -37,6 +37,14 @@ struct RowAddress {
   __device__ __forceinline__ static RowAddress of(const std::byte* values, int to_scales) {
     return {reinterpret_cast<uint64_t>(values) << 16 | static_cast<uint32_t>(to_scales) >> 3};
   }
+  /// Row `row` of a page.
+  template <typename Traits>
+  __device__ __forceinline__ static RowAddress in_page(const RowSource& rows, int page, int row) {
+    const std::byte* values = rows.base + page * rows.block_stride_bytes;
+    const int to_scales = rows.rows_per_block * Traits::kRowBytes - row * (Traits::kRowBytes - 8);
+    return of(values + static_cast<uint32_t>(row * Traits::kRowBytes),
+              Traits::kHasScales ? to_scales : 0);
+  }
   __device__ __forceinline__ bool valid() const { return bits != 0; }
   __device__ __forceinline__ const std::byte* values() const {
     return reinterpret_cast<const std::byte*>(bits >> 19 << 3);
@@ -116,11 +124,8 @@ __device__ __forceinline__ void prefetch_window(const AttendSm90Args& args, int 
   const int page =
       __ldg(rows.table + __ldg(args.attend.token_to_seq + token) * rows.table_stride + column);
   if (page < 0) return;
-  const int offset = row - block * args.window_rows.divisor;
-  const std::byte* from = rows.base + page * rows.block_stride_bytes;
-  const int to_scales = rows.rows_per_block * Traits::kRowBytes - offset * (Traits::kRowBytes - 8);
   const auto found =
-      RowAddress::of(from + offset * Traits::kRowBytes, Traits::kHasScales ? to_scales : 0);
+      RowAddress::in_page<Traits>(rows, page, row - block * args.window_rows.divisor);
 #pragma unroll
   for (int lane = 0; lane < 4; ++lane) prefetch_row<Traits>(found, lane);
 }
@@ -302,12 +307,7 @@ struct BlockWalk {
         block = by_rows.divide(static_cast<int>(place.x));
         offset = static_cast<int>(place.x) - block * by_rows.divisor;
       }
-      const std::byte* page = rows.base + block * rows.block_stride_bytes;
-      const int to_scales =
-          rows.rows_per_block * Traits::kRowBytes - offset * (Traits::kRowBytes - 8);
-      uint64_t bits = RowAddress::of(page + static_cast<uint32_t>(offset * Traits::kRowBytes),
-                                     Traits::kHasScales ? to_scales : 0)
-                          .bits;
+      uint64_t bits = RowAddress::in_page<Traits>(rows, block, offset).bits;
       if (masked) bits = 0;
       store_shared_2(at, static_cast<uint32_t>(bits), static_cast<uint32_t>(bits >> 32));
     }
